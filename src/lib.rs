@@ -1,0 +1,1 @@
+//! rvmm: a lightweight virtual machine monitor on KVM.
