@@ -1,1 +1,25 @@
 //! rvmm: a lightweight virtual machine monitor on KVM.
+//!
+//! Modules stand on floors; a module uses only modules on a lower floor (`tests/floors.rs` checks it).
+//!
+//! ```text
+//! floor 5   cli  api                     what people and programs talk to
+//! floor 4   vmm                          one machine: build, run, save
+//! floor 3   kvm  config                  the kernel's interface; what was asked for
+//! floor 2   devices  arch                what the guest sees
+//! floor 1   memory  bus  irq  notice  options  disk  net  snapshot
+//! floor 0   sys                          host facilities
+//! ```
+#![warn(missing_docs)]
+#![warn(clippy::undocumented_unsafe_blocks)]
+
+pub mod bus;
+pub mod devices;
+pub mod disk;
+pub mod irq;
+pub mod memory;
+pub mod net;
+pub mod notice;
+pub mod options;
+pub mod snapshot;
+pub mod sys;

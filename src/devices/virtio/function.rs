@@ -1,0 +1,380 @@
+//! What every virtio device shares, whatever carries it: status, features, queues and interrupt
+//! (virtio 1.2, sections 2 and 3).
+//!
+//! ```text
+//!          ACKNOWLEDGE, DRIVER, features,     queues set up,
+//!   reset ──────────────────────────────► ready ──────────────► running
+//!     ▲      FEATURES_OK                        DRIVER_OK          │ driver breaks a rule
+//!     └────────────────────────── status := 0 ◄──────── needs reset ┘
+//! ```
+//!
+//! One lock guards a function: vCPU threads take it to set the device up, its worker takes it to move
+//! data. The interrupt status is outside that lock, so an interrupt handler in the guest never waits for I/O.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use log::warn;
+use serde::{Deserialize, Serialize};
+use virtio_bindings::bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueState, QueueT};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{Lent, Violation, VirtioDevice};
+use crate::irq::Irq;
+use crate::memory::Memory;
+use crate::snapshot::{self, Persist, Saved};
+
+/// Features of the transport and the queues, offered for every device.
+const COMMON_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
+
+/// Why the device interrupts (virtio 1.2, 4.2.2, InterruptStatus).
+const USED_BUFFERS: u32 = 1;
+const CONFIG_CHANGE: u32 = 2;
+
+/// The interrupt of one function: what it is for, and the line that carries it.
+#[derive(Debug)]
+pub struct Interrupt {
+    status: AtomicU32,
+    line: Irq,
+}
+
+impl Interrupt {
+    fn raise(&self, cause: u32) {
+        self.status.fetch_or(cause, Ordering::SeqCst);
+        self.line.trigger();
+    }
+
+    /// The causes that the driver has not acknowledged.
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// The driver acknowledges `causes`.
+    pub fn acknowledge(&self, causes: u32) {
+        self.status.fetch_and(!causes, Ordering::SeqCst);
+    }
+
+    /// The line, to be connected to the guest.
+    pub fn line(&self) -> &Irq {
+        &self.line
+    }
+}
+
+/// Which feature word and which queue the driver is looking at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Selectors {
+    pub device_features: u32,
+    pub driver_features: u32,
+    pub queue: u32,
+}
+
+/// A virtio device with its common state.
+pub struct Function {
+    device: Box<dyn VirtioDevice>,
+    memory: Arc<Memory>,
+    queues: Vec<Queue>,
+    kicks: Vec<EventFd>,
+    interrupt: Arc<Interrupt>,
+    pub(super) selectors: Selectors,
+    features: u64,
+    status: u32,
+    generation: u32,
+    /// The machine is stopped and may be in the middle of being saved: nothing moves.
+    frozen: bool,
+}
+
+impl Function {
+    /// Wraps `device`. Its queues are not ready and its interrupt line is not connected.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: &Arc<Memory>) -> io::Result<Self> {
+        let queues = device
+            .queue_sizes()
+            .iter()
+            .map(|&size| Queue::new(size).map_err(io::Error::other))
+            .collect::<io::Result<Vec<_>>>()?;
+        let kicks = queues.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>()?;
+        Ok(Function {
+            device,
+            memory: Arc::clone(memory),
+            queues,
+            kicks,
+            interrupt: Arc::new(Interrupt { status: AtomicU32::new(0), line: Irq::new()? }),
+            selectors: Selectors::default(),
+            features: 0,
+            status: 0,
+            generation: 0,
+            frozen: false,
+        })
+    }
+
+    /// The device itself.
+    pub fn device(&self) -> &dyn VirtioDevice {
+        self.device.as_ref()
+    }
+
+    /// One eventfd per queue: the driver's kick arrives there.
+    pub fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// The interrupt, which has its own life beside the lock.
+    pub fn interrupt(&self) -> &Arc<Interrupt> {
+        &self.interrupt
+    }
+
+    /// What the device offers.
+    pub fn offered(&self) -> u64 {
+        COMMON_FEATURES | self.device.features()
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.status
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    pub(super) fn queue(&mut self) -> Option<&mut Queue> {
+        self.queues.get_mut(self.selectors.queue as usize)
+    }
+
+    /// The driver may set queues up only between FEATURES_OK and DRIVER_OK.
+    pub(super) fn configurable(&self) -> bool {
+        self.status & FEATURES_OK != 0 && self.status & (DRIVER_OK | NEEDS_RESET) == 0
+    }
+
+    /// The driver chooses the features of one 32-bit word.
+    pub(super) fn choose_features(&mut self, word: u32, value: u32) {
+        if self.status & FEATURES_OK == 0 && word < 2 {
+            let shift = 32 * word;
+            self.features = self.features & !(0xffff_ffff << shift) | u64::from(value) << shift;
+        }
+    }
+
+    pub(super) fn write_config(&mut self, offset: usize, data: &[u8]) {
+        self.device.write_config(offset, data);
+    }
+
+    /// The driver writes the status register: zero resets, otherwise bits are added.
+    pub(super) fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        let added = value & !self.status & !NEEDS_RESET;
+        self.status |= added;
+        if added & FEATURES_OK != 0 && !self.acceptable(self.features) {
+            self.status &= !FEATURES_OK;
+        }
+        if added & DRIVER_OK != 0 && self.status & FEATURES_OK != 0 {
+            self.start();
+        }
+    }
+
+    fn acceptable(&self, features: u64) -> bool {
+        features & !self.offered() == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
+    }
+
+    fn start(&mut self) {
+        let event_idx = self.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        for queue in &mut self.queues {
+            queue.set_event_idx(event_idx);
+        }
+        if self.queues.iter().any(|queue| queue.ready() && !queue.is_valid(self.memory.as_ref())) {
+            return self.needs_reset("a queue lies outside guest memory");
+        }
+        match self.device.start(self.features) {
+            // Buffers that were made available before DRIVER_OK are seen now.
+            Ok(()) => self.touch(),
+            Err(error) => self.needs_reset(&error.to_string()),
+        }
+    }
+
+    /// Back to power-on, on the driver's wish or when the machine restarts.
+    pub fn reset(&mut self) {
+        self.device.reset();
+        self.queues.iter_mut().for_each(Queue::reset);
+        self.selectors = Selectors::default();
+        self.features = 0;
+        self.status = 0;
+        self.interrupt.status.store(0, Ordering::SeqCst);
+    }
+
+    fn needs_reset(&mut self, reason: &str) {
+        warn!("virtio device {} stops until its driver resets it: {reason}", self.device.id());
+        self.status |= NEEDS_RESET;
+        if self.status & DRIVER_OK != 0 {
+            self.interrupt.raise(CONFIG_CHANGE);
+        }
+    }
+
+    fn running(&self) -> bool {
+        !self.frozen && self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
+    }
+
+    /// Lends the queues to the device for one call, then interrupts the driver if it wants that.
+    fn lend(&mut self, call: impl FnOnce(&mut dyn VirtioDevice, &mut Lent) -> Result<(), Violation>) {
+        if !self.running() {
+            return;
+        }
+        let mut lent = Lent { memory: &self.memory, queues: &mut self.queues, used: 0 };
+        let result = call(self.device.as_mut(), &mut lent);
+        let used = lent.used;
+        let mut wanted = false;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            // A queue that cannot be read any more interrupts: the driver must look.
+            wanted |=
+                used & 1 << index != 0 && queue.needs_notification(self.memory.as_ref()).unwrap_or(true);
+        }
+        if wanted {
+            self.interrupt.raise(USED_BUFFERS);
+        }
+        if let Err(violation) = result {
+            self.needs_reset(&violation.to_string());
+        }
+    }
+
+    /// The driver has kicked queue `index`.
+    pub fn kick(&mut self, index: usize) {
+        self.lend(|device, lent| device.kick(index, lent));
+    }
+
+    /// A host descriptor of the device fired.
+    pub fn ready(&mut self) {
+        self.lend(|device, lent| device.ready(lent));
+    }
+
+    /// Kicks every queue through its eventfd: whatever was missed is found.
+    fn touch(&self) {
+        for kick in &self.kicks {
+            let _ = kick.write(1);
+        }
+    }
+
+    /// Finishes what is under way, then holds still until [`thaw`](Self::thaw). vCPUs are stopped.
+    pub fn freeze(&mut self) {
+        self.lend(|device, lent| device.drain(lent));
+        self.frozen = true;
+    }
+
+    /// Moves on after [`freeze`](Self::freeze) or after a stall: everything is looked at once.
+    pub fn thaw(&mut self) {
+        self.frozen = false;
+        self.lend(|device, lent| device.retry(lent));
+        self.lend(|device, lent| device.ready(lent));
+        self.touch();
+    }
+}
+
+const KIND: &str = "virtio";
+const VERSION: u32 = 1;
+
+/// Saved form of a [`Function`]. It names no transport.
+#[derive(Serialize, Deserialize)]
+struct State {
+    id: u32,
+    features: u64,
+    status: u32,
+    interrupt: u32,
+    selectors: Selectors,
+    queues: Vec<SavedQueue>,
+    device: Saved,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedQueue {
+    size: u16,
+    ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+    next_available: u16,
+    next_used: u16,
+}
+
+impl Persist for Function {
+    fn save(&self) -> Saved {
+        let queues = self.queues.iter().map(|queue| SavedQueue {
+            size: queue.size(),
+            ready: queue.ready(),
+            descriptors: queue.desc_table(),
+            available: queue.avail_ring(),
+            used: queue.used_ring(),
+            next_available: queue.next_avail(),
+            next_used: queue.next_used(),
+        });
+        let state = State {
+            id: self.device.id(),
+            features: self.features,
+            status: self.status,
+            interrupt: self.interrupt.status(),
+            selectors: self.selectors,
+            queues: queues.collect(),
+            device: self.device.save(),
+        };
+        Saved::pack(KIND, VERSION, &state)
+    }
+
+    fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
+        let state: State = saved.unpack(KIND, VERSION)?;
+        let invalid = |reason: String| snapshot::Error::Invalid { kind: KIND, reason };
+        if state.id != self.device.id() {
+            return Err(invalid(format!("it has device {} where {} stands", state.id, self.device.id())));
+        }
+        let missing = state.features & !self.offered();
+        if missing != 0 {
+            return Err(invalid(format!("the guest uses features {missing:#x}, which are not offered here")));
+        }
+        if state.queues.len() != self.queues.len() {
+            return Err(invalid(format!(
+                "it has {} queues instead of {}",
+                state.queues.len(),
+                self.queues.len()
+            )));
+        }
+        let event_idx = state.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let mut queues = Vec::with_capacity(state.queues.len());
+        for (saved, queue) in state.queues.iter().zip(&self.queues) {
+            let state = QueueState {
+                max_size: queue.max_size(),
+                next_avail: saved.next_available,
+                next_used: saved.next_used,
+                event_idx_enabled: event_idx,
+                size: saved.size,
+                ready: saved.ready,
+                desc_table: saved.descriptors,
+                avail_ring: saved.available,
+                used_ring: saved.used,
+            };
+            let queue = Queue::try_from(state).map_err(|error| invalid(error.to_string()))?;
+            if queue.ready() && !queue.is_valid(self.memory.as_ref()) {
+                return Err(invalid("a queue lies outside guest memory".into()));
+            }
+            queues.push(queue);
+        }
+        self.device.load(&state.device)?;
+        if state.status & DRIVER_OK != 0 {
+            self.device.start(state.features).map_err(|error| invalid(error.to_string()))?;
+        }
+        self.queues = queues;
+        self.features = state.features;
+        self.status = state.status;
+        self.selectors = state.selectors;
+        self.interrupt.status.store(state.interrupt, Ordering::SeqCst);
+        // A kick or an interrupt that was on its way when the machine was saved is given once more.
+        self.touch();
+        if state.interrupt != 0 {
+            self.interrupt.line.trigger();
+        }
+        Ok(())
+    }
+}

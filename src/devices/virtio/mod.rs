@@ -1,0 +1,148 @@
+//! Virtio devices (virtio 1.2): the trait they implement, and the list of them.
+//!
+//! ```text
+//!   register file (mmio.rs)          what a transport looks like; the only part that names it
+//!        │
+//!   Function (function.rs)           status, features, queues, interrupt: what all devices share
+//!        │ lends queues for one call
+//!   dyn VirtioDevice (block.rs …)    the device's own personality
+//! ```
+//!
+//! To add a device, write its file (`Config`, device, saved state, tests) and add its line to
+//! `devices!` below: its flag on the command line, its key in the configuration file, its
+//! place in the machine and its saved state follow.
+
+mod function;
+pub mod mmio;
+mod queues;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use crate::memory::Memory;
+use crate::notice::Notifier;
+use crate::snapshot::Persist;
+
+pub use function::Function;
+pub use queues::{Chain, Lent, Violation};
+
+/// One virtio device: only what makes it this device and no other.
+///
+/// All calls come under the lock of its [`Function`], on one thread at a time, and
+/// never while the guest's vCPUs wait for a register that an interrupt needs.
+pub trait VirtioDevice: Persist + Send {
+    /// Device ID (virtio 1.2, section 5).
+    fn id(&self) -> u32;
+    /// Largest size of each queue, a power of two up to 32768.
+    fn queue_sizes(&self) -> &[u16];
+    /// Feature bits of this device; those of the transport and the queues are added by [`Function`].
+    fn features(&self) -> u64 {
+        0
+    }
+    /// The configuration space as it is now.
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+    /// The driver writes to the configuration space.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
+    /// Host descriptors, the same for the life of the device; an edge on one of them leads to [`ready`](Self::ready).
+    fn events(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+    /// The driver is ready and has chosen `features`.
+    fn start(&mut self, _features: u64) -> io::Result<()> {
+        Ok(())
+    }
+    /// The driver has made buffers available in queue `index`.
+    fn kick(&mut self, index: usize, lent: &mut Lent) -> Result<(), Violation>;
+    /// One of the host descriptors fired.
+    fn ready(&mut self, _lent: &mut Lent) -> Result<(), Violation> {
+        Ok(())
+    }
+    /// Whatever stalled the device may be over (see [`Notice::Stalled`](crate::notice::Notice::Stalled)): try again.
+    fn retry(&mut self, _lent: &mut Lent) -> Result<(), Violation> {
+        Ok(())
+    }
+    /// Finish all that is under way on the host and give it to the driver: the machine is about to be saved.
+    fn drain(&mut self, _lent: &mut Lent) -> Result<(), Violation> {
+        Ok(())
+    }
+    /// Back to the state before the driver came; what is under way on the host is waited for and forgotten.
+    fn reset(&mut self);
+}
+
+/// What a device gets from the machine that it is made for.
+#[derive(Clone)]
+pub struct Context {
+    /// Guest RAM.
+    pub memory: Arc<Memory>,
+    /// Where to tell the monitor.
+    pub notifier: Notifier,
+    /// Place of the device among its kind: 0 for the first disk, 1 for the second.
+    pub index: usize,
+}
+
+/// What was asked for: from it the device is made. It is written in the configuration file with serde and
+/// on the command line with `FromStr`.
+pub trait Config {
+    /// Opens what the device needs on the host and makes the device.
+    fn open(&self, context: &Context) -> Result<Box<dyn VirtioDevice>, Error>;
+}
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot open {device}")]
+pub struct Error {
+    /// The device as the user named it, for example `disk vda (root.ext4)`.
+    pub device: String,
+    /// What was in the way.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Where the work of a device is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worker {
+    /// On the event loop of the machine: it never blocks.
+    Shared,
+    /// On a thread of its own: it may block.
+    Own,
+}
+
+macro_rules! devices {
+    ($($(#[$help:meta])* $module:ident: $key:literal, $flag:literal, $value:literal, $worker:ident;)*) => {
+        $(pub mod $module;)*
+
+        /// The virtio devices of a machine, in the order in which the guest finds them.
+        #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, clap::Args)]
+        #[serde(default)]
+        pub struct Configs {
+            $(
+                $(#[$help])*
+                #[serde(rename = $key, skip_serializing_if = "Vec::is_empty")]
+                #[arg(long = $flag, value_name = $value)]
+                pub $module: Vec<$module::Config>,
+            )*
+        }
+
+        impl Configs {
+            /// Makes every device, with where its work is to be done.
+            pub fn open(&self, memory: &Arc<Memory>, notifier: &Notifier) -> Result<Vec<(Box<dyn VirtioDevice>, Worker)>, Error> {
+                let mut devices = Vec::new();
+                $(for (index, config) in self.$module.iter().enumerate() {
+                    let context = Context { memory: Arc::clone(memory), notifier: notifier.clone(), index };
+                    devices.push((config.open(&context)?, Worker::$worker));
+                })*
+                Ok(devices)
+            }
+        }
+    };
+}
+
+// module: key in the configuration file, flag, its value, where its work is done
+devices! {
+    // block: "drives", "disk", "PATH[,ro][,id=NAME]...", Own;
+    // net: "network-interfaces", "net", "user|tap=NAME|none", Shared;
+    /// Source of random numbers for the guest [default: /dev/urandom]
+    rng: "entropy", "rng", "FILE", Shared;
+}

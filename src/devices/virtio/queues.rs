@@ -1,0 +1,109 @@
+//! Virtqueues as a device sees them: lent for one call, with every descriptor checked (virtio 1.2, 2.6 and 2.7).
+
+use std::sync::Arc;
+
+use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use crate::memory::{Buffers, Memory};
+
+/// The driver broke a rule that the device cannot work around: the device stops until it is reset.
+#[derive(Debug, thiserror::Error)]
+pub enum Violation {
+    /// The ring itself is not readable or jumps.
+    #[error("Queue {queue} is broken")]
+    Ring {
+        /// Index of the queue.
+        queue: usize,
+        /// What was wrong.
+        source: virtio_queue::Error,
+    },
+    /// A descriptor chain points outside memory, is too long or has its parts in the wrong order.
+    #[error("A descriptor chain in queue {queue} is not valid: {reason}")]
+    Chain {
+        /// Index of the queue.
+        queue: usize,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+/// A descriptor chain taken from a queue: first what the device may read, then what it may write.
+pub struct Chain {
+    /// Identifies the chain when it is given back.
+    pub head: u16,
+    /// What the driver sends.
+    pub readable: Buffers,
+    /// Where the driver wants the answer.
+    pub writable: Buffers,
+}
+
+/// What a device is lent for the time of one call.
+pub struct Lent<'a> {
+    pub(super) memory: &'a Arc<Memory>,
+    pub(super) queues: &'a mut [Queue],
+    /// Queues that got used buffers during this call: their driver may want an interrupt.
+    pub(super) used: u64,
+}
+
+impl Lent<'_> {
+    /// Takes the next chain from queue `index`, or `None` when there is none; only then does the
+    /// driver kick again, so a device takes chains until it gets `None` or knows why it stops.
+    pub fn take(&mut self, index: usize) -> Result<Option<Chain>, Violation> {
+        let memory = self.memory.as_ref();
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(None) };
+        let ring = |source| Violation::Ring { queue: index, source };
+        let chain = loop {
+            if let Some(chain) = queue.iter(memory).map_err(ring)?.next() {
+                break chain;
+            }
+            // Ask for a kick first and look again then, or a buffer that comes between is missed.
+            if !queue.enable_notification(memory).map_err(ring)? {
+                return Ok(None);
+            }
+        };
+        let head = chain.head_index();
+        let mut taken =
+            Chain { head, readable: Buffers::new(self.memory), writable: Buffers::new(self.memory) };
+        let invalid = |reason: &str| Violation::Chain { queue: index, reason: reason.into() };
+        let mut complete = true;
+        for descriptor in chain {
+            complete = !descriptor.has_next();
+            let side = if u32::from(descriptor.flags()) & VRING_DESC_F_WRITE != 0 {
+                &mut taken.writable
+            } else if taken.writable.is_empty() {
+                &mut taken.readable
+            } else {
+                return Err(invalid("a readable part follows a writable one"));
+            };
+            side.push(descriptor.addr(), descriptor.len() as usize)
+                .map_err(|error| invalid(&error.to_string()))?;
+        }
+        if !complete {
+            return Err(invalid("it has no end"));
+        }
+        Ok(Some(taken))
+    }
+
+    /// Puts the chain that was taken last back: the next [`take`](Self::take) gives it again.
+    pub fn put_back(&mut self, index: usize) {
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.go_to_previous_position();
+        }
+    }
+
+    /// Gives a chain back to the driver with `written` bytes in its writable part.
+    pub fn give(&mut self, index: usize, head: u16, written: u32) -> Result<(), Violation> {
+        let Some(queue) = self.queues.get_mut(index) else { return Ok(()) };
+        queue
+            .add_used(self.memory.as_ref(), head, written)
+            .map_err(|source| Violation::Ring { queue: index, source })?;
+        self.used |= 1 << index;
+        Ok(())
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &Arc<Memory> {
+        self.memory
+    }
+}

@@ -1,0 +1,89 @@
+//! Entropy device (virtio 1.2, section 5.4): fills the driver's buffers from the host's random number generator.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Error, Lent, VirtioDevice, Violation};
+use crate::options::{self, Options};
+use crate::snapshot::{self, Persist, Saved};
+
+/// Where the entropy comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// A file that gives random bytes without blocking.
+    #[serde(default = "urandom")]
+    pub source: PathBuf,
+}
+
+fn urandom() -> PathBuf {
+    "/dev/urandom".into()
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { source: urandom() }
+    }
+}
+
+impl FromStr for Config {
+    type Err = options::Error;
+
+    fn from_str(text: &str) -> Result<Self, options::Error> {
+        match Options::parse(text, &[])?.first {
+            "" => Err(options::Error::Missing { what: "source of entropy" }),
+            source => Ok(Config { source: source.into() }),
+        }
+    }
+}
+
+impl super::Config for Config {
+    fn open(&self, _context: &Context) -> Result<Box<dyn VirtioDevice>, Error> {
+        let source = File::open(&self.source).map_err(|source| Error {
+            device: format!("entropy source {}", self.source.display()),
+            source: source.into(),
+        })?;
+        Ok(Box::new(Rng { source }))
+    }
+}
+
+struct Rng {
+    source: File,
+}
+
+impl VirtioDevice for Rng {
+    fn id(&self) -> u32 {
+        virtio_bindings::bindings::virtio_ids::VIRTIO_ID_RNG
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[64]
+    }
+
+    fn kick(&mut self, index: usize, lent: &mut Lent) -> Result<(), Violation> {
+        while let Some(chain) = lent.take(index)? {
+            // One page a request is plenty: a driver that wants more asks again.
+            let mut bytes = [0; 4096];
+            let wanted = chain.writable.len().min(bytes.len());
+            let got = self.source.read(&mut bytes[..wanted]).unwrap_or(0);
+            chain.writable.write_at(0, &bytes[..got]);
+            lent.give(index, chain.head, got as u32)?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {}
+}
+
+impl Persist for Rng {
+    fn save(&self) -> Saved {
+        Saved::pack("virtio-rng", 1, &())
+    }
+
+    fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
+        saved.unpack::<()>("virtio-rng", 1)
+    }
+}

@@ -1,0 +1,94 @@
+//! Host side of a block device: where its bytes are kept. Nothing here knows virtio.
+//!
+//! ```text
+//!  device ── submit(tag, Request) ──► Disk ── finished(&mut Vec<Done>) ──► device
+//!                                      │ event(): readable when an asynchronous engine has finished something
+//!         raw (io_uring or blocking) ──┤
+//!         qcow2 (imago) ───────────────┤ blocking disks finish inside `submit`
+//!         overlay (over any of them) ──┘
+//! ```
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::memory::Buffers;
+
+/// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).
+pub const SECTOR: u64 = 512;
+
+/// What the guest is told about a disk. Sizes are in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size of the disk, a multiple of [`SECTOR`].
+    pub size: u64,
+    /// The smallest block the host writes without reading first, a power of two, at least 512.
+    pub physical_block: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Discards and write-zeroes give space back to the host.
+    pub discard: bool,
+}
+
+/// One operation. `offset` and `len` are in bytes and were checked to lie within the disk.
+pub enum Request {
+    /// Fill `buffers` from the disk.
+    Read {
+        /// Where on the disk.
+        offset: u64,
+        /// Where to in guest memory.
+        buffers: Buffers,
+    },
+    /// Write `buffers` to the disk.
+    Write {
+        /// Where on the disk.
+        offset: u64,
+        /// Where from in guest memory.
+        buffers: Buffers,
+    },
+    /// Make everything that was finished before durable.
+    Flush,
+    /// The contents are not needed any more: they may read as anything afterwards.
+    Discard {
+        /// Where on the disk.
+        offset: u64,
+        /// How much.
+        len: u64,
+    },
+    /// The contents must read as zeroes afterwards.
+    WriteZeroes {
+        /// Where on the disk.
+        offset: u64,
+        /// How much.
+        len: u64,
+        /// Space may be given back to the host.
+        unmap: bool,
+    },
+}
+
+/// A finished request.
+pub struct Done {
+    /// The tag it was submitted with.
+    pub tag: u64,
+    /// How it went.
+    pub result: io::Result<()>,
+}
+
+/// A disk. One thread owns it: the worker of its device.
+pub trait Disk: Send {
+    /// What the guest is told.
+    fn geometry(&self) -> &Geometry;
+    /// Starts a request. Every request is finished exactly once, in any order.
+    fn submit(&mut self, tag: u64, request: Request);
+    /// Appends what has finished since the last call. Also called once after each batch of
+    /// submissions, so that an engine can hand the batch to the kernel there.
+    fn finished(&mut self, done: &mut Vec<Done>);
+    /// A descriptor that becomes readable when something has finished; `None` if every request
+    /// finishes inside `submit`.
+    fn event(&self) -> Option<RawFd> {
+        None
+    }
+    /// Blocks until nothing is under way, appending what has finished.
+    fn drain(&mut self, done: &mut Vec<Done>) {
+        self.finished(done);
+    }
+}

@@ -1,0 +1,84 @@
+//! Guest RAM: how it is mapped in this process, and the pieces of it that are lent to I/O.
+
+mod buffers;
+
+pub use buffers::Buffers;
+
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+
+/// All RAM of one guest: regions sorted by guest-physical address.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// What kind of host pages back guest RAM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// Ordinary pages; the host may merge them into transparent huge pages.
+    #[default]
+    Transparent,
+    /// Pages of hugetlbfs, 2 MiB each, which the host must have reserved.
+    Huge2M,
+}
+
+/// Why guest RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host refused to map a region of `mib` MiB.
+    #[error("Cannot map {mib} MiB of guest memory")]
+    Map {
+        /// Size of the region in MiB.
+        mib: u64,
+        /// The host's answer.
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// A region is empty, overlaps another or passes the end of the address space.
+    #[error("Guest memory layout is not valid")]
+    Layout(#[source] vm_memory::GuestRegionCollectionError),
+    /// A descriptor points outside guest RAM.
+    #[error("Guest buffer at {address:#x} of {len} bytes is outside guest memory")]
+    OutOfRange {
+        /// Guest-physical address.
+        address: u64,
+        /// Length in bytes.
+        len: usize,
+    },
+}
+
+/// Maps fresh, zeroed, private guest RAM over `ranges` of (address, bytes). Nothing is
+/// touched yet: the host may overcommit.
+pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, Error> {
+    let huge = match pages {
+        Pages::Transparent => 0,
+        Pages::Huge2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+    };
+    let mut regions = Vec::with_capacity(ranges.len());
+    for &(start, size) in ranges {
+        let mapping = MmapRegionBuilder::new(size as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE | huge)
+            .build()
+            .map_err(|source| Error::Map { mib: size >> 20, source })?;
+        if pages == Pages::Transparent {
+            advise(&mapping, libc::MADV_HUGEPAGE);
+        }
+        regions.push(
+            GuestRegionMmap::new(mapping, start)
+                .ok_or(Error::OutOfRange { address: start.0, len: size as usize })?,
+        );
+    }
+    Memory::from_regions(regions).map_err(Error::Layout)
+}
+
+/// Gives every page back to the host; the guest reads zeroes afterwards. Used when a machine restarts in place.
+pub fn discard(memory: &Memory) {
+    for region in memory.iter() {
+        advise(region, libc::MADV_DONTNEED);
+    }
+}
+
+/// Tells the host what to do with a mapping. Advice may be refused: nothing depends on it.
+fn advise(mapping: &vm_memory::MmapRegion<()>, advice: libc::c_int) {
+    // SAFETY: the range is exactly one live mapping of ours. DONTNEED drops contents, which
+    // is defined for private anonymous memory: the next access reads zeroes.
+    unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
+}

@@ -1,0 +1,1 @@
+//! Host facilities: what the standard library does not wrap.
