@@ -56,7 +56,7 @@ struct Rng {
 
 impl VirtioDevice for Rng {
     fn id(&self) -> u32 {
-        virtio_bindings::bindings::virtio_ids::VIRTIO_ID_RNG
+        virtio_bindings::virtio_ids::VIRTIO_ID_RNG
     }
 
     fn queue_sizes(&self) -> &[u16] {
