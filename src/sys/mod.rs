@@ -1,1 +1,3 @@
 //! Host facilities: what the standard library does not wrap.
+
+pub mod file;
