@@ -23,3 +23,6 @@ pub mod notice;
 pub mod options;
 pub mod snapshot;
 pub mod sys;
+
+#[cfg(test)]
+mod testing;

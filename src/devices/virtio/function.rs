@@ -24,6 +24,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::queues::BUDGET;
 use super::{Lent, Violation, VirtioDevice};
 use crate::irq::Irq;
 use crate::memory::Memory;
@@ -175,8 +176,11 @@ impl Function {
         if added & FEATURES_OK != 0 && !self.acceptable(self.features) {
             self.status &= !FEATURES_OK;
         }
-        if added & DRIVER_OK != 0 && self.status & FEATURES_OK != 0 {
-            self.start();
+        if added & DRIVER_OK != 0 {
+            match self.status & FEATURES_OK {
+                0 => self.status &= !DRIVER_OK,
+                _ => self.start(),
+            }
         }
     }
 
@@ -226,10 +230,22 @@ impl Function {
         if !self.running() {
             return;
         }
-        let mut lent =
-            Lent { memory: &self.memory, queues: &mut self.queues, used: 0, interrupt: &self.interrupt };
+        let mut lent = Lent {
+            memory: &self.memory,
+            queues: &mut self.queues,
+            budget: BUDGET,
+            starved: 0,
+            used: 0,
+            interrupt: &self.interrupt,
+        };
         let result = call(self.device.as_mut(), &mut lent);
         lent.notify();
+        let starved = lent.starved;
+        for (index, kick) in self.kicks.iter().enumerate() {
+            if starved & 1 << index != 0 {
+                let _ = kick.write(1);
+            }
+        }
         if let Err(violation) = result {
             self.needs_reset(&violation.to_string());
         }
