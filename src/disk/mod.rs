@@ -12,6 +12,7 @@ mod error;
 mod holder;
 mod open;
 mod raw;
+mod target;
 
 use std::io;
 use std::os::fd::RawFd;

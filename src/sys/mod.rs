@@ -1,3 +1,4 @@
 //! Host facilities: what the standard library does not wrap.
 
 pub mod file;
+pub mod uring;
