@@ -10,6 +10,8 @@
 
 mod error;
 mod holder;
+#[cfg(test)]
+mod model;
 mod open;
 mod raw;
 mod target;

@@ -2,6 +2,9 @@
 //!
 //! The file is locked as long as it is open (F_OFD_SETLK): one writer, or any number of readers.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
