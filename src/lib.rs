@@ -8,7 +8,7 @@
 //! floor 3   kvm  config                  the kernel's interface; what was asked for
 //! floor 2   devices  arch                what the guest sees
 //! floor 1   memory  bus  irq  notice  options  disk  net  snapshot
-//! floor 0   sys                          host facilities
+//! floor 0   sys  slab                    host facilities; what is under way
 //! ```
 #![warn(missing_docs)]
 #![warn(clippy::undocumented_unsafe_blocks)]
@@ -21,6 +21,7 @@ pub mod memory;
 pub mod net;
 pub mod notice;
 pub mod options;
+mod slab;
 pub mod snapshot;
 pub mod sys;
 
