@@ -1,1 +1,4 @@
 //! Host facilities: what the standard library does not wrap.
+
+pub mod signals;
+pub mod terminal;

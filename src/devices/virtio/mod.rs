@@ -15,6 +15,7 @@
 mod function;
 pub mod mmio;
 mod queues;
+mod worker;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -26,6 +27,7 @@ use crate::snapshot::Persist;
 
 pub use function::Function;
 pub use queues::{Chain, Lent, Violation};
+pub use worker::Worker;
 
 /// One virtio device: only what makes it this device and no other.
 ///
@@ -102,7 +104,7 @@ pub struct Error {
 
 /// Where the work of a device is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Worker {
+pub enum Place {
     /// On the event loop of the machine: it never blocks.
     Shared,
     /// On a thread of its own: it may block.
@@ -126,12 +128,20 @@ macro_rules! devices {
         }
 
         impl Configs {
+            /// Keys in the configuration file.
+            pub const KEYS: &[&str] = &[$($key),*];
+
+            /// Adds the devices of `more` behind those here.
+            pub fn extend(&mut self, more: Configs) {
+                $(self.$module.extend(more.$module);)*
+            }
+
             /// Makes every device, with where its work is to be done.
-            pub fn open(&self, memory: &Arc<Memory>, notifier: &Notifier) -> Result<Vec<(Box<dyn VirtioDevice>, Worker)>, Error> {
+            pub fn open(&self, memory: &Arc<Memory>, notifier: &Notifier) -> Result<Vec<(Box<dyn VirtioDevice>, Place)>, Error> {
                 let mut devices = Vec::new();
                 $(for (index, config) in self.$module.iter().enumerate() {
                     let context = Context { memory: Arc::clone(memory), notifier: notifier.clone(), index };
-                    devices.push((config.open(&context)?, Worker::$worker));
+                    devices.push((config.open(&context)?, Place::$worker));
                 })*
                 Ok(devices)
             }
