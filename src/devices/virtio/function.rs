@@ -38,7 +38,7 @@ const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
 /// Why the device interrupts (virtio 1.2, 4.2.2, InterruptStatus).
-const USED_BUFFERS: u32 = 1;
+pub(super) const USED_BUFFERS: u32 = 1;
 const CONFIG_CHANGE: u32 = 2;
 
 /// The interrupt of one function: what it is for, and the line that carries it.
@@ -49,7 +49,7 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    fn raise(&self, cause: u32) {
+    pub(super) fn raise(&self, cause: u32) {
         self.status.fetch_or(cause, Ordering::SeqCst);
         self.line.trigger();
     }
@@ -226,18 +226,10 @@ impl Function {
         if !self.running() {
             return;
         }
-        let mut lent = Lent { memory: &self.memory, queues: &mut self.queues, used: 0 };
+        let mut lent =
+            Lent { memory: &self.memory, queues: &mut self.queues, used: 0, interrupt: &self.interrupt };
         let result = call(self.device.as_mut(), &mut lent);
-        let used = lent.used;
-        let mut wanted = false;
-        for (index, queue) in self.queues.iter_mut().enumerate() {
-            // A queue that cannot be read any more interrupts: the driver must look.
-            wanted |=
-                used & 1 << index != 0 && queue.needs_notification(self.memory.as_ref()).unwrap_or(true);
-        }
-        if wanted {
-            self.interrupt.raise(USED_BUFFERS);
-        }
+        lent.notify();
         if let Err(violation) = result {
             self.needs_reset(&violation.to_string());
         }

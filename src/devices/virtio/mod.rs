@@ -151,7 +151,10 @@ macro_rules! devices {
 
 // module: key in the configuration file, flag, its value, where its work is done
 devices! {
-    // block: "drives", "disk", "PATH[,ro][,id=NAME]...", Own;
+    /// Disk: a regular file or a block device. `ro` refuses writes; `id=NAME` names it in requests;
+    /// `format=raw|qcow2` (raw, unless a file named .qcow2 is one); `cache=writeback|writethrough|unsafe`
+    /// says when writes are safe; `engine=uring|sync`; `serial=TEXT` is what the guest reads. May be repeated
+    block: "drives", "disk", "PATH[,ro][,id=NAME][,format=FORMAT][,cache=MODE][,engine=ENGINE][,serial=TEXT]", Own;
     // net: "network-interfaces", "net", "user|tap=NAME|none", Shared;
     /// Source of random numbers for the guest [default: /dev/urandom]
     rng: "entropy", "rng", "FILE", Shared;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+use super::function::{Interrupt, USED_BUFFERS};
 use crate::memory::{Buffers, Memory};
 
 /// The driver broke a rule that the device cannot work around: the device stops until it is reset.
@@ -44,6 +45,7 @@ pub struct Lent<'a> {
     pub(super) queues: &'a mut [Queue],
     /// Queues that got used buffers during this call: their driver may want an interrupt.
     pub(super) used: u64,
+    pub(super) interrupt: &'a Interrupt,
 }
 
 impl Lent<'_> {
@@ -100,6 +102,21 @@ impl Lent<'_> {
             .map_err(|source| Violation::Ring { queue: index, source })?;
         self.used |= 1 << index;
         Ok(())
+    }
+
+    /// Interrupts the driver now if it wants that, for a device whose next step may take long.
+    /// Whoever lends does the same at the end of the call.
+    pub fn notify(&mut self) {
+        let mut wanted = false;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            // A queue that cannot be read any more interrupts: the driver must look.
+            wanted |=
+                self.used & 1 << index != 0 && queue.needs_notification(self.memory.as_ref()).unwrap_or(true);
+        }
+        self.used = 0;
+        if wanted {
+            self.interrupt.raise(USED_BUFFERS);
+        }
     }
 
     /// Guest RAM.
