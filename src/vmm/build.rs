@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::console::ConsoleInput;
-use super::machine::{Guest, Machine};
+use super::machine::{Guest, Machine, registers};
 use super::message::Outbox;
 use super::platform::Platform;
 use super::vcpus::Buses;
 use super::workers::{Subscriber, WorkerThread};
 use super::{Error, host_console};
 use crate::arch::x86_64::kernel::Kernel;
-use crate::arch::x86_64::layout;
+use crate::arch::x86_64::{Initrd, layout};
 use crate::config::VmConfig;
 use crate::devices::virtio::{Function, Place, Worker, mmio::Mmio};
 use crate::kvm;
@@ -39,9 +39,7 @@ pub(super) fn machine(
     let vcpus = config.machine_config.vcpu_count;
     kvm::check_vcpus(&kvm, vcpus)?;
     let kernel = Kernel::open(&config.boot_source.kernel_image_path, kernel_cache.as_deref())?;
-    let initrd = config.boot_source.initrd_path.as_ref().map(|path| {
-        std::fs::read(path).map_err(|source| Error::Initrd { path: path.display().to_string(), source })
-    });
+    let initrd = config.boot_source.initrd_path.as_deref().map(Initrd::open).transpose()?;
     let ranges = layout::ram_ranges(config.machine_config.mem_size_mib << 20);
     let memory = Arc::new(memory::allocate(&ranges, config.machine_config.huge_pages.into())?);
     let notifier = outbox.notifier();
@@ -65,8 +63,7 @@ pub(super) fn machine(
     let (mut functions, mut workers) = (Vec::new(), Vec::new());
     for (slot, (device, place)) in devices.into_iter().enumerate() {
         let function = Arc::new(Mutex::new(Function::new(device, &memory)?));
-        let registers = layout::VIRTIO + slot as u64 * layout::VIRTIO_STRIDE;
-        buses.mmio.insert(registers, layout::VIRTIO_STRIDE, Arc::new(Mmio::new(&function)))?;
+        buses.mmio.insert(registers(slot), layout::VIRTIO_STRIDE, Arc::new(Mmio::new(&function)))?;
         let worker: Subscriber = Box::new(Worker::new(&function));
         match place {
             Place::Shared => subscribers.push(worker),
@@ -85,7 +82,7 @@ pub(super) fn machine(
         config: config.machine_config.clone(),
         guest: Guest {
             kernel,
-            initrd: initrd.transpose()?,
+            initrd,
             command_line: config.boot_source.boot_args.clone(),
         },
         memory,

@@ -16,11 +16,11 @@ use super::message::{Message, Outbox};
 use super::platform::Platform;
 use super::vcpus::{Buses, Vcpus};
 use super::workers::WorkerThread;
-use crate::arch::x86_64::kernel::Kernel;
-use crate::arch::x86_64::{acpi, boot, cpuid, layout};
+use crate::arch::x86_64::kernel::{Kernel, Preference};
+use crate::arch::x86_64::{Initrd, acpi, boot, cpuid, layout, msr};
 use crate::config::MachineConfig;
 use crate::devices::virtio::{Function, mmio};
-use crate::kvm::{self, Reserved, Vm};
+use crate::kvm::{self, Reserved, Vcpu, Vm};
 use crate::memory::{self, Memory};
 
 /// A machine and all that it has on the host.
@@ -49,7 +49,7 @@ pub(super) struct Powered {
 /// What is loaded into memory when the machine is switched on.
 pub(super) struct Guest {
     pub kernel: Kernel,
-    pub initrd: Option<Vec<u8>>,
+    pub initrd: Option<Initrd>,
     pub command_line: String,
 }
 
@@ -66,15 +66,58 @@ impl Machine {
         Ok(())
     }
 
+    /// Loads the kernel with its tables and puts every vCPU at its start: the first at the kernel's entry, the
+    /// others waiting to be called.
+    fn load_guest(&self, vcpus: &[Vcpu]) -> Result<(), Error> {
+        let tables = acpi::build(&self.acpi());
+        let config = boot::Config {
+            kernel: &self.guest.kernel,
+            preference: Preference::default(),
+            initrd: self.guest.initrd.as_ref(),
+            cmdline: &self.guest.command_line,
+            acpi: Some(&tables),
+            gib_pages: cpuid::has_gib_pages(&self.cpuid),
+        };
+        let start = boot::load(&self.memory, &config)?;
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            let identity = cpuid::Config {
+                vcpu: index as u32,
+                vcpus: self.config.vcpu_count,
+                mask: &self.config.cpu_mask,
+            };
+            vcpu.set_cpuid(&cpuid::filter(&self.cpuid, &identity))?;
+            vcpu.set_msrs(&msr::boot())?;
+        }
+        if let Some(first) = vcpus.first() {
+            first.set_sregs(&start.sregs(first.sregs()?))?;
+            first.set_regs(&start.regs())?;
+            first.set_fpu(&start.fpu())?;
+        }
+        Ok(())
+    }
+
+    /// What the guest is told of its hardware.
+    fn acpi(&self) -> acpi::Config {
+        let device = |slot: usize| acpi::MmioDevice {
+            base: registers(slot),
+            size: layout::VIRTIO_STRIDE as u32,
+            gsi: layout::VIRTIO_GSI + slot as u32,
+        };
+        acpi::Config {
+            cpus: self.config.vcpu_count,
+            virtio: (0..self.functions.len()).map(device).collect(),
+            vmgenid: None,
+        }
+    }
+
     /// Connects every interrupt and every doorbell.
     fn wire(&self, vm: &Vm) -> Result<(), kvm::Error> {
         self.platform.connect(vm)?;
         for (slot, function) in self.functions.iter().enumerate() {
             let function = lock(function);
-            let registers = layout::VIRTIO + slot as u64 * layout::VIRTIO_STRIDE;
             vm.connect(function.interrupt().line(), layout::VIRTIO_GSI + slot as u32)?;
             for (index, kick) in function.kicks().iter().enumerate() {
-                vm.signal_on_write(registers + mmio::QUEUE_NOTIFY, index as u32, kick)?;
+                vm.signal_on_write(registers(slot) + mmio::QUEUE_NOTIFY, index as u32, kick)?;
             }
         }
         Ok(())
@@ -107,6 +150,14 @@ impl Machine {
         }
     }
 }
+
+/// Where the registers of a virtio device are.
+pub(super) fn registers(slot: usize) -> u64 {
+    layout::VIRTIO + slot as u64 * layout::VIRTIO_STRIDE
+}
+
+/// What Intel's VMX needs below 4 GiB.
+const RESERVED: Reserved = Reserved { tss: layout::TSS, identity_map: layout::IDENTITY_MAP };
 
 pub(super) fn lock(function: &Mutex<Function>) -> MutexGuard<'_, Function> {
     function.lock().unwrap_or_else(PoisonError::into_inner)

@@ -71,14 +71,6 @@ pub enum Error {
         /// How many there can be.
         limit: usize,
     },
-    /// The initial RAM disk.
-    #[error("Cannot read the initial RAM disk {path}")]
-    Initrd {
-        /// Its path.
-        path: String,
-        /// The host's answer.
-        source: io::Error,
-    },
     /// An event descriptor, a thread or the event loop.
     #[error("Cannot set up the event loop")]
     Loop(#[from] io::Error),
