@@ -1,0 +1,24 @@
+//! The tests, one file each.
+
+pub mod smp;
+
+mod hello;
+mod irq;
+mod mmio;
+mod pio;
+mod timer;
+
+use crate::Result;
+
+/// The test with this name.
+pub fn find(name: &[u8]) -> Option<fn() -> Result> {
+    Some(match name {
+        b"hello" => hello::run,
+        b"pio" => pio::run,
+        b"mmio" => mmio::run,
+        b"irq" => irq::run,
+        b"timer" => timer::run,
+        b"smp" => smp::run,
+        _ => return None,
+    })
+}
