@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::interrupts::{GSI_BASE, SPURIOUS, TIMER};
-use crate::memory::Mmio;
+use crate::memory::Shared;
 use crate::{cmdline, cpu};
 
 const APIC_BASE: u32 = 0x1b;
@@ -33,9 +33,9 @@ pub const ICR_FIXED: u32 = 0xc_4000;
 static X2APIC: AtomicBool = AtomicBool::new(false);
 
 // SAFETY: the architecture's addresses of the two APICs; the guest never moves them, and no RAM is there.
-const LOCAL: Mmio = unsafe { Mmio::new(0xfee0_0000) };
+const LOCAL: Shared = unsafe { Shared::new(0xfee0_0000) };
 // SAFETY: as above.
-const IO: Mmio = unsafe { Mmio::new(0xfec0_0000) };
+const IO: Shared = unsafe { Shared::new(0xfec0_0000) };
 
 /// Switches this CPU's local APIC on: to x2APIC mode if there is one, unless the command line has `apic=x`.
 pub fn enable() {

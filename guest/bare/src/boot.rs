@@ -64,19 +64,18 @@ ap_start:
     cli
     mov ax, cs
     mov ds, ax
-    .att_syntax
-    lgdt ap_gdt_pointer - ap_start
-    .intel_syntax noprefix
+    lgdt [ap_gdt_offset]
     mov eax, cr0
     or eax, 1
     mov cr0, eax
-    .att_syntax
-    ljmpl ${code32}, $ap32
-    .intel_syntax noprefix
+    .byte 0x66, 0xea
+    .long ap32
+    .short {code32}
     .balign 4
 ap_gdt_pointer:
     .short gdt_end - gdt - 1
     .long gdt
+    .set ap_gdt_offset, ap_gdt_pointer - ap_start
     .global ap_end
 ap_end:
 
@@ -113,9 +112,9 @@ long_mode:
     mov eax, cr0
     or eax, 0x80000000
     mov cr0, eax
-    .att_syntax
-    ljmpl ${code64}, $1f
-    .intel_syntax noprefix
+    .byte 0xea
+    .long 1f
+    .short {code64}
     .code64
 1:  mov eax, {data}
     mov ds, eax

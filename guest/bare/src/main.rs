@@ -14,6 +14,7 @@ mod memory;
 mod runtime;
 mod serial;
 mod tests;
+mod virtio;
 
 use serial::Hex;
 

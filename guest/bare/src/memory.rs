@@ -1,7 +1,7 @@
 //! Memory: the map that the VMM passed, device registers, pages to give to devices, and RAM above 4 GiB.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu;
 
@@ -19,14 +19,15 @@ pub struct Region {
     pub kind: RegionKind,
 }
 
-/// Device registers at a physical address. Each access is one instruction of the size that its name says.
+/// Memory that others change as well: device registers, or RAM that devices read and write. Each access is one
+/// instruction of the size that its name says.
 #[derive(Clone, Copy)]
-pub struct Mmio(u64);
+pub struct Shared(u64);
 
 macro_rules! access {
     ($read:ident, $write:ident, $integer:ty) => {
         pub fn $read(self, offset: u64) -> $integer {
-            // SAFETY: `new` promises that there is no RAM here, so no object of the program can be meant.
+            // SAFETY: `new` promises that no object of the program is here.
             unsafe { ((self.0 + offset) as *const $integer).read_volatile() }
         }
 
@@ -37,40 +38,66 @@ macro_rules! access {
     };
 }
 
-impl Mmio {
+impl Shared {
     /// # Safety
-    /// The address is mapped to itself and is not RAM that the program uses.
-    pub const unsafe fn new(base: u64) -> Mmio {
-        Mmio(base)
+    /// From `address` on there is memory, mapped to itself, which the program reaches through `Shared` only, as far as
+    /// the offsets go that are used with it.
+    pub const unsafe fn new(address: u64) -> Shared {
+        Shared(address)
+    }
+
+    pub fn address(self) -> u64 {
+        self.0
+    }
+
+    /// The part from `offset` on.
+    pub fn at(self, offset: u64) -> Shared {
+        Shared(self.0 + offset)
     }
 
     access!(read8, write8, u8);
     access!(read16, write16, u16);
     access!(read32, write32, u32);
     access!(read64, write64, u64);
+
+    /// Fills `size` bytes, a multiple of 8, with numbers that follow from `seed`.
+    pub fn fill(self, size: u64, seed: u64) {
+        for offset in (0..size).step_by(8) {
+            self.write64(offset, pattern(seed, offset));
+        }
+    }
+
+    /// The offset of the first 8 bytes that are not what [`fill`](Self::fill) wrote.
+    pub fn first_difference(self, size: u64, seed: u64) -> Option<u64> {
+        (0..size)
+            .step_by(8)
+            .find(|&offset| self.read64(offset) != pattern(seed, offset))
+    }
 }
 
-const PAGE: usize = 4096;
-const POOL_PAGES: usize = 96;
+fn pattern(seed: u64, offset: u64) -> u64 {
+    (seed.wrapping_add(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+pub const PAGE: u64 = 4096;
+const POOL_PAGES: u64 = 96;
 
 #[repr(C, align(4096))]
-struct Pool(UnsafeCell<[[u8; PAGE]; POOL_PAGES]>);
+struct Pool(UnsafeCell<[u8; (PAGE * POOL_PAGES) as usize]>);
 
 // SAFETY: `pages` gives each page out once.
 unsafe impl Sync for Pool {}
 
-static POOL: Pool = Pool(UnsafeCell::new([[0; PAGE]; POOL_PAGES]));
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
+static POOL: Pool = Pool(UnsafeCell::new([0; (PAGE * POOL_PAGES) as usize]));
+static TAKEN: AtomicU64 = AtomicU64::new(0);
 
 /// Zeroed memory of `count` pages, for ever.
-pub fn pages(count: usize) -> &'static mut [u8] {
+pub fn pages(count: u64) -> Shared {
     let first = TAKEN.fetch_add(count, Ordering::Relaxed);
     assert!(first + count <= POOL_PAGES);
     // SAFETY: the pages from `first` on are inside the pool and nobody else has them; they are zero because the image's
     // uninitialised data is.
-    unsafe {
-        core::slice::from_raw_parts_mut(POOL.0.get().cast::<u8>().add(first * PAGE), count * PAGE)
-    }
+    unsafe { Shared::new(POOL.0.get() as u64 + first * PAGE) }
 }
 
 /// Makes the memory from `start` on reachable. The page tables map everything above 4 GiB by pages of 1 GiB; a CPU without these gets
@@ -90,13 +117,11 @@ pub fn map(start: u64, size: u64) {
             if entry.read_volatile() & PAGE_SIZE == 0 {
                 continue;
             }
-            let table = pages(1).as_mut_ptr().cast::<u64>();
+            let table = pages(1);
             for index in 0..512 {
-                table
-                    .add(index)
-                    .write_volatile(gib << 30 | (index as u64) << 21 | 0xe7);
+                table.write64(index * 8, gib << 30 | index << 21 | 0xe7);
             }
-            entry.write_volatile(table as u64 | 0x27);
+            entry.write_volatile(table.address() | 0x27);
             core::arch::asm!("mov {scratch}, cr3", "mov cr3, {scratch}", scratch = out(reg) _);
         }
     }

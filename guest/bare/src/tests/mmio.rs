@@ -1,11 +1,11 @@
 //! Memory addresses without a device: reads give all ones, writes go nowhere, in every size.
 
-use crate::memory::Mmio;
+use crate::memory::Shared;
 use crate::{Result, check, cmdline};
 
 pub fn run() -> Result {
     // SAFETY: an address in the hole for devices below 4 GiB, or what the command line says; never the guest's own image.
-    let nowhere = unsafe { Mmio::new(cmdline::number("address", 0xdff0_0000)) };
+    let nowhere = unsafe { Shared::new(cmdline::number("address", 0xdff0_0000)) };
     for offset in [0, 0xff8] {
         check("read8 without a device", nowhere.read8(offset), 0xffu8)?;
         check("read16 without a device", nowhere.read16(offset), 0xffffu16)?;

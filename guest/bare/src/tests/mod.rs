@@ -2,6 +2,7 @@
 
 pub mod smp;
 
+mod blk;
 mod hello;
 mod irq;
 mod mmio;
@@ -18,6 +19,7 @@ pub fn find(name: &[u8]) -> Option<fn() -> Result> {
         b"mmio" => mmio::run,
         b"irq" => irq::run,
         b"timer" => timer::run,
+        b"blk" => blk::run,
         b"smp" => smp::run,
         _ => return None,
     })
