@@ -56,11 +56,7 @@ pub fn is_x2apic() -> bool {
 }
 
 pub fn read(register: u32) -> u32 {
-    if is_x2apic() {
-        cpu::read_msr(0x800 + (register >> 4)) as u32
-    } else {
-        LOCAL.read32(register.into())
-    }
+    if is_x2apic() { cpu::read_msr(0x800 + (register >> 4)) as u32 } else { LOCAL.read32(register.into()) }
 }
 
 pub fn write(register: u32, value: u32) {
@@ -73,11 +69,7 @@ pub fn write(register: u32, value: u32) {
 }
 
 pub fn id() -> u32 {
-    if is_x2apic() {
-        read(ID)
-    } else {
-        read(ID) >> 24
-    }
+    if is_x2apic() { read(ID) } else { read(ID) >> 24 }
 }
 
 pub fn end_of_interrupt() {

@@ -207,11 +207,7 @@ pub fn remember(info: u64, protocol: u32) {
 }
 
 pub fn protocol() -> Protocol {
-    if IS_PVH.load(Ordering::Relaxed) == 0 {
-        Protocol::Linux
-    } else {
-        Protocol::Pvh
-    }
+    if IS_PVH.load(Ordering::Relaxed) == 0 { Protocol::Linux } else { Protocol::Pvh }
 }
 
 /// Reads a field of the structure that the VMM passed.
@@ -240,11 +236,7 @@ pub fn rsdp() -> u64 {
 /// The memory map as the VMM passed it.
 pub fn memory_map() -> impl Iterator<Item = Region> {
     let (table, count, stride) = match protocol() {
-        Protocol::Linux => (
-            INFO.load(Ordering::Relaxed) + 0x2d0,
-            u64::from(field::<u8>(0x1e8)),
-            20,
-        ),
+        Protocol::Linux => (INFO.load(Ordering::Relaxed) + 0x2d0, u64::from(field::<u8>(0x1e8)), 20),
         Protocol::Pvh => (field(0x28), u64::from(field::<u32>(0x30)), 24),
     };
     (0..count).map(move |index| {
@@ -257,14 +249,6 @@ pub fn memory_map() -> impl Iterator<Item = Region> {
                 entry.add(2).cast::<u32>().read_unaligned(),
             )
         };
-        Region {
-            start,
-            size,
-            kind: if kind == 1 {
-                RegionKind::Ram
-            } else {
-                RegionKind::Reserved
-            },
-        }
+        Region { start, size, kind: if kind == 1 { RegionKind::Ram } else { RegionKind::Reserved } }
     })
 }

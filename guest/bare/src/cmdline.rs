@@ -30,8 +30,7 @@ impl Iterator for Words {
             loop {
                 let eight = self.0.cast::<u64>().read_unaligned();
                 // The highest bit of each byte below 0x21; exact for the lowest such byte.
-                let separators =
-                    eight.wrapping_sub(0x2121_2121_2121_2121) & !eight & 0x8080_8080_8080_8080;
+                let separators = eight.wrapping_sub(0x2121_2121_2121_2121) & !eight & 0x8080_8080_8080_8080;
                 if separators != 0 {
                     self.0 = self.0.add(separators.trailing_zeros() as usize / 8);
                     break;

@@ -7,49 +7,37 @@ use crate::boot::selector;
 
 pub fn out8(port: u16, value: u8) {
     // SAFETY: a port write reaches a device; no device of this machine changes memory because of one.
-    unsafe {
-        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) }
 }
 
 pub fn out16(port: u16, value: u16) {
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) }
 }
 
 pub fn out32(port: u16, value: u32) {
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) }
 }
 
 pub fn in8(port: u16) -> u8 {
     let value: u8;
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) }
     value
 }
 
 pub fn in16(port: u16) -> u16 {
     let value: u16;
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) }
     value
 }
 
 pub fn in32(port: u16) -> u32 {
     let value: u32;
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) }
     value
 }
 
@@ -100,9 +88,7 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 pub fn tsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reading the counter changes nothing; CR4.TSD is clear, so ring 3 may as well.
-    unsafe {
-        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) }
     u64::from(high) << 32 | u64::from(low)
 }
 

@@ -143,15 +143,7 @@ fn exception(vector: u64, frame: &Frame) -> ! {
         " at ",
         Hex(frame.rip)
     );
-    print!(
-        " cs ",
-        Hex(frame.cs),
-        " rsp ",
-        Hex(frame.rsp),
-        " cr2 ",
-        Hex(address),
-        "\n"
-    );
+    print!(" cs ", Hex(frame.cs), " rsp ", Hex(frame.rsp), " cr2 ", Hex(address), "\n");
     end::end()
 }
 

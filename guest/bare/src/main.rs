@@ -30,15 +30,7 @@ type Result<T = ()> = core::result::Result<T, Failure>;
 /// Fails with `reason` unless the two are equal.
 fn check(reason: &'static str, got: impl Into<u64>, wanted: impl Into<u64>) -> Result {
     let (got, wanted) = (got.into(), wanted.into());
-    if got == wanted {
-        Ok(())
-    } else {
-        Err(Failure {
-            reason,
-            got,
-            wanted,
-        })
-    }
+    if got == wanted { Ok(()) } else { Err(Failure { reason, got, wanted }) }
 }
 
 fn test_name() -> &'static [u8] {

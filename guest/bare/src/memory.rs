@@ -69,9 +69,7 @@ impl Shared {
 
     /// The offset of the first 8 bytes that are not what [`fill`](Self::fill) wrote.
     pub fn first_difference(self, size: u64, seed: u64) -> Option<u64> {
-        (0..size)
-            .step_by(8)
-            .find(|&offset| self.read64(offset) != pattern(seed, offset))
+        (0..size).step_by(8).find(|&offset| self.read64(offset) != pattern(seed, offset))
     }
 }
 

@@ -22,11 +22,7 @@ pub trait Print {
 
 impl Print for [u8] {
     fn print(&self) {
-        let port = if TO_DEBUGCON.load(Ordering::Relaxed) {
-            DEBUGCON
-        } else {
-            COM1
-        };
+        let port = if TO_DEBUGCON.load(Ordering::Relaxed) { DEBUGCON } else { COM1 };
         for byte in self {
             cpu::out8(port, *byte);
         }

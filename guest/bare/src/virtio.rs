@@ -72,37 +72,18 @@ impl Device {
         };
         for slot in slots {
             let base = cmdline::number("base", SLOTS + slot * SLOT_SIZE);
-            let gsi = cmdline::number(
-                "gsi",
-                SLOT_GSI + (base.wrapping_sub(SLOTS) / SLOT_SIZE) % MAX_SLOTS,
-            ) as u8;
+            let gsi =
+                cmdline::number("gsi", SLOT_GSI + (base.wrapping_sub(SLOTS) / SLOT_SIZE) % MAX_SLOTS) as u8;
             // SAFETY: device registers, by rvmm's memory layout or by the command line; never RAM of the guest.
             let registers = unsafe { Shared::new(base) };
-            check(
-                "the magic of a virtio device",
-                registers.read32(MAGIC),
-                MAGIC_VALUE,
-            )?;
+            check("the magic of a virtio device", registers.read32(MAGIC), MAGIC_VALUE)?;
             let found = registers.read32(DEVICE_ID);
             if id == 0 && found != 0 || found == id {
-                check(
-                    "the version of a virtio device",
-                    registers.read32(VERSION),
-                    2u32,
-                )?;
-                return Ok(Device {
-                    registers,
-                    id: found,
-                    gsi,
-                    features: 0,
-                });
+                check("the version of a virtio device", registers.read32(VERSION), 2u32)?;
+                return Ok(Device { registers, id: found, gsi, features: 0 });
             }
         }
-        Err(Failure {
-            reason: "no such virtio device",
-            got: 0,
-            wanted: id.into(),
-        })
+        Err(Failure { reason: "no such virtio device", got: 0, wanted: id.into() })
     }
 
     /// Resets the device and agrees with it on those of `wanted` that it offers, with what the command line adds: `indirect`, `event_idx`.
@@ -114,35 +95,21 @@ impl Device {
             }
         }
         self.set_status(0);
-        check(
-            "the status of a virtio device after reset",
-            self.status(),
-            0u32,
-        )?;
+        check("the status of a virtio device after reset", self.status(), 0u32)?;
         self.set_status(ACKNOWLEDGE);
         self.set_status(ACKNOWLEDGE | DRIVER);
         self.registers.write32(DEVICE_FEATURES_SELECT, 1);
         let high = self.registers.read32(DEVICE_FEATURES);
         self.registers.write32(DEVICE_FEATURES_SELECT, 0);
         let offered = u64::from(high) << 32 | u64::from(self.registers.read32(DEVICE_FEATURES));
-        check(
-            "a virtio device offers VERSION_1",
-            offered & VERSION_1,
-            VERSION_1,
-        )?;
+        check("a virtio device offers VERSION_1", offered & VERSION_1, VERSION_1)?;
         self.features = offered & wanted;
         self.registers.write32(DRIVER_FEATURES_SELECT, 1);
-        self.registers
-            .write32(DRIVER_FEATURES, (self.features >> 32) as u32);
+        self.registers.write32(DRIVER_FEATURES, (self.features >> 32) as u32);
         self.registers.write32(DRIVER_FEATURES_SELECT, 0);
-        self.registers
-            .write32(DRIVER_FEATURES, self.features as u32);
+        self.registers.write32(DRIVER_FEATURES, self.features as u32);
         self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
-        check(
-            "a virtio device takes the features",
-            self.status(),
-            ACKNOWLEDGE | DRIVER | FEATURES_OK,
-        )?;
+        check("a virtio device takes the features", self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK)?;
         Ok(self.features)
     }
 
@@ -153,22 +120,14 @@ impl Device {
             apic::start_watchdog();
             apic::route(self.gsi)
         });
-        Irq {
-            device: *self,
-            vector,
-            seen: 0,
-        }
+        Irq { device: *self, vector, seen: 0 }
     }
 
     /// Gives the device a queue of `size` entries, or fewer if its limit is lower.
     pub fn queue(&self, index: u16, size: u16) -> Result<Queue> {
         let registers = self.registers;
         registers.write32(QUEUE_SELECT, index.into());
-        check(
-            "a queue is ready before the driver has set it up",
-            registers.read32(QUEUE_READY),
-            0u32,
-        )?;
+        check("a queue is ready before the driver has set it up", registers.read32(QUEUE_READY), 0u32)?;
         let size = size.min(registers.read32(QUEUE_SIZE_MAX) as u16);
         check("the size limit of a queue is 0", size == 0, false)?;
         let queue = Queue::new(*self, index, size);
@@ -182,11 +141,7 @@ impl Device {
             registers.write32(register + 4, (address >> 32) as u32);
         }
         registers.write32(QUEUE_READY, 1);
-        check(
-            "a queue is ready once the driver says so",
-            registers.read32(QUEUE_READY),
-            1u32,
-        )?;
+        check("a queue is ready once the driver says so", registers.read32(QUEUE_READY), 1u32)?;
         Ok(queue)
     }
 
@@ -194,11 +149,7 @@ impl Device {
     pub fn go(&self) -> Result {
         let status = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
         self.set_status(status);
-        check(
-            "the status of a running virtio device",
-            self.status(),
-            status,
-        )
+        check("the status of a running virtio device", self.status(), status)
     }
 
     pub fn status(&self) -> u32 {
@@ -259,11 +210,7 @@ impl Irq {
     }
 
     fn failure(&self, reason: &'static str) -> Failure {
-        Failure {
-            reason,
-            got: self.device.status().into(),
-            wanted: RUNNING.into(),
-        }
+        Failure { reason, got: self.device.status().into(), wanted: RUNNING.into() }
     }
 
     /// How many interrupts have come.
@@ -281,19 +228,11 @@ pub struct Buffer {
 }
 
 pub fn readable(memory: Shared, size: u64) -> Buffer {
-    Buffer {
-        address: memory.address(),
-        size: size as u32,
-        writable: false,
-    }
+    Buffer { address: memory.address(), size: size as u32, writable: false }
 }
 
 pub fn writable(memory: Shared, size: u64) -> Buffer {
-    Buffer {
-        address: memory.address(),
-        size: size as u32,
-        writable: true,
-    }
+    Buffer { address: memory.address(), size: size as u32, writable: true }
 }
 
 /// What the device says of a request that is done.
@@ -351,29 +290,17 @@ impl Queue {
         };
         for (index, buffer) in (first..).zip(buffers) {
             let last = usize::from(index - first) + 1 == buffers.len();
-            describe(
-                table,
-                index,
-                *buffer,
-                if last { 0 } else { NEXT },
-                if last { 0 } else { index + 1 },
-            );
+            describe(table, index, *buffer, if last { 0 } else { NEXT }, if last { 0 } else { index + 1 });
         }
         if self.tables.is_some() {
-            self.describe(
-                head,
-                readable(table, 16 * buffers.len() as u64),
-                INDIRECT,
-                0,
-            );
+            self.describe(head, readable(table, 16 * buffers.len() as u64), INDIRECT, 0);
         }
         self.offer(head);
     }
 
     /// Puts `head` into the available ring.
     pub fn offer(&mut self, head: u16) {
-        self.available
-            .write16(4 + 2 * u64::from(self.added % self.size), head);
+        self.available.write16(4 + 2 * u64::from(self.added % self.size), head);
         self.added = self.added.wrapping_add(1);
         self.available.write16(2, self.added);
     }
@@ -395,9 +322,7 @@ impl Queue {
 
     /// Writes the notification register.
     pub fn notify(&self) {
-        self.device
-            .registers
-            .write32(QUEUE_NOTIFY, self.index.into());
+        self.device.registers.write32(QUEUE_NOTIFY, self.index.into());
     }
 
     /// The next request that the device is done with, if there is one.
@@ -408,13 +333,9 @@ impl Queue {
         let element = self.used.at(4 + 8 * u64::from(self.taken % self.size));
         self.taken = self.taken.wrapping_add(1);
         if self.device.features & EVENT_IDX != 0 {
-            self.available
-                .write16(4 + 2 * u64::from(self.size), self.taken);
+            self.available.write16(4 + 2 * u64::from(self.size), self.taken);
         }
-        Some(Used {
-            head: element.read32(0) as u16,
-            written: element.read32(4),
-        })
+        Some(Used { head: element.read32(0) as u16, written: element.read32(4) })
     }
 
     /// One request, from `add` to completion; gives how many bytes the device says it wrote.

@@ -41,6 +41,7 @@ impl Disk {
         device.go()?;
         let capacity = device.config64(0);
         Ok(Disk {
+            irq: device.route(),
             queue,
             header: pages(1),
             data: pages(MAX_SECTORS * SECTOR / 4096),
@@ -61,11 +62,9 @@ impl Disk {
             _ => readable(self.data, size),
         };
         let written = if size == 0 {
-            self.queue
-                .request(&[readable(self.header, 16), writable(status, 1)])?
+            self.queue.request(&mut self.irq, &[readable(self.header, 16), writable(status, 1)])?
         } else {
-            self.queue
-                .request(&[readable(self.header, 16), data, writable(status, 1)])?
+            self.queue.request(&mut self.irq, &[readable(self.header, 16), data, writable(status, 1)])?
         };
         Ok((status.read8(0), written))
     }
@@ -114,14 +113,8 @@ impl Disk {
         check("the status of a discard or of zeroing", status, STATUS_OK)?;
         self.data.fill(count * SECTOR, 1);
         self.read(sector, count)?;
-        let zeroes = (0..count * SECTOR)
-            .step_by(8)
-            .all(|offset| self.data.read64(offset) == 0);
-        check(
-            "zeroed sectors read as zeroes",
-            zeroes || request == DISCARD_REQUEST,
-            true,
-        )
+        let zeroes = (0..count * SECTOR).step_by(8).all(|offset| self.data.read64(offset) == 0);
+        check("zeroed sectors read as zeroes", zeroes || request == DISCARD_REQUEST, true)
     }
 
     fn identify(&mut self) -> Result {
@@ -142,18 +135,10 @@ pub fn run() -> Result {
     let mut device = Device::find(virtio::BLOCK)?;
     let mut disk = Disk::open(&mut device)?;
     let read_only = disk.features & READ_ONLY != 0;
-    print!(
-        "blk: ",
-        disk.capacity,
-        " sectors",
-        if read_only { ", read-only" } else { "" },
-        "\n"
-    );
+    print!("blk: ", disk.capacity, " sectors", if read_only { ", read-only" } else { "" }, "\n");
 
     let first = cmdline::number("first", 0);
-    let count = cmdline::number("sectors", 8)
-        .clamp(1, MAX_SECTORS)
-        .min(disk.capacity);
+    let count = cmdline::number("sectors", 8).clamp(1, MAX_SECTORS).min(disk.capacity);
     let last = disk.capacity - count;
     let seed = cmdline::number("seed", 1);
     let mode = cmdline::value("mode");
@@ -176,35 +161,18 @@ pub fn run() -> Result {
     disk.identify()?;
     disk.read(first, 1)?;
     let (status, _) = disk.request(IN, disk.capacity, SECTOR)?;
-    check(
-        "the status of a read behind the end",
-        status,
-        STATUS_IO_ERROR,
-    )?;
+    check("the status of a read behind the end", status, STATUS_IO_ERROR)?;
     let (status, _) = disk.request(IN, u64::MAX, SECTOR)?;
-    check(
-        "the status of a read far behind the end",
-        status,
-        STATUS_IO_ERROR,
-    )?;
+    check("the status of a read far behind the end", status, STATUS_IO_ERROR)?;
     let (status, _) = disk.request(0x7f, 0, SECTOR)?;
-    check(
-        "the status of an unknown request",
-        status,
-        STATUS_UNSUPPORTED,
-    )?;
+    check("the status of an unknown request", status, STATUS_UNSUPPORTED)?;
     if read_only {
         let (status, _) = disk.request(OUT, 0, SECTOR)?;
-        check(
-            "the status of a write to a read-only disk",
-            status,
-            STATUS_IO_ERROR,
-        )?;
+        check("the status of a write to a read-only disk", status, STATUS_IO_ERROR)?;
     } else if mode.is_none() {
-        for (name, feature, request) in [
-            ("discard", DISCARD, DISCARD_REQUEST),
-            ("write zeroes", WRITE_ZEROES, WRITE_ZEROES_REQUEST),
-        ] {
+        for (name, feature, request) in
+            [("discard", DISCARD, DISCARD_REQUEST), ("write zeroes", WRITE_ZEROES, WRITE_ZEROES_REQUEST)]
+        {
             if disk.features & feature != 0 {
                 disk.clear(request, first, count)?;
             } else {

@@ -15,17 +15,9 @@ pub fn run() -> Result {
         nowhere.write16(offset, 0);
         nowhere.write32(offset, 0);
         nowhere.write64(offset, 0);
-        check(
-            "read64 without a device, after writes",
-            nowhere.read64(offset),
-            u64::MAX,
-        )?;
+        check("read64 without a device, after writes", nowhere.read64(offset), u64::MAX)?;
     }
     // Across the end of a page, where the VMM sees two halves.
-    check(
-        "read64 across a page without a device",
-        nowhere.read64(0xffc),
-        u64::MAX,
-    )?;
+    check("read64 across a page without a device", nowhere.read64(0xffc), u64::MAX)?;
     Ok(())
 }

@@ -9,35 +9,15 @@ pub fn run() -> Result {
     let nowhere = cmdline::number("port", 0x4f0) as u16;
     for value in [0x00, 0x5a, 0xa5] {
         cpu::out8(SCRATCH, value);
-        check(
-            "the scratch register of COM1 kept another byte",
-            cpu::in8(SCRATCH),
-            value,
-        )?;
+        check("the scratch register of COM1 kept another byte", cpu::in8(SCRATCH), value)?;
     }
-    check(
-        "in8 from a port without a device",
-        cpu::in8(nowhere),
-        0xffu8,
-    )?;
-    check(
-        "in16 from a port without a device",
-        cpu::in16(nowhere),
-        0xffffu16,
-    )?;
-    check(
-        "in32 from a port without a device",
-        cpu::in32(nowhere),
-        0xffff_ffffu32,
-    )?;
+    check("in8 from a port without a device", cpu::in8(nowhere), 0xffu8)?;
+    check("in16 from a port without a device", cpu::in16(nowhere), 0xffffu16)?;
+    check("in32 from a port without a device", cpu::in32(nowhere), 0xffff_ffffu32)?;
     cpu::out8(nowhere, 1);
     cpu::out16(nowhere, 2);
     cpu::out32(nowhere, 3);
-    check(
-        "in8 from a port without a device, after writes",
-        cpu::in8(nowhere),
-        0xffu8,
-    )?;
+    check("in8 from a port without a device, after writes", cpu::in8(nowhere), 0xffu8)?;
 
     let mut bytes = [0u8; 16];
     cpu::in_string(nowhere, &mut bytes);

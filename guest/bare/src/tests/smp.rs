@@ -43,28 +43,17 @@ pub fn run() -> Result {
     }
     print!("\n");
     check("other cpus arrived", arrived, others)?;
-    check(
-        "what the other cpus counted together",
-        SUM.load(Ordering::Relaxed),
-        others * ADDITIONS,
-    )?;
+    check("what the other cpus counted together", SUM.load(Ordering::Relaxed), others * ADDITIONS)?;
 
     for (index, id) in IDS.iter().enumerate().take(arrived as usize) {
         let id = id.load(Ordering::Relaxed);
-        let twice = id == apic::id()
-            || IDS[..index]
-                .iter()
-                .any(|other| other.load(Ordering::Relaxed) == id);
+        let twice = id == apic::id() || IDS[..index].iter().any(|other| other.load(Ordering::Relaxed) == id);
         check("two cpus have the same apic id", twice, false)?;
     }
     if others > 0 {
         apic::write(apic::ICR, apic::ICR_FIXED | u32::from(IPI));
         interrupts::spin(|| interrupts::count(IPI) >= others);
-        check(
-            "other cpus that took an interrupt",
-            interrupts::count(IPI),
-            others,
-        )?;
+        check("other cpus that took an interrupt", interrupts::count(IPI), others)?;
     }
     Ok(())
 }
@@ -78,11 +67,7 @@ fn start_others() {
     let (start, end) = (&raw const ap_start, &raw const ap_end);
     // SAFETY: the code is between the two symbols; the trampoline's page is RAM that nothing else uses.
     unsafe {
-        core::ptr::copy_nonoverlapping(
-            start,
-            boot::TRAMPOLINE as *mut u8,
-            end.offset_from_unsigned(start),
-        );
+        core::ptr::copy_nonoverlapping(start, boot::TRAMPOLINE as *mut u8, end.offset_from_unsigned(start));
     }
     apic::write(apic::ICR, apic::ICR_INIT);
     pause(10_000_000);

@@ -9,31 +9,15 @@ pub fn run() -> Result {
     let ticks = cmdline::number("ticks", 10);
     let period = cmdline::number("period", 2_000_000) as u32;
     apic::enable();
-    print!(
-        "timer: ",
-        if apic::is_x2apic() { "x2apic" } else { "xapic" },
-        "\n"
-    );
+    print!("timer: ", if apic::is_x2apic() { "x2apic" } else { "xapic" }, "\n");
 
     let start = cpu::tsc();
     apic::start_timer(apic::TIMER_ONE_SHOT, period);
-    check(
-        "the one-shot timer fired",
-        interrupts::spin(|| interrupts::count(TIMER) > 0),
-        true,
-    )?;
+    check("the one-shot timer fired", interrupts::spin(|| interrupts::count(TIMER) > 0), true)?;
     let one_shot = cpu::tsc() - start;
     print!("timer: one shot of ", period, " took ", one_shot, " tsc\n");
-    check(
-        "the count after a one-shot",
-        apic::read(apic::TIMER_CURRENT),
-        0u32,
-    )?;
-    check(
-        "interrupts of a one-shot timer",
-        interrupts::count(TIMER),
-        1u64,
-    )?;
+    check("the count after a one-shot", apic::read(apic::TIMER_CURRENT), 0u32)?;
+    check("interrupts of a one-shot timer", interrupts::count(TIMER), 1u64)?;
 
     apic::start_timer(apic::TIMER_PERIODIC, period);
     let (start, before) = (cpu::tsc(), interrupts::count(TIMER));
@@ -55,16 +39,8 @@ pub fn run() -> Result {
     let deadline = cpu::tsc() + one_shot;
     // SAFETY: this register only arms the timer.
     unsafe { cpu::write_msr(TSC_DEADLINE, deadline) };
-    check(
-        "the deadline timer fired",
-        interrupts::spin(|| interrupts::count(TIMER) > before),
-        true,
-    )?;
-    check(
-        "the deadline timer fired too early",
-        cpu::tsc() < deadline,
-        false,
-    )?;
+    check("the deadline timer fired", interrupts::spin(|| interrupts::count(TIMER) > before), true)?;
+    check("the deadline timer fired too early", cpu::tsc() < deadline, false)?;
     print!("timer: deadline met\n");
     Ok(())
 }
