@@ -3,8 +3,11 @@
 pub mod smp;
 
 mod blk;
+mod counter;
+mod dirty;
 mod hello;
 mod irq;
+mod mem;
 mod mmio;
 mod pio;
 mod timer;
@@ -19,6 +22,9 @@ pub fn find(name: &[u8]) -> Option<fn() -> Result> {
         b"mmio" => mmio::run,
         b"irq" => irq::run,
         b"timer" => timer::run,
+        b"mem" => mem::run,
+        b"counter" => counter::run,
+        b"dirty" => dirty::run,
         b"blk" => blk::run,
         b"smp" => smp::run,
         _ => return None,
