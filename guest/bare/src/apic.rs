@@ -11,7 +11,6 @@ const APIC_BASE_ENABLED: u64 = 1 << 11;
 const APIC_BASE_X2APIC: u64 = 1 << 10;
 
 pub const ID: u32 = 0x20;
-pub const VERSION: u32 = 0x30;
 pub const EOI: u32 = 0xb0;
 pub const SPURIOUS_VECTOR: u32 = 0xf0;
 pub const ICR: u32 = 0x300;
@@ -107,12 +106,7 @@ pub fn unroute(gsi: u8) {
     io_write(0x10 + 2 * u32::from(gsi), MASKED);
 }
 
-pub fn io_read(register: u32) -> u32 {
-    IO.write32(0, register);
-    IO.read32(0x10)
-}
-
-pub fn io_write(register: u32, value: u32) {
+fn io_write(register: u32, value: u32) {
     IO.write32(0, register);
     IO.write32(0x10, value);
 }

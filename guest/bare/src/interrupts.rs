@@ -4,7 +4,7 @@
 //! to `interrupt`. An exception is a failure of the test; any other vector is counted and acknowledged.
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{apic, cpu, end, print, serial::Hex};
 
@@ -91,35 +91,13 @@ struct Frame {
 
 static COUNTS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 
-/// An instruction at this address may fault: execution goes on at the other one. See [`survives`].
-static MAY_FAULT: AtomicU64 = AtomicU64::new(0);
-static GO_ON: AtomicU64 = AtomicU64::new(0);
-static FAULTED: AtomicBool = AtomicBool::new(false);
-
-/// Says that the instruction at `address` may fault, and where to go on if it does.
-pub fn may_fault(address: u64, go_on: u64) {
-    FAULTED.store(false, Ordering::Relaxed);
-    GO_ON.store(go_on, Ordering::Relaxed);
-    MAY_FAULT.store(address, Ordering::Relaxed);
-}
-
-/// Whether the instruction given to [`may_fault`] has faulted since.
-pub fn faulted() -> bool {
-    FAULTED.load(Ordering::Relaxed)
-}
-
 /// How often a vector has been taken.
 pub fn count(vector: u8) -> u64 {
     COUNTS[usize::from(vector)].load(Ordering::Relaxed)
 }
 
-extern "C" fn interrupt(vector: u64, frame: &mut Frame) {
+extern "C" fn interrupt(vector: u64, frame: &Frame) {
     if vector < 32 {
-        if frame.rip == MAY_FAULT.load(Ordering::Relaxed) {
-            FAULTED.store(true, Ordering::Relaxed);
-            frame.rip = GO_ON.load(Ordering::Relaxed);
-            return;
-        }
         exception(vector, frame)
     }
     COUNTS[vector as u8 as usize].fetch_add(1, Ordering::Relaxed);

@@ -98,6 +98,17 @@ pub fn pages(count: u64) -> Shared {
     unsafe { Shared::new(POOL.0.get() as u64 + first * PAGE) }
 }
 
+/// Takes all pages back and zeroes them.
+///
+/// # Safety
+/// Nobody uses what [`pages`] has given out: no driver, no device, no page table.
+pub unsafe fn release_pages() {
+    let size = TAKEN.load(Ordering::Relaxed) * PAGE;
+    // SAFETY: the pages are inside the pool and, by the caller's promise, free.
+    unsafe { POOL.0.get().cast::<u8>().write_bytes(0, size as usize) };
+    TAKEN.store(0, Ordering::Relaxed);
+}
+
 /// Makes the memory from `start` on reachable. The page tables map everything above 4 GiB by pages of 1 GiB; a CPU without these gets
 /// tables of 2 MiB pages here.
 pub fn map(start: u64, size: u64) {

@@ -21,6 +21,7 @@ pub trait Print {
 }
 
 impl Print for [u8] {
+    #[inline(never)]
     fn print(&self) {
         let port = if TO_DEBUGCON.load(Ordering::Relaxed) { DEBUGCON } else { COM1 };
         for byte in self {

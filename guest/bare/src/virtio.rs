@@ -125,23 +125,27 @@ impl Device {
 
     /// Gives the device a queue of `size` entries, or fewer if its limit is lower.
     pub fn queue(&self, index: u16, size: u16) -> Result<Queue> {
+        let queue = self.set_up(index, size, |addresses| addresses)?;
+        check("a queue is ready once the driver says so", self.registers.read32(QUEUE_READY), 1u32)?;
+        Ok(queue)
+    }
+
+    /// Sets a queue up like [`queue`](Self::queue), but tells the device what `alter` makes of the three addresses.
+    pub fn set_up(&self, index: u16, size: u16, alter: impl FnOnce([u64; 3]) -> [u64; 3]) -> Result<Queue> {
         let registers = self.registers;
         registers.write32(QUEUE_SELECT, index.into());
         check("a queue is ready before the driver has set it up", registers.read32(QUEUE_READY), 0u32)?;
         let size = size.min(registers.read32(QUEUE_SIZE_MAX) as u16);
         check("the size limit of a queue is 0", size == 0, false)?;
-        let queue = Queue::new(*self, index, size);
         registers.write32(QUEUE_SIZE, size.into());
-        for (register, address) in [
-            (QUEUE_DESCRIPTORS, queue.descriptors.address()),
-            (QUEUE_AVAILABLE, queue.available.address()),
-            (QUEUE_USED, queue.used.address()),
-        ] {
+        let queue = Queue::new(*self, index, size);
+        let addresses = alter([queue.descriptors.address(), queue.available.address(), queue.used.address()]);
+        for (register, address) in [QUEUE_DESCRIPTORS, QUEUE_AVAILABLE, QUEUE_USED].into_iter().zip(addresses)
+        {
             registers.write32(register, address as u32);
             registers.write32(register + 4, (address >> 32) as u32);
         }
         registers.write32(QUEUE_READY, 1);
-        check("a queue is ready once the driver says so", registers.read32(QUEUE_READY), 1u32)?;
         Ok(queue)
     }
 

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::interrupts::{self, TIMER};
 use crate::memory::{Shared, pages};
-use crate::{Failure, Hex, Result, apic, cmdline, cpu, print};
+use crate::{Failure, Hex, Result, apic, cmdline, print};
 
 global_asm!(
     r#"
