@@ -1,0 +1,70 @@
+//! A guest without an operating system that tests and measures a virtual machine monitor: one test per boot, named on the kernel
+//! command line (README.md lists them).
+
+#![no_std]
+#![no_main]
+
+mod apic;
+mod boot;
+mod cmdline;
+mod cpu;
+mod end;
+mod interrupts;
+mod memory;
+mod runtime;
+mod serial;
+mod tests;
+mod virtio;
+
+use serial::Hex;
+
+/// Why a test failed.
+pub struct Failure {
+    reason: &'static str,
+    got: u64,
+    wanted: u64,
+}
+
+type Result<T = ()> = core::result::Result<T, Failure>;
+
+/// Fails with `reason` unless the two are equal.
+fn check(reason: &'static str, got: impl Into<u64>, wanted: impl Into<u64>) -> Result {
+    let (got, wanted) = (got.into(), wanted.into());
+    if got == wanted { Ok(()) } else { Err(Failure { reason, got, wanted }) }
+}
+
+fn test_name() -> &'static [u8] {
+    cmdline::value("test").unwrap_or(b"hello")
+}
+
+/// Called by the entry code of boot.rs, once, on the first CPU, with interrupts off.
+extern "C" fn main(info: u64, protocol: u32) -> ! {
+    boot::remember(info, protocol);
+    cmdline::remember(boot::cmdline());
+    let name = test_name();
+    if name == b"exit" {
+        end::end()
+    }
+    if cmdline::flag("debugcon") {
+        serial::use_debugcon();
+    }
+    cpu::take_tables();
+    match tests::find(name) {
+        None => print!("FAIL ", name, ": no such test\n"),
+        Some(test) => match test() {
+            Ok(()) => print!("OK ", name, "\n"),
+            Err(failure) => print!(
+                "FAIL ",
+                name,
+                ": ",
+                failure.reason,
+                " (got ",
+                Hex(failure.got),
+                ", wanted ",
+                Hex(failure.wanted),
+                ")\n"
+            ),
+        },
+    }
+    end::end()
+}
