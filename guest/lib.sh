@@ -92,6 +92,28 @@ busybox_into() {
     need busybox=busybox-static
     mkdir -p "$dir/bin"
     cp "$(command -v busybox)" "$dir/bin/busybox"
-    [ $# -gt 0 ] || mapfile -t < <(busybox --list | grep -vx busybox) && set -- "${@:-${MAPFILE[@]}}"
+    # shellcheck disable=SC2046
+    [ $# -gt 0 ] || set -- $(busybox --list | grep -vx busybox)
     for applet; do ln -sf busybox "$dir/bin/$applet"; done
+}
+
+# system_into DIRECTORY: the user space of rvmm's guests, the same on a disk and in the initramfs.
+system_into() {
+    local root=$1
+    mkdir -p "$root"/{sbin,etc,root}
+    busybox_into "$root"
+    cc -nostdlib -static -s -Wl,--build-id=none,-z,noseparate-code -o "$root/bin/stamp" "$guest/stamp.S"
+    install -m 755 "$guest/system" "$root/sbin/init"
+    install -m 755 "$guest/udhcpc" "$root/etc/udhcpc"
+    echo 'root::0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+    echo 'root:x:0:' >"$root/etc/group"
+    echo '127.0.0.1 localhost rvmm' >"$root/etc/hosts"
+    echo rvmm >"$root/etc/hostname"
+    echo "export PS1='\\u@\\h:\\w\\\$ '" >"$root/etc/profile"
+    : >"$root/etc/resolv.conf"
+    cat >"$root/etc/inittab" <<-'END'
+		console::respawn:-/bin/sh -l
+		::ctrlaltdel:/bin/reboot
+		::shutdown:/bin/umount -a -r
+	END
 }
