@@ -1,4 +1,5 @@
-//! The local APIC, by MMIO or by MSRs (Intel SDM volume 3, chapter 11), and the I/O APIC (Intel 82093AA data sheet).
+//! The local APIC, by MMIO or by MSRs (Intel SDM volume 3, chapter 11), and the I/O APIC (Intel 82093AA
+//! data sheet).
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -87,7 +88,8 @@ pub fn stop_timer() {
     write(TIMER_INITIAL, 0);
 }
 
-/// A tick each 100 ms or so (KVM's and QEMU's APIC timer run at 1 GHz), so that no wait for an interrupt is for ever.
+/// A tick each 100 ms or so (KVM's and QEMU's APIC timer run at 1 GHz), so that no wait for an interrupt
+/// is for ever.
 pub fn start_watchdog() {
     start_timer(TIMER_PERIODIC, 100_000_000);
 }

@@ -1,28 +1,32 @@
-//! The ways into the guest: the Linux 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"),
-//! PVH (xen/include/public/arch-x86/hvm/start_info.h) and, for the other CPUs, the INIT-SIPI sequence (Intel SDM volume 3, 10.4).
+//! The ways into the guest: the Linux 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot
+//! Protocol"), PVH (xen/include/public/arch-x86/hvm/start_info.h) and, for the other CPUs, the INIT-SIPI
+//! sequence (Intel SDM volume 3, 10.4).
 //!
 //! ```text
-//!  _start    64 bit, VMM's tables, rsi = boot_params ─────────────────────────────────► main(info, LINUX)
+//!  _start    64 bit, tables of the VMM, rsi = boot_params ──────────────► main(info, 0)
 //!  pvh_start 32 bit, ebx = hvm_start_info ──┐
-//!  ap_start  16 bit at 0x90000 ── ap32 ─────┴─ long_mode: own GDT, own page tables ──► main(info, PVH) or ap_main(index)
+//!  ap_start  16 bit at 0x90000 ── ap32 ─────┴─ long_mode: own tables ───► main(info, 1) or ap_main(index)
 //! ```
 //!
-//! Everything the entry needs is assembled into the image, because a guest instruction can cost a microsecond: page tables
-//! that map 512 GiB to themselves (the first 4 GiB by 2 MiB pages, the rest by 1 GiB pages), the GDT and the IDT.
+//! Everything the entry needs is assembled into the image, because a guest instruction can cost a
+//! microsecond: page tables that map 512 GiB to themselves (the first 4 GiB by 2 MiB pages, the rest by 1
+//! GiB pages), the GDT and the IDT.
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::memory::{Region, RegionKind};
 
-/// Where the real-mode code of the other CPUs is copied: conventional memory that no VMM uses for its own boot data.
+/// Where the real-mode code of the other CPUs is copied: conventional memory that no VMM uses for its own
+/// boot data.
 pub const TRAMPOLINE: u64 = 0x9_0000;
 /// CPUs beside the first that have a stack.
 pub const MAX_APS: usize = 63;
 const AP_STACK: usize = 4096;
 const BOOT_STACK: usize = 16384;
 
-/// GDT selectors. The first three are what the Linux boot protocol names `__BOOT_CS` and `__BOOT_DS`, plus a 32-bit code segment.
+/// GDT selectors. The first three are what the Linux boot protocol names `__BOOT_CS` and `__BOOT_DS`,
+/// plus a 32-bit code segment.
 pub mod selector {
     pub const CODE32: u16 = 0x08;
     pub const CODE64: u16 = 0x10;
@@ -41,11 +45,10 @@ _start:
     xor eax, eax
     mov edx, 0x3e9
     out dx, al
-    mov esp, offset boot_stack_end
+    mov esp, offset boot_stack_end - 8
     mov edi, esi
     xor esi, esi
-    call {main}
-    ud2
+    jmp {main}
 
     .code32
 pvh_start:
@@ -198,30 +201,36 @@ pub enum Protocol {
 }
 
 static INFO: AtomicU64 = AtomicU64::new(0);
-static IS_PVH: AtomicU64 = AtomicU64::new(0);
+static PROTOCOL: AtomicU32 = AtomicU32::new(0);
 
 /// Remembers what the VMM passed: the address of `boot_params` (`protocol` 0) or of `hvm_start_info` (1).
 pub fn remember(info: u64, protocol: u32) {
     INFO.store(info, Ordering::Relaxed);
-    IS_PVH.store(u64::from(protocol), Ordering::Relaxed);
+    PROTOCOL.store(protocol, Ordering::Relaxed);
 }
 
 pub fn protocol() -> Protocol {
-    if IS_PVH.load(Ordering::Relaxed) == 0 { Protocol::Linux } else { Protocol::Pvh }
+    if PROTOCOL.load(Ordering::Relaxed) == 0 { Protocol::Linux } else { Protocol::Pvh }
 }
 
 /// Reads a field of the structure that the VMM passed.
 fn field<T: Copy>(offset: u64) -> T {
     let address = INFO.load(Ordering::Relaxed) + offset;
-    // SAFETY: both protocols promise that the structure is in RAM, which is mapped to itself; any bit pattern is a valid integer.
+    // SAFETY: both protocols promise that the structure is in RAM, which is mapped to itself; any bit
+    // pattern is a valid integer.
     unsafe { (address as *const T).read_unaligned() }
 }
 
-/// The address of the NUL-terminated kernel command line, or 0.
-pub fn cmdline() -> u64 {
-    match protocol() {
-        Protocol::Linux => u64::from(field::<u32>(0x228)) | u64::from(field::<u32>(0xc8)) << 32,
-        Protocol::Pvh => field(0x18),
+/// The address of the NUL-terminated kernel command line, or 0, from what the VMM passed.
+#[inline(always)]
+pub fn cmdline(info: u64, protocol: u32) -> u64 {
+    // SAFETY: both protocols promise that the structure is in RAM, which is mapped to itself; its fields
+    // are aligned.
+    unsafe {
+        match protocol {
+            0 => u64::from(*((info + 0x228) as *const u32)),
+            _ => *((info + 0x18) as *const u64),
+        }
     }
 }
 
@@ -241,7 +250,8 @@ pub fn memory_map() -> impl Iterator<Item = Region> {
     };
     (0..count).map(move |index| {
         let entry = (table + index * stride) as *const u64;
-        // SAFETY: the VMM passed `count` entries of `stride` bytes at `table`, in RAM that is mapped to itself.
+        // SAFETY: the VMM passed `count` entries of `stride` bytes at `table`, in RAM that is mapped to
+        // itself.
         let (start, size, kind) = unsafe {
             (
                 entry.read_unaligned(),

@@ -98,8 +98,9 @@ pub fn fence() {
     unsafe { asm!("lock or dword ptr [rsp], 0") }
 }
 
-/// Sleeps until an interrupt has been handled. Interrupts are on in here only: `sti` takes effect after the `hlt` has begun, so
-/// that none is lost between a look at what is awaited and the sleep.
+/// Sleeps until an interrupt has been handled. Interrupts are off outside of this (but for
+/// `let_interrupts_in`), and `sti` takes effect when the `hlt` has begun: none is lost between a look at
+/// what is awaited and the sleep.
 pub fn sleep() {
     // SAFETY: every vector of the IDT has a gate, and the stubs preserve all registers.
     unsafe { asm!("sti", "hlt", "cli") }
@@ -121,8 +122,8 @@ pub fn halt() -> ! {
 
 /// Takes the guest's own GDT, page tables and IDT in place of what the VMM set up.
 pub fn take_tables() {
-    // SAFETY: the tables are assembled in boot.rs and interrupts.rs: they map all memory to itself, their code and data segments are flat,
-    // so execution goes on at the next instruction with the same stack.
+    // SAFETY: the tables are assembled in boot.rs and interrupts.rs: they map all memory to itself, their
+    // code and data segments are flat, so execution goes on at the next instruction with the same stack.
     unsafe {
         asm!(
             "mov {scratch}, offset pml4",

@@ -19,8 +19,8 @@ pub struct Region {
     pub kind: RegionKind,
 }
 
-/// Memory that others change as well: device registers, or RAM that devices read and write. Each access is one
-/// instruction of the size that its name says.
+/// Memory that others change as well: device registers, or RAM that devices read and write. Each access
+/// is one instruction of the size that its name says.
 #[derive(Clone, Copy)]
 pub struct Shared(u64);
 
@@ -40,8 +40,8 @@ macro_rules! access {
 
 impl Shared {
     /// # Safety
-    /// From `address` on there is memory, mapped to itself, which the program reaches through `Shared` only, as far as
-    /// the offsets go that are used with it.
+    /// From `address` on there is memory, mapped to itself, which the program reaches through `Shared`
+    /// only, as far as the offsets go that are used with it.
     pub const unsafe fn new(address: u64) -> Shared {
         Shared(address)
     }
@@ -93,8 +93,8 @@ static TAKEN: AtomicU64 = AtomicU64::new(0);
 pub fn pages(count: u64) -> Shared {
     let first = TAKEN.fetch_add(count, Ordering::Relaxed);
     assert!(first + count <= POOL_PAGES);
-    // SAFETY: the pages from `first` on are inside the pool and nobody else has them; they are zero because the image's
-    // uninitialised data is.
+    // SAFETY: the pages from `first` on are inside the pool and nobody else has them; they are zero
+    // because the image's uninitialised data is.
     unsafe { Shared::new(POOL.0.get() as u64 + first * PAGE) }
 }
 
@@ -109,8 +109,8 @@ pub unsafe fn release_pages() {
     TAKEN.store(0, Ordering::Relaxed);
 }
 
-/// Makes the memory from `start` on reachable. The page tables map everything above 4 GiB by pages of 1 GiB; a CPU without these gets
-/// tables of 2 MiB pages here.
+/// Makes the memory from `start` on reachable. The page tables map everything above 4 GiB by pages of 1
+/// GiB; a CPU without these gets tables of 2 MiB pages here.
 pub fn map(start: u64, size: u64) {
     unsafe extern "C" {
         static mut pdpt: [u64; 512];

@@ -37,8 +37,8 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, size: usize) -> *mut 
     }
     // SAFETY: the caller's promise; the direction flag is clear again at the end.
     unsafe {
-        asm!("std", "rep movsb", "cld", inout("rdi") to.add(size).sub(1) => _, inout("rsi") from.add(size).sub(1) => _,
-            inout("rcx") size => _, options(nostack));
+        asm!("std", "rep movsb", "cld", inout("rdi") to.add(size).sub(1) => _,
+            inout("rsi") from.add(size).sub(1) => _, inout("rcx") size => _, options(nostack));
     }
     to
 }

@@ -1,6 +1,8 @@
-//! Text output, to COM1 (National Semiconductor PC16550D data sheet) or, with `debugcon` on the command line, to port 0xe9.
+//! Text output, to COM1 (National Semiconductor PC16550D data sheet) or, with `debugcon` on the command
+//! line, to port 0xe9.
 //!
-//! Bytes are written without asking whether the transmitter is ready: no VMM loses one, and a machine without the device does not hang.
+//! Bytes are written without asking whether the transmitter is ready: no VMM loses one, and a machine
+//! without the device does not hang.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,7 +17,8 @@ pub fn use_debugcon() {
     TO_DEBUGCON.store(true, Ordering::Relaxed);
 }
 
-/// What [`print!`](crate::print) prints. Not `core::fmt`: a formatted number would cost a slow guest half a millisecond.
+/// What [`print!`](crate::print) prints. Not `core::fmt`: a formatted number would cost a slow guest half
+/// a millisecond.
 pub trait Print {
     fn print(&self);
 }
@@ -43,6 +46,7 @@ impl<T: Print + ?Sized> Print for &T {
 }
 
 impl Print for u64 {
+    #[inline(never)]
     fn print(&self) {
         let (mut digits, mut first, mut rest) = ([0u8; 20], 20, *self);
         loop {
@@ -67,6 +71,7 @@ impl Print for u32 {
 pub struct Hex(pub u64);
 
 impl Print for Hex {
+    #[inline(never)]
     fn print(&self) {
         let (mut digits, mut first, mut rest) = ([0u8; 18], 18, self.0);
         loop {

@@ -1,4 +1,5 @@
-//! A driver for virtio devices: the registers of the MMIO transport (virtio 1.2, 4.2.2) and the split queue (2.7).
+//! A driver for virtio devices: the registers of the MMIO transport (virtio 1.2, 4.2.2) and the split
+//! queue (2.7).
 
 use crate::memory::{PAGE, Shared, pages};
 use crate::{Failure, Result, apic, check, cmdline, cpu, interrupts};
@@ -64,7 +65,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// The device at `base=`, with `gsi=`, or else in `slot=`, or else the first slot with such a device. An `id` of 0 means any.
+    /// The device at `base=`, with `gsi=`, or else in `slot=`, or else the first slot with such a device.
+    /// An `id` of 0 means any.
     pub fn find(id: u32) -> Result<Device> {
         let slots = match (cmdline::value("base"), cmdline::value("slot")) {
             (None, None) => 0..MAX_SLOTS,
@@ -74,7 +76,8 @@ impl Device {
             let base = cmdline::number("base", SLOTS + slot * SLOT_SIZE);
             let gsi =
                 cmdline::number("gsi", SLOT_GSI + (base.wrapping_sub(SLOTS) / SLOT_SIZE) % MAX_SLOTS) as u8;
-            // SAFETY: device registers, by rvmm's memory layout or by the command line; never RAM of the guest.
+            // SAFETY: device registers, by rvmm's memory layout or by the command line; never RAM of the
+            // guest.
             let registers = unsafe { Shared::new(base) };
             check("the magic of a virtio device", registers.read32(MAGIC), MAGIC_VALUE)?;
             let found = registers.read32(DEVICE_ID);
@@ -86,7 +89,8 @@ impl Device {
         Err(Failure { reason: "no such virtio device", got: 0, wanted: id.into() })
     }
 
-    /// Resets the device and agrees with it on those of `wanted` that it offers, with what the command line adds: `indirect`, `event_idx`.
+    /// Resets the device and agrees with it on those of `wanted` that it offers, with what the command
+    /// line adds: `indirect`, `event_idx`.
     pub fn begin(&mut self, wanted: u64) -> Result<u64> {
         let mut wanted = wanted | VERSION_1;
         for (flag, feature) in [("indirect", INDIRECT_DESC), ("event_idx", EVENT_IDX)] {
@@ -113,7 +117,8 @@ impl Device {
         Ok(self.features)
     }
 
-    /// Routes the device's interrupt to this CPU, with a watchdog beside it, unless the command line has `poll`.
+    /// Routes the device's interrupt to this CPU, with a watchdog beside it, unless the command line has
+    /// `poll`.
     pub fn route(&self) -> Irq {
         let vector = (!cmdline::flag("poll")).then(|| {
             apic::enable();
@@ -130,7 +135,8 @@ impl Device {
         Ok(queue)
     }
 
-    /// Sets a queue up like [`queue`](Self::queue), but tells the device what `alter` makes of the three addresses.
+    /// Sets a queue up like [`queue`](Self::queue), but tells the device what `alter` makes of the three
+    /// addresses.
     pub fn set_up(&self, index: u16, size: u16, alter: impl FnOnce([u64; 3]) -> [u64; 3]) -> Result<Queue> {
         let registers = self.registers;
         registers.write32(QUEUE_SELECT, index.into());
@@ -179,8 +185,8 @@ pub struct Irq {
 }
 
 impl Irq {
-    /// Waits for one interrupt after the other (or spins) until `attempt` succeeds. What completes before its interrupt
-    /// still waits for it, so that an interrupt that never comes is noticed.
+    /// Waits for one interrupt after the other (or spins) until `attempt` succeeds. What completes before
+    /// its interrupt still waits for it, so that an interrupt that never comes is noticed.
     pub fn until<T>(&mut self, mut attempt: impl FnMut() -> Option<T>) -> Result<T> {
         let registers = self.device.registers;
         let mut found = None;
@@ -286,7 +292,8 @@ impl Queue {
         describe(self.descriptors, index, buffer, flags, next);
     }
 
-    /// Makes a request available that uses the descriptors from `head` on: as many as it has pieces, or one with an indirect table.
+    /// Makes a request available that uses the descriptors from `head` on: as many as it has pieces, or
+    /// one with an indirect table.
     pub fn add(&mut self, head: u16, buffers: &[Buffer]) {
         let (table, first) = match self.tables {
             Some(tables) => (tables.at(u64::from(head) * 64), 0),

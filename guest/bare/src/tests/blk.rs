@@ -1,6 +1,8 @@
-//! A virtio block device (virtio 1.2, 5.2): every request type, at both ends of the disk, and requests that must fail.
+//! A virtio block device (virtio 1.2, 5.2): every request type, at both ends of the disk, and requests
+//! that must fail.
 //!
-//! `mode=write` and `mode=verify` do only one half, so that one boot can check what another wrote; `rounds=` repeats.
+//! `mode=write` and `mode=verify` do only one half, so that one boot can check what another wrote;
+//! `rounds=` repeats.
 
 use crate::memory::{Shared, pages};
 use crate::virtio::{self, Device, Irq, Queue, readable, writable};
@@ -50,7 +52,8 @@ impl Disk {
         })
     }
 
-    /// One request: header, `size` bytes of data in the direction of `request`, status. Gives the status and the bytes written.
+    /// One request: header, `size` bytes of data in the direction of `request`, status. Gives the status
+    /// and the bytes written.
     fn request(&mut self, request: u32, sector: u64, size: u64) -> Result<(u8, u32)> {
         let status = self.header.at(16);
         self.header.write32(0, request);

@@ -1,7 +1,8 @@
 //! Counts for ever and checks, at each count, that nothing was lost: what a snapshot must keep.
 //!
-//! The loop holds a known value in every general register and, unless `fpu=off`, in the registers of FPU and SSE; timer
-//! interrupts fall into it. `at every=N` counts a line tells the count, `rounds=R` lines end it.
+//! The loop holds a known value in every general register and, unless `fpu=off`, in the registers of FPU
+//! and SSE; timer interrupts fall into it. `at every=N` counts a line tells the count, `rounds=R` lines
+//! end it.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};

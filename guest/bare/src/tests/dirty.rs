@@ -1,4 +1,5 @@
-//! Writes to `pages` distinct pages, spread over `mib` MiB of RAM, round after round: a known amount of dirty memory.
+//! Writes to `pages` distinct pages, spread over `mib` MiB of RAM, round after round: a known amount of
+//! dirty memory.
 //!
 //! Each page counts the rounds, so a machine that lost a page, for example in a snapshot, says `CORRUPT`.
 

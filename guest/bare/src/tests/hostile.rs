@@ -1,7 +1,9 @@
-//! Abuses a virtio device in every way that the registers and rings allow, then asks it for ordinary service.
+//! Abuses a virtio device in every way that the registers and rings allow, then asks it for ordinary
+//! service.
 //!
-//! `case=NAME` is one abuse, without it all follow one another. After each, the device may have stopped (DEVICE_NEEDS_RESET,
-//! virtio 1.2, 2.1.2) or not have noticed; a reset must bring it back. `needs-reset` on the command line insists on the former.
+//! `case=NAME` is one abuse, without it all follow one another. After each, the device may have stopped
+//! (DEVICE_NEEDS_RESET, virtio 1.2, 2.1.2) or not have noticed; a reset must bring it back. `needs-reset`
+//! on the command line insists on the former.
 
 use crate::memory::{self, PAGE, Shared, pages};
 use crate::virtio::{
@@ -211,7 +213,8 @@ pub fn run() -> Result {
         }
         cases += 1;
         device.set_status(0);
-        // SAFETY: the last case is over, with all its queues, and after the reset the device has no memory either.
+        // SAFETY: the last case is over, with all its queues, and after the reset the device has no
+        // memory either.
         unsafe { memory::release_pages() };
         print!("hostile: ", name, ": ");
         device.begin(0)?;

@@ -1,4 +1,5 @@
-//! An interrupt from a device: the transmitter of COM1 says that it is empty, through the I/O APIC (PC16550D data sheet, 8.6).
+//! An interrupt from a device: the transmitter of COM1 says that it is empty, through the I/O APIC
+//! (PC16550D data sheet, 8.6).
 
 use crate::serial::COM1;
 use crate::{Result, apic, check, cmdline, cpu, interrupts, print};

@@ -1,4 +1,5 @@
-//! All RAM above 2 MiB: one word of each `step` MiB holds what was written there, and nothing is there twice.
+//! All RAM above 2 MiB: one word of each `step` MiB holds what was written there, and nothing is there
+//! twice.
 
 use crate::memory::{self, RegionKind, Shared};
 use crate::{Failure, Result, boot, cmdline, cpu, print};

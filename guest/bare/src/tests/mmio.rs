@@ -4,7 +4,8 @@ use crate::memory::Shared;
 use crate::{Result, check, cmdline};
 
 pub fn run() -> Result {
-    // SAFETY: an address in the hole for devices below 4 GiB, or what the command line says; never the guest's own image.
+    // SAFETY: an address in the hole for devices below 4 GiB, or what the command line says; never the
+    // guest's own image.
     let nowhere = unsafe { Shared::new(cmdline::number("address", 0xdff0_0000)) };
     for offset in [0, 0xff8] {
         check("read8 without a device", nowhere.read8(offset), 0xffu8)?;

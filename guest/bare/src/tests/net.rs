@@ -1,6 +1,8 @@
-//! A virtio network device (virtio 1.2, 5.1): sends one ARP request, then sends `frames=N` frames back to where they came from.
+//! A virtio network device (virtio 1.2, 5.1): sends one ARP request, then sends `frames=N` frames back to
+//! where they came from.
 //!
-//! `ip=` and `to=` are the addresses in the ARP request (RFC 826), as numbers: `to=0x0a000001` asks for 10.0.0.1.
+//! `ip=` and `to=` are the addresses in the ARP request (RFC 826), as numbers: `to=0x0a000001` asks for
+//! 10.0.0.1.
 
 use crate::memory::{Shared, pages};
 use crate::virtio::{self, Device, Irq, Queue, readable, writable};

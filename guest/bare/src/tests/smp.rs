@@ -1,4 +1,5 @@
-//! The other CPUs: started by INIT and SIPI (Intel SDM volume 3, 10.4.4), they count together and answer an interrupt.
+//! The other CPUs: started by INIT and SIPI (Intel SDM volume 3, 10.4.4), they count together and answer
+//! an interrupt.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -1,4 +1,5 @@
-//! The local APIC's timer: one-shot, periodic, and TSC deadline where there is one (Intel SDM volume 3, 11.5.4).
+//! The local APIC's timer: one-shot, periodic, and TSC deadline where there is one (Intel SDM volume 3,
+//! 11.5.4).
 
 use crate::interrupts::{self, TIMER};
 use crate::{Result, apic, check, cmdline, cpu, print};

@@ -1,4 +1,5 @@
-//! Ring 3: a loop that a software KVM runs natively, and the end from there, by ports that IOPL 3 allows (Intel SDM volume 1, 19.5.1).
+//! Ring 3: a loop that a software KVM runs natively, and the end from there, by ports that IOPL 3 allows
+//! (Intel SDM volume 1, 19.5.1).
 
 use core::arch::asm;
 
@@ -6,7 +7,8 @@ use crate::boot::selector;
 use crate::memory::{PAGE, pages};
 use crate::{Result, cmdline, cpu, end, print};
 
-/// The task state, and behind it a bit for each port that says whether it is forbidden; one byte of ones ends them.
+/// The task state, and behind it a bit for each port that says whether it is forbidden; one byte of ones
+/// ends them.
 const TASK_SIZE: u64 = 104;
 const PORT_BITS: u64 = 65536 / 8;
 const STACK_PAGES: u64 = 4;
@@ -25,8 +27,8 @@ pub fn run() -> Result {
     let descriptor =
         (TASK_SIZE + PORT_BITS) | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
     let stack = pages(STACK_PAGES).address() + STACK_PAGES * PAGE - 8;
-    // SAFETY: the descriptors 6 and 7 of the GDT are free for this; the task state and the stack stay; all memory is open to ring 3,
-    // and `in_ring_3` does not return.
+    // SAFETY: the descriptors 6 and 7 of the GDT are free for this; the task state and the stack stay;
+    // all memory is open to ring 3, and `in_ring_3` does not return.
     unsafe {
         (&raw mut gdt).cast::<u64>().add(6).write_volatile(descriptor);
         (&raw mut gdt).cast::<u64>().add(7).write_volatile(base >> 32);
@@ -55,8 +57,8 @@ extern "C" fn in_ring_3() -> ! {
     let start = cpu::tsc();
     // SAFETY: a loop without effect.
     unsafe {
-        asm!("2:", "dec {loops}", "jnz 2b", "mov {code:x}, cs", loops = inout(reg) loops => _, code = out(reg) code,
-            options(nomem, nostack))
+        asm!("2:", "dec {loops}", "jnz 2b", "mov {code:x}, cs",
+            loops = inout(reg) loops => _, code = out(reg) code, options(nomem, nostack))
     }
     let took = cpu::tsc() - start;
     if code & 3 == 3 {
