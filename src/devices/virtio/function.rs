@@ -226,9 +226,10 @@ impl Function {
         if !self.running() {
             return;
         }
-        let mut lent = Lent { memory: &self.memory, queues: &mut self.queues, used: 0 };
+        let mut lent =
+            Lent { memory: &self.memory, queues: &mut self.queues, used: 0, again: 0, changed: false };
         let result = call(self.device.as_mut(), &mut lent);
-        let used = lent.used;
+        let Lent { used, again, changed, .. } = lent;
         let mut wanted = false;
         for (index, queue) in self.queues.iter_mut().enumerate() {
             // A queue that cannot be read any more interrupts: the driver must look.
@@ -237,6 +238,15 @@ impl Function {
         }
         if wanted {
             self.interrupt.raise(USED_BUFFERS);
+        }
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+            self.interrupt.raise(CONFIG_CHANGE);
+        }
+        for (index, kick) in self.kicks.iter().enumerate() {
+            if again & 1 << index != 0 {
+                let _ = kick.write(1);
+            }
         }
         if let Err(violation) = result {
             self.needs_reset(&violation.to_string());

@@ -142,7 +142,11 @@ macro_rules! devices {
 // module: key in the configuration file, flag, its value, where its work is done
 devices! {
     // block: "drives", "disk", "PATH[,ro][,id=NAME]...", Own;
-    // net: "network-interfaces", "net", "user|tap=NAME|none", Shared;
+    /// Network interface: user (no privileges needed; the guest gets its address by DHCP), tap=NAME, or none.
+    /// Options: publish=[ADDR:]HOST:GUEST[/udp] leads a port of the host to the guest (user; repeatable),
+    /// map-gw lets the guest reach the host's loopback by its gateway's address (user), mac=ADDRESS, id=NAME
+    /// [default: user, if passt is installed]
+    net: "network-interfaces", "net", "user|tap=NAME|none[,OPTION]...", Shared;
     /// Source of random numbers for the guest [default: /dev/urandom]
     rng: "entropy", "rng", "FILE", Shared;
 }
