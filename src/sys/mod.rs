@@ -1,5 +1,8 @@
 //! Host facilities: what the standard library does not wrap.
 
 pub mod file;
+pub mod process;
+pub mod random;
 pub mod signals;
+pub mod tap;
 pub mod terminal;

@@ -227,9 +227,26 @@ impl Function {
             return;
         }
         let mut lent =
-            Lent { memory: &self.memory, queues: &mut self.queues, used: 0, interrupt: &self.interrupt };
+            Lent {
+                memory: &self.memory,
+                queues: &mut self.queues,
+                used: 0,
+                interrupt: &self.interrupt,
+                again: 0,
+                changed: false,
+            };
         let result = call(self.device.as_mut(), &mut lent);
         lent.notify();
+        let Lent { again, changed, .. } = lent;
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+            self.interrupt.raise(CONFIG_CHANGE);
+        }
+        for (index, kick) in self.kicks.iter().enumerate() {
+            if again & 1 << index != 0 {
+                let _ = kick.write(1);
+            }
+        }
         if let Err(violation) = result {
             self.needs_reset(&violation.to_string());
         }

@@ -155,7 +155,11 @@ devices! {
     /// `format=raw|qcow2` (raw, unless a file named .qcow2 is one); `cache=writeback|writethrough|unsafe`
     /// says when writes are safe; `engine=uring|sync`; `serial=TEXT` is what the guest reads. May be repeated
     block: "drives", "disk", "PATH[,ro][,id=NAME][,format=FORMAT][,cache=MODE][,engine=ENGINE][,serial=TEXT]", Own;
-    // net: "network-interfaces", "net", "user|tap=NAME|none", Shared;
+    /// Network interface: user (no privileges needed; the guest gets its address by DHCP), tap=NAME, or none.
+    /// Options: publish=[ADDR:]HOST:GUEST[/udp] leads a port of the host to the guest (user; repeatable),
+    /// map-gw lets the guest reach the host's loopback by its gateway's address (user), mac=ADDRESS, id=NAME
+    /// [default: user, if passt is installed]
+    net: "network-interfaces", "net", "user|tap=NAME|none[,OPTION]...", Shared;
     /// Source of random numbers for the guest [default: /dev/urandom]
     rng: "entropy", "rng", "FILE", Shared;
 }
