@@ -37,6 +37,9 @@ const LOCAL: Shared = unsafe { Shared::new(0xfee0_0000) };
 // SAFETY: as above.
 const IO: Shared = unsafe { Shared::new(0xfec0_0000) };
 
+const PIC_MASTER_MASK: u16 = 0x21;
+const PIC_SLAVE_MASK: u16 = 0xa1;
+
 /// Switches this CPU's local APIC on: to x2APIC mode if there is one, unless the command line has `apic=x`.
 pub fn enable() {
     let base = cpu::read_msr(APIC_BASE);
@@ -48,6 +51,9 @@ pub fn enable() {
         unsafe { cpu::write_msr(APIC_BASE, base | mode) };
     }
     X2APIC.store(x2apic, Ordering::Relaxed);
+    // Where there are 8259s too, they would deliver the same lines with vectors of their own.
+    cpu::out8(PIC_MASTER_MASK, 0xff);
+    cpu::out8(PIC_SLAVE_MASK, 0xff);
     write(SPURIOUS_VECTOR, 0x100 | u32::from(SPURIOUS));
 }
 
