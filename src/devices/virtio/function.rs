@@ -170,7 +170,7 @@ impl Function {
         if value == 0 {
             return self.reset();
         }
-        let added = value & !self.status & !NEEDS_RESET;
+        let added = value & 0xff & !self.status & !NEEDS_RESET;
         self.status |= added;
         if added & FEATURES_OK != 0 && !self.acceptable(self.features) {
             self.status &= !FEATURES_OK;
