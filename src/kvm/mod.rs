@@ -1,5 +1,6 @@
 //! The kernel's virtual machine interface (Documentation/virt/kvm/api.rst), as the monitor uses it.
 
+pub mod state;
 mod vcpu;
 mod vm;
 
