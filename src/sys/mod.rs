@@ -6,3 +6,4 @@ pub mod random;
 pub mod signals;
 pub mod tap;
 pub mod terminal;
+pub mod uring;
