@@ -1,6 +1,7 @@
 //! Host facilities: what the standard library does not wrap.
 
 pub mod file;
+pub mod frozen;
 pub mod process;
 pub mod random;
 pub mod signals;
