@@ -13,6 +13,7 @@
 #![warn(missing_docs)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+pub mod arch;
 pub mod bus;
 pub mod devices;
 pub mod disk;
