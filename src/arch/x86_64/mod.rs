@@ -7,6 +7,7 @@
 //!  cpuid::filter ─► CPUID of one vCPU          msr::boot ─► MSRs of every vCPU
 //! ```
 
+pub mod acpi;
 pub mod boot;
 mod boot_params;
 mod initrd;
@@ -79,6 +80,14 @@ pub enum Error {
         character: char,
         /// Its offset in bytes.
         offset: usize,
+    },
+    /// So many CPUs that their description is longer than its place.
+    #[error("ACPI tables have {size} bytes, at most {limit} fit")]
+    AcpiSize {
+        /// Their size in bytes.
+        size: usize,
+        /// How many bytes fit.
+        limit: usize,
     },
     /// The machine has too little RAM for even the boot structures.
     #[error("Cannot write the {what} at {address:#x}: the machine has too little memory")]
