@@ -10,6 +10,7 @@
 pub mod acpi;
 pub mod boot;
 mod boot_params;
+pub mod cpuid;
 mod initrd;
 pub mod kernel;
 pub mod layout;
@@ -80,6 +81,14 @@ pub enum Error {
         character: char,
         /// Its offset in bytes.
         offset: usize,
+    },
+    /// No CPU feature has this name.
+    #[error("Unknown CPU feature {name:?}, the nearest that is known is {nearest:?}")]
+    CpuFeature {
+        /// What was given.
+        name: String,
+        /// The name that is most like it.
+        nearest: &'static str,
     },
     /// So many CPUs that their description is longer than its place.
     #[error("ACPI tables have {size} bytes, at most {limit} fit")]
