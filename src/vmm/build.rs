@@ -80,11 +80,7 @@ pub(super) fn machine(
         cpuid: kvm::supported_cpuid(&kvm)?,
         kvm,
         config: config.machine_config.clone(),
-        guest: Guest {
-            kernel,
-            initrd,
-            command_line: config.boot_source.boot_args.clone(),
-        },
+        guest: Guest { kernel, initrd, command_line: config.boot_source.boot_args.clone() },
         memory,
         outbox: outbox.clone(),
     };

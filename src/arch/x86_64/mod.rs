@@ -9,8 +9,8 @@
 
 pub mod acpi;
 pub mod boot;
-pub mod cpuid;
 mod boot_params;
+pub mod cpuid;
 mod initrd;
 pub mod kernel;
 pub mod layout;

@@ -226,15 +226,14 @@ impl Function {
         if !self.running() {
             return;
         }
-        let mut lent =
-            Lent {
-                memory: &self.memory,
-                queues: &mut self.queues,
-                used: 0,
-                interrupt: &self.interrupt,
-                again: 0,
-                changed: false,
-            };
+        let mut lent = Lent {
+            memory: &self.memory,
+            queues: &mut self.queues,
+            used: 0,
+            interrupt: &self.interrupt,
+            again: 0,
+            changed: false,
+        };
         let result = call(self.device.as_mut(), &mut lent);
         lent.notify();
         let Lent { again, changed, .. } = lent;
