@@ -109,10 +109,10 @@ system_into() {
     echo 'root:x:0:' >"$root/etc/group"
     echo '127.0.0.1 localhost rvmm' >"$root/etc/hosts"
     echo rvmm >"$root/etc/hostname"
-    echo "export PS1='\\u@\\h:\\w\\\$ '" >"$root/etc/profile"
+    echo "export HOME=/root USER=root; cd; export PS1='root@\\h:\\w# '" >"$root/etc/profile"
     : >"$root/etc/resolv.conf"
     cat >"$root/etc/inittab" <<-'END'
-		console::respawn:-/bin/sh -l
+		ttyS0::respawn:-/bin/sh -l
 		::ctrlaltdel:/bin/reboot
 		::shutdown:/bin/umount -a -r
 	END

@@ -31,3 +31,6 @@ pub mod options;
 pub mod snapshot;
 pub mod sys;
 pub mod vmm;
+
+#[cfg(test)]
+mod testing;

@@ -10,8 +10,11 @@
 
 mod error;
 mod holder;
+#[cfg(test)]
+mod model;
 mod open;
 mod raw;
+mod target;
 
 use std::io;
 use std::os::fd::RawFd;

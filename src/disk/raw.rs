@@ -2,36 +2,54 @@
 //!
 //! The file is locked as long as it is open (F_OFD_SETLK): one writer, or any number of readers.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::fd::RawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
-use super::{Config, Disk, Done, Error, Geometry, Request, SECTOR, holder};
+use super::target::Target;
+use super::{Config, Disk, Done, Engine, Error, Geometry, Request, SECTOR, holder};
 use crate::memory::Buffers;
 use crate::sys::file::{self, Hole, Lock};
+use crate::sys::uring::{Completed, Operation, Ring};
 
 /// A raw disk.
 pub struct Raw {
     target: Target,
+    /// `None`: every request finishes inside `submit`.
+    ring: Option<Ring<Buffers, Context>>,
     geometry: Geometry,
     done: Vec<Done>,
+    completed: Vec<Completed<Buffers, Context>>,
 }
 
-/// The file, and what it turned out not to be able to do.
-struct Target {
-    file: File,
-    is_device: bool,
-    no_punch: bool,
-    no_zero: bool,
+/// What is kept beside an operation of the ring.
+struct Context {
+    tag: u64,
+    /// The request, unless it follows from the operation.
+    request: Option<Request>,
 }
 
 impl Raw {
     /// Opens and locks the disk that `config` asks for.
     pub fn open(config: &Config) -> Result<Self, Error> {
         let file = open_locked(&config.path, !config.read_only)?;
-        let path = || config.path.clone();
-        let failed = |action| move |source| Error::Io { action, path: path(), source };
+        Raw::new(file, &config.path, config.read_only, config.engine)
+    }
+
+    /// The disk in an open file, which `path` names in messages.
+    pub(super) fn new(
+        file: File,
+        path: &Path,
+        read_only: bool,
+        engine: Option<Engine>,
+    ) -> Result<Self, Error> {
+        let failed = |action| move |source| Error::Io { action, path: path.into(), source };
         let metadata = file.metadata().map_err(failed("look at"))?;
         let is_device = metadata.file_type().is_block_device();
         let (size, physical_block) = if is_device {
@@ -41,19 +59,36 @@ impl Raw {
             (metadata.len(), u32::try_from(metadata.blksize()).unwrap_or(4096))
         };
         if size == 0 {
-            return Err(Error::Empty { path: path() });
+            return Err(Error::Empty { path: path.into() });
         }
         if !size.is_multiple_of(SECTOR) {
-            return Err(Error::Size { path: path(), size });
+            return Err(Error::Size { path: path.into(), size });
         }
         let geometry = Geometry {
             size,
             physical_block: physical_block.clamp(SECTOR as u32, 1 << 20).next_power_of_two(),
-            read_only: config.read_only,
-            discard: !config.read_only,
+            read_only,
+            discard: !read_only,
         };
-        let target = Target { file, is_device, no_punch: false, no_zero: false };
-        Ok(Raw { target, geometry, done: Vec::new() })
+        let file = Arc::new(file);
+        let ring = match engine {
+            Some(Engine::Sync) => None,
+            _ => match Ring::new(file.clone()) {
+                Ok(ring) => Some(ring),
+                Err(source) if engine.is_some() => return Err(Error::Uring { path: path.into(), source }),
+                Err(error) => {
+                    log::info!("disk {}: no io_uring here ({error}), requests go one by one", path.display());
+                    None
+                }
+            },
+        };
+        Ok(Raw {
+            target: Target::new(file, is_device),
+            ring,
+            geometry,
+            done: Vec::new(),
+            completed: Vec::new(),
+        })
     }
 }
 
@@ -100,96 +135,128 @@ impl Disk for Raw {
     }
 
     fn submit(&mut self, tag: u64, request: Request) {
-        let result = self.target.run(&request);
-        self.done.push(Done { tag, request, result });
+        let Some(ring) = &mut self.ring else {
+            let result = self.target.run(&request);
+            return self.done.push(Done { tag, request, result });
+        };
+        let (operation, request) = match request {
+            Request::Read { offset, buffers } => (Operation::Read { pieces: buffers, skip: 0, offset }, None),
+            Request::Write { offset, buffers } => {
+                (Operation::Write { pieces: buffers, skip: 0, offset }, None)
+            }
+            Request::Flush => (Operation::Sync, None),
+            Request::Discard { offset, len } if self.target.can_punch_to_discard() => {
+                (Operation::Hole { hole: Hole::Punch, offset, len }, Some(request))
+            }
+            Request::WriteZeroes { offset, len, unmap }
+                if let Some(hole) = self.target.hole_for_zeroes(unmap) =>
+            {
+                (Operation::Hole { hole, offset, len }, Some(request))
+            }
+            request => {
+                let result = self.target.run(&request);
+                return self.done.push(Done { tag, request, result });
+            }
+        };
+        ring.push(operation, Context { tag, request });
     }
 
     fn finished(&mut self, done: &mut Vec<Done>) {
         done.append(&mut self.done);
+        while let Some(ring) = &mut self.ring {
+            ring.reap(&mut self.completed);
+            if !self.settle(done) {
+                break;
+            }
+            // There is a rest to hand over.
+        }
+    }
+
+    fn events(&self) -> Vec<RawFd> {
+        self.ring.iter().map(Ring::event).collect()
+    }
+
+    fn drain(&mut self, done: &mut Vec<Done>) {
+        done.append(&mut self.done);
+        while let Some(ring) = self.ring.as_mut().filter(|ring| !ring.is_idle()) {
+            ring.wait(&mut self.completed);
+            self.settle(done);
+        }
     }
 }
 
-impl Target {
-    /// Does a whole request and waits for it.
-    fn run(&mut self, request: &Request) -> io::Result<()> {
-        match *request {
-            Request::Read { offset, ref buffers } => self.read(offset, buffers),
-            Request::Write { offset, ref buffers } => self.write(offset, buffers),
-            Request::Flush => self.file.sync_data(),
-            Request::Discard { offset, len } => self.discard(offset, len),
-            Request::WriteZeroes { offset, len, unmap } => self.write_zeroes(offset, len, unmap),
-        }
-    }
-
-    fn read(&self, offset: u64, buffers: &Buffers) -> io::Result<()> {
-        let mut done = 0;
-        while done < buffers.len() {
-            match file::read_at(&self.file, buffers, done, offset + done as u64)? {
-                // The file became shorter behind our back.
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => done += n,
+impl Raw {
+    /// Finishes the requests of completed operations; returns whether some of them were queued again
+    /// because they did only a part.
+    fn settle(&mut self, done: &mut Vec<Done>) -> bool {
+        let Some(ring) = &mut self.ring else { return false };
+        let mut again = false;
+        for completed in self.completed.drain(..) {
+            match settle(completed, &mut self.target) {
+                Settled::Done(finished) => done.push(finished),
+                Settled::Rest(operation, context) => {
+                    ring.push(operation, context);
+                    again = true;
+                }
             }
         }
-        Ok(())
+        again
     }
+}
 
-    fn write(&self, offset: u64, buffers: &Buffers) -> io::Result<()> {
-        let mut done = 0;
-        while done < buffers.len() {
-            match file::write_at(&self.file, buffers, done, offset + done as u64)? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => done += n,
-            }
-        }
-        Ok(())
-    }
+enum Settled {
+    Done(Done),
+    Rest(Operation<Buffers>, Context),
+}
 
-    /// A hint: where the host cannot do it, nothing happens.
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        if self.no_punch {
-            return Ok(());
+/// Turns a completed operation into a finished request, or into the operation that does the rest.
+fn settle(
+    Completed { operation, context, result }: Completed<Buffers, Context>,
+    target: &mut Target,
+) -> Settled {
+    let tag = context.tag;
+    let (request, result) = match (operation, result) {
+        (operation, Err(error)) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {
+            return Settled::Rest(operation, context);
         }
-        let result = if self.is_device {
-            file::discard_blocks(&self.file, offset, len)
-        } else {
-            file::make_hole(&self.file, Hole::Punch, offset, len)
-        };
-        match result {
-            Err(error) if file::is_unsupported(&error) => {
-                self.no_punch = true;
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        for hole in [Hole::Punch, Hole::Zero] {
-            let known_not_to_work = match hole {
-                Hole::Punch => &mut self.no_punch,
-                Hole::Zero => &mut self.no_zero,
+        (Operation::Read { pieces, skip, offset }, result) => {
+            let result = match result {
+                Ok(0) if skip < pieces.len() => Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) if skip + n < pieces.len() => {
+                    return Settled::Rest(Operation::Read { pieces, skip: skip + n, offset }, context);
+                }
+                other => other.map(drop),
             };
-            if *known_not_to_work || hole == Hole::Punch && !unmap {
-                continue;
-            }
-            match file::make_hole(&self.file, hole, offset, len) {
-                Err(error) if file::is_unsupported(&error) => *known_not_to_work = true,
-                other => return other,
-            }
+            (Request::Read { offset, buffers: pieces }, result)
         }
-        write_zero_bytes(&self.file, offset, len)
-    }
+        (Operation::Write { pieces, skip, offset }, result) => {
+            let result = match result {
+                Ok(0) if skip < pieces.len() => Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) if skip + n < pieces.len() => {
+                    return Settled::Rest(Operation::Write { pieces, skip: skip + n, offset }, context);
+                }
+                other => other.map(drop),
+            };
+            (Request::Write { offset, buffers: pieces }, result)
+        }
+        (Operation::Sync, result) => (Request::Flush, result.map(drop)),
+        (Operation::Hole { .. }, result) => {
+            let request = context.request.unwrap_or(Request::Flush);
+            let result = match result {
+                // This file cannot have holes of this kind: the blocking way knows others.
+                Err(error) if file::is_unsupported(&error) => target.run(&request),
+                other => other.map(drop),
+            };
+            (request, result)
+        }
+    };
+    Settled::Done(Done { tag, request, result })
 }
 
-/// Writes zeroes the hard way.
-fn write_zero_bytes(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
-    let end = offset + len;
-    let mut at = offset;
-    while at < end {
-        let run = (end - at).min(ZEROES.len() as u64);
-        file.write_all_at(&ZEROES[..run as usize], at)?;
-        at += run;
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // The kernel may hold the file a moment longer than we do.
+        self.ring = None;
+        self.target.unlock();
     }
-    Ok(())
 }

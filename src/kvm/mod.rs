@@ -1,6 +1,7 @@
 //! The kernel's virtual machine interface (Documentation/virt/kvm/api.rst), as the monitor uses it.
 
 pub mod probe;
+pub mod state;
 mod vcpu;
 mod vm;
 

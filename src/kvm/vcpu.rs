@@ -29,12 +29,14 @@ pub enum Exit {
 
 /// A virtual CPU. One thread runs it.
 pub struct Vcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
+    /// 32-bit words that KVM's XSAVE has.
+    pub(super) xsave_words: usize,
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd) -> Self {
-        Vcpu { fd }
+    pub(super) fn new(fd: VcpuFd, xsave_words: usize) -> Self {
+        Vcpu { fd, xsave_words }
     }
 
     /// Gives the CPU its identity and features.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Error, Vcpu, ioctl};
+use super::{Error, Vcpu, ioctl, state};
 use crate::irq::Irq;
 use crate::memory::Memory;
 
@@ -21,7 +21,7 @@ pub struct Reserved {
 
 /// A virtual machine. Its memory stays mapped as long as it lives.
 pub struct Vm {
-    fd: VmFd,
+    pub(super) fd: VmFd,
     _memory: Arc<Memory>,
 }
 
@@ -66,6 +66,8 @@ impl Vm {
 
     /// Creates vCPU `index`.
     pub fn vcpu(&self, index: u32) -> Result<Vcpu, Error> {
-        self.fd.create_vcpu(index.into()).map(Vcpu::new).map_err(ioctl("create a vCPU"))
+        let fd = self.fd.create_vcpu(index.into()).map_err(ioctl("create a vCPU"))?;
+        let xsave_bytes = self.fd.check_extension_int(Cap::Xsave2).max(0) as usize;
+        Ok(Vcpu::new(fd, (xsave_bytes / size_of::<u32>()).max(state::LEGACY_WORDS)))
     }
 }

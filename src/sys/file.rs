@@ -155,6 +155,15 @@ pub fn lock(file: &File, lock: Lock) -> io::Result<bool> {
     }
 }
 
+/// Gives the lock back before the file is closed, which may take a moment while the kernel uses it.
+pub fn unlock(file: &File) {
+    // SAFETY: all zeroes is a valid flock.
+    let mut request: libc::flock = unsafe { zeroed() };
+    request.l_type = libc::F_UNLCK as c_short;
+    // SAFETY: F_OFD_SETLK reads one flock.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,4 +7,5 @@ pub mod signals;
 pub mod socket;
 pub mod tap;
 pub mod terminal;
+pub mod uring;
 pub mod user;

@@ -69,13 +69,13 @@ impl Machine {
     /// Loads the kernel with its tables and puts every vCPU at its start: the first at the kernel's entry, the
     /// others waiting to be called.
     fn load_guest(&self, vcpus: &[Vcpu]) -> Result<(), Error> {
-        let tables = acpi::build(&self.acpi());
+        let hardware = self.acpi();
         let config = boot::Config {
             kernel: &self.guest.kernel,
             preference: Preference::default(),
             initrd: self.guest.initrd.as_ref(),
             cmdline: &self.guest.command_line,
-            acpi: Some(&tables),
+            acpi: Some(&hardware),
             gib_pages: cpuid::has_gib_pages(&self.cpuid),
         };
         let start = boot::load(&self.memory, &config)?;
@@ -99,13 +99,16 @@ impl Machine {
     /// What the guest is told of its hardware.
     fn acpi(&self) -> acpi::Config {
         let device = |slot: usize| acpi::MmioDevice {
-            base: registers(slot),
+            base: registers(slot) as u32,
             size: layout::VIRTIO_STRIDE as u32,
             gsi: layout::VIRTIO_GSI + slot as u32,
         };
         acpi::Config {
             cpus: self.config.vcpu_count,
             virtio: (0..self.functions.len()).map(device).collect(),
+            com1: true,
+            i8042: false,
+            pvpanic: true,
             vmgenid: None,
         }
     }

@@ -100,8 +100,16 @@ pub fn start_watchdog() {
     start_timer(TIMER_PERIODIC, 100_000_000);
 }
 
+/// Masks every input of the two 8259 interrupt controllers that the machine may have beside the I/O APIC:
+/// they see the same lines, and would report them with the vectors of exceptions.
+fn mask_pics() {
+    cpu::out8(0x21, 0xff);
+    cpu::out8(0xa1, 0xff);
+}
+
 /// Routes an input of the I/O APIC, edge triggered and active high, to this CPU; gives the vector.
 pub fn route(gsi: u8) -> u8 {
+    mask_pics();
     let vector = GSI_BASE + gsi;
     let register = 0x10 + 2 * u32::from(gsi);
     io_write(register + 1, id() << 24);

@@ -99,16 +99,25 @@ pub fn line() -> &'static [u8] {
     unsafe { core::ffi::CStr::from_ptr(start.cast()).to_bytes() }
 }
 
-/// The value of the last `key=value`: what comes later wins, as in Linux.
+/// The values of some `key=value`s, found in one pass: the last one wins, as in Linux.
 #[inline(always)]
-pub fn value(key: &str) -> Option<&'static [u8]> {
-    let mut found = None;
+pub fn values<const N: usize>(keys: [&str; N]) -> [Option<&'static [u8]>; N] {
+    let mut found = [None; N];
     for word in words() {
-        if word.len() > key.len() && word[key.len()] == b'=' && word.starts_with(key.as_bytes()) {
-            found = Some(&word[key.len() + 1..]);
+        for (key, value) in keys.iter().zip(&mut found) {
+            if word.len() > key.len() && word[key.len()] == b'=' && word.starts_with(key.as_bytes()) {
+                *value = Some(&word[key.len() + 1..]);
+            }
         }
     }
     found
+}
+
+/// The value of one `key=value`.
+#[inline(always)]
+pub fn value(key: &str) -> Option<&'static [u8]> {
+    let [value] = values([key]);
+    value
 }
 
 /// Whether the bare word is there.

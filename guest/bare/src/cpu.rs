@@ -112,6 +112,14 @@ pub fn let_interrupts_in() {
     unsafe { asm!("sti", "nop", "nop", "cli") }
 }
 
+/// The privilege level that this runs at.
+pub fn ring() -> u16 {
+    let code: u16;
+    // SAFETY: reading the selector changes nothing.
+    unsafe { asm!("mov {:x}, cs", out(reg) code, options(nomem, nostack, preserves_flags)) }
+    code & 3
+}
+
 /// Stops this CPU; only INIT, NMI or the VMM can change that.
 pub fn halt() -> ! {
     loop {

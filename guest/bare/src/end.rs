@@ -28,10 +28,15 @@ pub fn by(name: &[u8]) -> ! {
         b"qemu-exit" => cpu::out8(QEMU_DEBUG_EXIT, 0),
         b"triple" => cpu::triple_fault(),
         b"panic" => cpu::out8(PVPANIC, 1),
-        b"spin" => loop {
-            core::hint::spin_loop();
-        },
+        b"spin" => spin(),
         _ => {}
     }
-    cpu::halt()
+    // It takes the VMM a moment to end the machine.
+    if cpu::ring() == 0 { cpu::halt() } else { spin() }
+}
+
+fn spin() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
 }

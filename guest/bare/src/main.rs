@@ -33,8 +33,10 @@ fn check(reason: &'static str, got: impl Into<u64>, wanted: impl Into<u64>) -> R
     if got == wanted { Ok(()) } else { Err(Failure { reason, got, wanted }) }
 }
 
+const DEFAULT_TEST: &[u8] = b"hello";
+
 fn test_name() -> &'static [u8] {
-    cmdline::value("test").unwrap_or(b"hello")
+    cmdline::value("test").unwrap_or(DEFAULT_TEST)
 }
 
 /// Called by the entry code of boot.rs, once, on the first CPU, with interrupts off. Beside the entry
@@ -53,9 +55,10 @@ extern "C" fn main(info: u64, protocol: u32) -> ! {
 fn test(info: u64, protocol: u32, line: u64) -> ! {
     boot::remember(info, protocol);
     cmdline::remember(line);
-    let name = test_name();
+    let [name, end] = cmdline::values(["test", "end"]);
+    let name = name.unwrap_or(DEFAULT_TEST);
     if name == b"exit" {
-        end::end()
+        end::by(end.unwrap_or(b""))
     }
     if cmdline::flag("debugcon") {
         serial::use_debugcon();

@@ -7,7 +7,7 @@ use super::boot_params::BootParams;
 use super::kernel::{Kernel, Preference, Protocol};
 use super::memory_map::{low_ram_end, ranges};
 use super::registers::Start;
-use super::{Error, Initrd, initrd, layout, page_tables, pvh};
+use super::{Error, Initrd, acpi, initrd, layout, page_tables, pvh};
 use crate::memory::Memory;
 
 /// What is booted and how.
@@ -20,8 +20,8 @@ pub struct Config<'a> {
     pub initrd: Option<&'a Initrd>,
     /// The kernel command line.
     pub cmdline: &'a str,
-    /// The ACPI tables, which are placed at [`layout::ACPI`]; the root pointer comes first.
-    pub acpi: Option<&'a [u8]>,
+    /// What the ACPI tables describe; without it there are none.
+    pub acpi: Option<&'a acpi::Config>,
     /// The CPU has 1 GiB pages (CPUID 0x80000001, EDX bit 26).
     pub gib_pages: bool,
 }
@@ -43,10 +43,8 @@ pub fn load(memory: &Memory, config: &Config) -> Result<Start, Error> {
         None => None,
     };
     write(memory, "command line", layout::COMMAND_LINE, config.cmdline.as_bytes())?;
-    if let Some(tables) = config.acpi {
-        write(memory, "ACPI tables", layout::ACPI, tables)?;
-    }
-    let handover = Handover { memory, config, initrd };
+    let rsdp = config.acpi.map(|acpi| write_acpi(memory, acpi)).transpose()?;
+    let handover = Handover { memory, config, initrd, rsdp };
     let start = match &entry.protocol {
         Protocol::Pvh { entry } => handover.pvh(*entry)?,
         Protocol::Linux64 { entry: start } => handover.linux64(*start, entry.end.0, None)?,
@@ -75,6 +73,15 @@ fn load_initrd(memory: &Memory, initrd: &Initrd, kernel_end: u64, limit: u64) ->
     Ok((start, size))
 }
 
+fn write_acpi(memory: &Memory, config: &acpi::Config) -> Result<u64, Error> {
+    let tables = acpi::build(config);
+    if tables.bytes.len() > layout::ACPI_SIZE {
+        return Err(Error::AcpiSize { size: tables.bytes.len(), limit: layout::ACPI_SIZE });
+    }
+    write(memory, "ACPI tables", tables.rsdp, &tables.bytes)?;
+    Ok(tables.rsdp.0)
+}
+
 fn write(memory: &Memory, what: &'static str, at: GuestAddress, bytes: &[u8]) -> Result<(), Error> {
     memory.write_slice(bytes, at).map_err(|source| Error::Write { what, address: at.0, source })
 }
@@ -84,15 +91,12 @@ struct Handover<'a> {
     memory: &'a Memory,
     config: &'a Config<'a>,
     initrd: Option<(u64, u64)>,
+    rsdp: Option<u64>,
 }
 
 impl Handover<'_> {
-    fn rsdp(&self) -> Option<u64> {
-        self.config.acpi.map(|_| layout::ACPI.0)
-    }
-
     fn pvh(&self, entry: GuestAddress) -> Result<Start, Error> {
-        for (at, bytes) in pvh::start_info(&ranges(self.memory), self.initrd, self.rsdp()) {
+        for (at, bytes) in pvh::start_info(&ranges(self.memory), self.initrd, self.rsdp) {
             write(self.memory, "PVH start information", at, &bytes)?;
         }
         Ok(Start::Pvh { entry })
@@ -104,7 +108,7 @@ impl Handover<'_> {
             map: &ranges(self.memory),
             cmdline_len: self.config.cmdline.len(),
             initrd: self.initrd,
-            rsdp: self.rsdp(),
+            rsdp: self.rsdp,
         };
         write(self.memory, "boot parameters", layout::ZERO_PAGE, params.build().as_slice())?;
         for (at, bytes) in page_tables::identity(end, self.config.gib_pages) {

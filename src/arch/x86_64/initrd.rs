@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn goes_as_high_as_possible() {
         assert_eq!(place(1, 0x20_0000, u64::MAX, 128 * MIB).unwrap(), 128 * MIB - PAGE);
-        assert_eq!(place(PAGE + 1, 0x20_0000, 0x7fff_ffff, 3 << 30).unwrap(), 0x7fff_d000);
+        assert_eq!(place(PAGE + 1, 0x20_0000, 0x7fff_ffff, 3 << 30).unwrap(), 0x7fff_e000);
         assert_eq!(place(5 * MIB, 0x20_0000, u64::MAX, 1 << 40).unwrap(), layout::HOLE_START - 5 * MIB);
     }
 

@@ -82,6 +82,14 @@ pub enum Error {
         /// Its offset in bytes.
         offset: usize,
     },
+    /// So many CPUs that their description is longer than its place.
+    #[error("ACPI tables have {size} bytes, at most {limit} fit")]
+    AcpiSize {
+        /// Their size in bytes.
+        size: usize,
+        /// How many bytes fit.
+        limit: usize,
+    },
     /// The machine has too little RAM for even the boot structures.
     #[error("Cannot write the {what} at {address:#x}: the machine has too little memory")]
     Write {

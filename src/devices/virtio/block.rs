@@ -9,6 +9,8 @@
 
 mod config;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,

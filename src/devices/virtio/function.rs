@@ -24,6 +24,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::queues::BUDGET;
 use super::{Lent, Violation, VirtioDevice};
 use crate::irq::Irq;
 use crate::memory::Memory;
@@ -170,13 +171,16 @@ impl Function {
         if value == 0 {
             return self.reset();
         }
-        let added = value & !self.status & !NEEDS_RESET;
+        let added = value & 0xff & !self.status & !NEEDS_RESET;
         self.status |= added;
         if added & FEATURES_OK != 0 && !self.acceptable(self.features) {
             self.status &= !FEATURES_OK;
         }
-        if added & DRIVER_OK != 0 && self.status & FEATURES_OK != 0 {
-            self.start();
+        if added & DRIVER_OK != 0 {
+            match self.status & FEATURES_OK {
+                0 => self.status &= !DRIVER_OK,
+                _ => self.start(),
+            }
         }
     }
 
@@ -229,20 +233,21 @@ impl Function {
         let mut lent = Lent {
             memory: &self.memory,
             queues: &mut self.queues,
+            budget: BUDGET,
+            starved: 0,
             used: 0,
             interrupt: &self.interrupt,
-            again: 0,
             changed: false,
         };
         let result = call(self.device.as_mut(), &mut lent);
         lent.notify();
-        let Lent { again, changed, .. } = lent;
+        let Lent { starved, changed, .. } = lent;
         if changed {
             self.generation = self.generation.wrapping_add(1);
             self.interrupt.raise(CONFIG_CHANGE);
         }
         for (index, kick) in self.kicks.iter().enumerate() {
-            if again & 1 << index != 0 {
+            if starved & 1 << index != 0 {
                 let _ = kick.write(1);
             }
         }

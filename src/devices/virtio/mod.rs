@@ -14,6 +14,8 @@
 
 mod function;
 pub mod mmio;
+#[cfg(test)]
+pub(crate) mod mock;
 mod queues;
 mod worker;
 

@@ -53,15 +53,11 @@ pub fn run() -> Result {
 
 extern "C" fn in_ring_3() -> ! {
     let loops = cmdline::number("loops", 100_000_000).max(1);
-    let code: u16;
     let start = cpu::tsc();
     // SAFETY: a loop without effect.
-    unsafe {
-        asm!("2:", "dec {loops}", "jnz 2b", "mov {code:x}, cs",
-            loops = inout(reg) loops => _, code = out(reg) code, options(nomem, nostack))
-    }
+    unsafe { asm!("2:", "dec {loops}", "jnz 2b", loops = inout(reg) loops => _, options(nomem, nostack)) }
     let took = cpu::tsc() - start;
-    if code & 3 == 3 {
+    if cpu::ring() == 3 {
         print!("user: ", loops, " loops took ", took, " tsc\nOK user\n");
     } else {
         print!("FAIL user: not in ring 3\n");

@@ -242,7 +242,7 @@ fn find_pvh_entry(mut notes: &[u8], align: usize) -> Option<u64> {
         if name == b"Xen\0" && note.n_type == PHYS32_ENTRY {
             return number(description);
         }
-        notes = rest.get((at + len).next_multiple_of(align)..)?;
+        notes = rest.get((head.len() + at + len).next_multiple_of(align) - head.len()..)?;
     }
 }
 
@@ -254,3 +254,6 @@ fn number(bytes: &[u8]) -> Option<u64> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@
 
 pub mod elf;
 mod error;
+#[cfg(test)]
+mod fake;
 mod identify;
 pub(super) mod source;
 
