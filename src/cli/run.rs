@@ -3,7 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Common, Failure, exit};
+use log::warn;
+
+use super::output::Failure;
+use super::{Common, exit, machines};
+use crate::api::name::Name;
+use crate::api::runtime::Entry;
+use crate::api::{Server, Service};
 use crate::arch::x86_64::cpuid::Mask;
 use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
 use crate::console;
@@ -11,7 +17,7 @@ use crate::devices::virtio;
 use crate::options;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
-use crate::vmm::{Environment, Outcome, Vmm};
+use crate::vmm::{Environment, Outcome, Vmm, chain};
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
 const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
@@ -20,6 +26,9 @@ const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
 #[derive(clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct Args {
+    /// Name of the machine, by which `rvmm ps`, `stop` and the others know it [default: a random one]
+    #[arg(long, value_name = "NAME")]
+    name: Option<Name>,
     /// Kernel to boot: ELF or bzImage, also a distribution's /boot/vmlinuz-*
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -63,7 +72,9 @@ pub struct Args {
 /// Boots a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.stop_timeout);
+    let name = args.name.clone();
     let config = configure(args)?;
+    let entry = enter(name.as_ref(), common)?;
     let environment = Environment {
         kernel_cache: cache_directory(),
         // Before any thread starts, so that every thread inherits the mask.
@@ -74,11 +85,40 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         terminal::restore();
         eprintln!("rvmm: internal error: {panic}");
     }));
-    let outcome = Vmm::new(config, environment).map(|mut vmm| vmm.run());
+    let outcome = boot(config, environment, entry.as_ref());
     terminal::restore();
-    let outcome = outcome.map_err(Failure::usage)?;
+    let outcome = outcome?;
     report(&outcome, common);
     Ok(exit::status(&outcome))
+}
+
+/// Enters the machine in the runtime directory. A machine that nobody named runs without, too.
+fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure> {
+    let directory = machines::directory(common);
+    match name {
+        Some(name) => directory.claim(name).map(Some).map_err(Failure::usage),
+        None => match directory.claim_any() {
+            Ok(entry) => Ok(Some(entry)),
+            Err(error) => {
+                warn!("`rvmm ps` will not know this machine: {}", chain(&error));
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// Runs a machine and answers for it until it ends.
+fn boot(config: VmConfig, environment: Environment, entry: Option<&Entry>) -> Result<Outcome, Failure> {
+    let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
+    let mut vmm = Vmm::new(config, environment).map_err(Failure::usage)?;
+    let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
+    let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
+    let server = server.transpose().map_err(Failure::usage)?;
+    let outcome = vmm.run();
+    // In this order: a request that came too late is answered when the monitor is gone, and waited for by the server.
+    drop(vmm);
+    drop(server);
+    Ok(outcome)
 }
 
 /// Says how the machine ended, if that is worth a word.

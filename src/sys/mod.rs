@@ -5,6 +5,8 @@ pub mod frozen;
 pub mod process;
 pub mod random;
 pub mod signals;
+pub mod socket;
 pub mod tap;
 pub mod terminal;
 pub mod uring;
+pub mod user;

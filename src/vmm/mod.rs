@@ -187,9 +187,9 @@ impl Vmm {
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
             Message::Request(request, sender) => {
-                let ends = matches!(request, Request::Stop { force: true });
-                let _ = sender.send(self.request(request));
-                ends.then_some(Outcome::Stopped)
+                let (response, outcome) = self.request(request);
+                let _ = sender.send(response);
+                outcome
             }
         }
     }
@@ -219,26 +219,31 @@ impl Vmm {
         None
     }
 
-    fn request(&mut self, request: Request) -> Response {
-        request.check(self.state)?;
+    /// The answer, and the end of the machine if that was asked for.
+    fn request(&mut self, request: Request) -> (Response, Option<Outcome>) {
+        if let Err(error) = request.check(self.state) {
+            return (Err(error), None);
+        }
+        let mut outcome = None;
         match request {
-            Request::Describe => return Ok(self.describe()),
+            Request::Describe => return (Ok(self.describe()), None),
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
-            Request::Stop { force: false } => {
-                self.press_power_button();
-            }
-            Request::Stop { force: true } => {}
+            Request::Stop { force: false } => outcome = self.press_power_button(),
+            Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
-        Ok(json!({ "state": self.state }))
+        (Ok(json!({ "state": self.state })), outcome)
     }
 
     fn describe(&self) -> serde_json::Value {
+        let uptime = self.milestones.first().map_or(Duration::ZERO, |first| first.at.elapsed());
         json!({
             "state": self.state,
             "stalled": self.stalled,
             "pid": std::process::id(),
+            "uptime_ms": uptime.as_millis() as u64,
+            "stop_timeout_ms": self.grace.as_millis() as u64,
             "vmm_version": env!("CARGO_PKG_VERSION"),
             "config": self.config,
         })
