@@ -14,6 +14,7 @@ use crate::arch::x86_64::cpuid::Mask;
 use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
 use crate::console;
 use crate::devices::virtio;
+use crate::net::user as net;
 use crate::options;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
@@ -156,18 +157,50 @@ fn configure(args: Args) -> Result<VmConfig, Failure> {
     config.boot_source.initrd_path = args.initrd.or(config.boot_source.initrd_path);
     config.no_reboot |= args.no_reboot;
     config.devices.extend(args.devices);
+    let root = root(&config.devices);
+    complete(&mut config.devices);
     let boot_args = &mut config.boot_source.boot_args;
     if let Some(only) = args.cmdline_only {
         *boot_args = only;
     } else {
         if boot_args.is_empty() {
-            *boot_args = CMDLINE.into();
+            *boot_args = format!("{CMDLINE}{root}");
         }
         if let Some(more) = args.cmdline {
             *boot_args = format!("{boot_args} {more}");
         }
     }
     Ok(config)
+}
+
+/// Where the guest finds its root file system: on the disk that says so, else on the first.
+fn root(devices: &virtio::Configs) -> String {
+    let disks = &devices.block;
+    let index = disks.iter().position(|disk| disk.is_root_device).unwrap_or(0);
+    match (disks.get(index), u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index))) {
+        (Some(disk), Some(letter)) => {
+            let access = if disk.is_read_only { "ro" } else { "rw" };
+            format!(" root=/dev/vd{} {access}", char::from(letter))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, and a
+/// source of entropy.
+fn complete(devices: &mut virtio::Configs) {
+    if devices.net.is_empty() {
+        match net::installed() {
+            true => devices.net.push(virtio::net::Config::user()),
+            false => warn!(
+                "the machine has no network: passt is not installed (apt install passt), and no --net is given"
+            ),
+        }
+    }
+    devices.net.retain(|interface| !interface.is_none());
+    if devices.rng.is_empty() {
+        devices.rng.push(virtio::rng::Config::default());
+    }
 }
 
 fn set<T>(value: &mut T, new: Option<T>) {
