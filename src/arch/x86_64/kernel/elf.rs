@@ -60,11 +60,6 @@ impl Elf {
         Ok(elf)
     }
 
-    /// Guest-physical address of the PVH entry, if the kernel has one.
-    pub fn pvh_entry(&self) -> Option<GuestAddress> {
-        self.pvh_entry.map(GuestAddress)
-    }
-
     /// Copies the segments into `memory`, which must read as zeroes there. What the file does not fill is not touched.
     ///
     /// # Errors

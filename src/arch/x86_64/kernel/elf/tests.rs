@@ -48,7 +48,7 @@ fn the_note_is_found_among_others() {
             note(align, b"Xen\0", 18, &(PVH).to_le_bytes()),
         ];
         let elf = FakeElf::new(START).segment(START, 0x1000, b"").notes(align as u64, &notes.concat());
-        assert_eq!(parse(&elf).unwrap().pvh_entry(), Some(GuestAddress(PVH)), "alignment {align}");
+        assert_eq!(parse(&elf).unwrap().pvh_entry, Some(PVH), "alignment {align}");
     }
 }
 
