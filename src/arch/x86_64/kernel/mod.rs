@@ -148,8 +148,12 @@ fn unpack(source: Source, metadata: &Metadata, cache: Option<&Path>) -> Result<(
         return Ok(known);
     }
     let kernel = Source::Bytes(compression.decompress(&payload)?);
-    let Ok(elf) = Elf::parse(&kernel) else { return Ok((source, Image::BzImage(image))) };
-    Ok((keep(kernel, cache, metadata), Image::Elf(elf)))
+    let packed = match (Elf::parse(&kernel), &kernel) {
+        (Ok(elf), Source::Bytes(bytes)) => Source::Bytes(elf.pack(bytes)),
+        _ => return Ok((source, Image::BzImage(image))),
+    };
+    let elf = Elf::parse(&packed)?;
+    Ok((keep(packed, cache, metadata), Image::Elf(elf)))
 }
 
 fn elf(source: Source) -> Option<(Source, Image)> {
