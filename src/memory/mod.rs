@@ -1,8 +1,10 @@
 //! Guest RAM: how it is mapped in this process, and the pieces of it that are lent to I/O.
 
 mod buffers;
+mod vectored;
 
 pub use buffers::Buffers;
+pub use vectored::MAX_PIECES;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
