@@ -1,6 +1,7 @@
 //! A small driver and a link of plain memory, and the device between them.
 
 mod driver;
+mod tap;
 
 use std::collections::VecDeque;
 use std::io;
