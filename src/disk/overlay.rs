@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use super::{Disk, Done, Engine, Error, Geometry, Raw, Request, raw};
 use crate::memory::Buffers;
-use crate::slab::Slab;
+use crate::sys::slab::Slab;
 
 use file::Layout;
 use map::{BLOCK, Map};

@@ -60,6 +60,19 @@ impl Buffers {
         Ok(())
     }
 
+    /// Appends all pieces of `other`, which is over the same memory.
+    pub fn extend(&mut self, other: &Buffers) {
+        assert!(Arc::ptr_eq(&self.memory, &other.memory), "pieces of one memory");
+        self.iovecs.extend_from_slice(&other.iovecs);
+        self.len += other.len;
+    }
+
+    /// Takes all pieces out; room for them stays allocated.
+    pub fn clear(&mut self) {
+        self.iovecs.clear();
+        self.len = 0;
+    }
+
     /// Bytes in all pieces together.
     pub fn len(&self) -> usize {
         self.len

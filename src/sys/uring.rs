@@ -17,7 +17,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::file::{Hole, Pieces, window};
-use crate::slab::Slab;
+use crate::sys::slab::Slab;
 
 /// Submissions in one batch; more are handed over in several batches.
 const ENTRIES: u32 = 128;

@@ -28,7 +28,7 @@ use super::{Chain, Context, Error, Lent, VirtioDevice, Violation};
 use crate::disk::{self, Disk, Done, Request};
 use crate::memory::Buffers;
 use crate::notice::{Notice, Notifier};
-use crate::slab::Slab;
+use crate::sys::slab::Slab;
 use crate::snapshot::{self, Persist, Saved};
 
 pub use config::{Cache, Config};

@@ -171,7 +171,7 @@ impl Function {
         if value == 0 {
             return self.reset();
         }
-        let added = value & !self.status & !NEEDS_RESET;
+        let added = value & 0xff & !self.status & !NEEDS_RESET;
         self.status |= added;
         if added & FEATURES_OK != 0 && !self.acceptable(self.features) {
             self.status &= !FEATURES_OK;
@@ -237,10 +237,15 @@ impl Function {
             starved: 0,
             used: 0,
             interrupt: &self.interrupt,
+            changed: false,
         };
         let result = call(self.device.as_mut(), &mut lent);
         lent.notify();
-        let starved = lent.starved;
+        let Lent { starved, changed, .. } = lent;
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+            self.interrupt.raise(CONFIG_CHANGE);
+        }
         for (index, kick) in self.kicks.iter().enumerate() {
             if starved & 1 << index != 0 {
                 let _ = kick.write(1);

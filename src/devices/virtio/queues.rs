@@ -57,6 +57,8 @@ pub struct Lent<'a> {
     /// Queues that got used buffers during this call: their driver may want an interrupt.
     pub(super) used: u64,
     pub(super) interrupt: &'a Interrupt,
+    /// The configuration space has changed.
+    pub(super) changed: bool,
 }
 
 impl Lent<'_> {
@@ -106,7 +108,8 @@ impl Lent<'_> {
         Ok(Some(taken))
     }
 
-    /// Puts the chain that was taken last back: the next [`take`](Self::take) gives it again.
+    /// Puts the chain that was taken last back: the next [`take`](Self::take) gives it again. Any number of chains
+    /// can be put back one after the other, as long as none of them was given.
     pub fn put_back(&mut self, index: usize) {
         if let Some(queue) = self.queues.get_mut(index) {
             queue.go_to_previous_position();
@@ -136,6 +139,16 @@ impl Lent<'_> {
         if wanted {
             self.interrupt.raise(USED_BUFFERS);
         }
+    }
+
+    /// The device stops with work left in queue `index`, so that others have their turn: it is kicked again soon.
+    pub fn again(&mut self, index: usize) {
+        self.starved |= 1 << index;
+    }
+
+    /// The configuration space has changed: the driver is to read it again.
+    pub fn config_changed(&mut self) {
+        self.changed = true;
     }
 
     /// Guest RAM.

@@ -1,0 +1,180 @@
+//! A link for everyone: passt, a process without privileges, turns the guest's frames into ordinary sockets of the
+//! host (`passt(1)`). It answers ARP, DHCP and neighbour discovery, so the guest configures itself.
+//!
+//! ```text
+//!   open ──► socketpair, ports probed ── start ──► passt runs ── it ends ──► link down
+//!                                                      │
+//!                                 this process ends, however ──► its end of the socketpair closes, passt ends
+//! ```
+//!
+//! passt serves one connection and ends with it. So no passt outlives its machine, even one that is killed: the
+//! kernel closes the socket. (A parent-death signal would not do: it follows the thread that started passt, and is
+//! lost when passt, started as root, becomes nobody.)
+
+use std::io::{self, BufRead, BufReader, PipeReader};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{fs, thread};
+
+use log::{debug, error, warn};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Framed, Link, Offloads, Protocol, Publish, Received, resolver};
+use crate::memory::Buffers;
+use crate::sys::process::{self, Child, GIVEN_FD};
+
+/// Largest packet in bytes: what fits into the frames of passt.
+const MTU: u16 = 65_520;
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Ports of the host that lead to the guest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Publish>,
+    /// The guest reaches the host's loopback by the address of its gateway. Otherwise the host is closed to it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub map_gw: bool,
+}
+
+/// Whether this host can run user networking.
+pub fn installed() -> bool {
+    process::find("passt").is_some()
+}
+
+/// A link that is served by passt.
+pub struct User {
+    framed: Framed,
+    config: Config,
+    passt: PathBuf,
+    /// The other end, until passt has it.
+    theirs: Option<UnixStream>,
+}
+
+impl User {
+    /// Finds passt and checks that the ports are free. It is not started yet.
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let passt = process::find("passt").ok_or(Error::NoPasst)?;
+        for publish in &config.publish {
+            publish.probe().map_err(|(address, source)| Error::Publish {
+                address,
+                protocol: publish.protocol,
+                source,
+            })?;
+        }
+        let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
+        let framed = Framed::new(ours).map_err(Error::Socket)?;
+        Ok(User { framed, config: config.clone(), passt, theirs: Some(theirs) })
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> = ["--foreground", "--quiet", "--fd"].map(String::from).into();
+        arguments.push(GIVEN_FD.to_string());
+        arguments.extend(["--mtu".into(), MTU.to_string()]);
+        if !self.config.map_gw {
+            arguments.push("--no-map-gw".into());
+            let read = |path| fs::read_to_string(path).unwrap_or_default();
+            let has_dns_host = || knows(&self.passt, "--dns-host");
+            arguments.extend(resolver::arguments(
+                &read(resolver::RESOLV_CONF),
+                &read(resolver::UPSTREAM),
+                has_dns_host,
+            ));
+        }
+        for (flag, protocol) in [("--tcp-ports", Protocol::Tcp), ("--udp-ports", Protocol::Udp)] {
+            let mut specs =
+                self.config.publish.iter().filter(|publish| publish.protocol == protocol).peekable();
+            // A forwarded TCP port would bring the UDP port of the same number with it.
+            if specs.peek().is_none() {
+                arguments.extend([flag.into(), "none".into()]);
+            }
+            for Publish { address, host, guest, .. } in specs {
+                let address = address.map_or(String::new(), |address| format!("{address}/"));
+                arguments.extend([flag.into(), format!("{address}{host}:{guest}")]);
+            }
+        }
+        arguments
+    }
+}
+
+/// Whether `program` mentions `option` in its help.
+fn knows(program: &Path, option: &str) -> bool {
+    let help = Command::new(program).arg("--help").env_clear().stdin(Stdio::null()).output();
+    help.is_ok_and(|help| {
+        let text = [help.stdout, help.stderr].concat();
+        String::from_utf8_lossy(&text).split_whitespace().any(|word| word == option)
+    })
+}
+
+/// Logs what passt has to say, and its end if that was not in order.
+fn listen(child: Child, stderr: PipeReader) {
+    let mut last = String::new();
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        let line = line.trim();
+        // It complains that there is no system log, and warns of what we know.
+        if line.is_empty()
+            || ["Failed to send ", "Don't run as root", "Started as root"]
+                .iter()
+                .any(|noise| line.starts_with(noise))
+        {
+            continue;
+        }
+        warn!("passt: {line}");
+        last = line.into();
+    }
+    match child.wait() {
+        Ok(status) if status.success() => debug!("passt has ended"),
+        Ok(status) if last.is_empty() => error!("passt has failed ({status})"),
+        Ok(status) => error!("passt has failed ({status}): {last}"),
+        Err(error) => error!("passt is lost: {error}"),
+    }
+}
+
+impl Link for User {
+    /// passt never looks at the checksums of the guest's packets: it takes them apart, and the host's kernel makes
+    /// packets of its own.
+    fn offloads(&self) -> Offloads {
+        Offloads { checksum: true, ..Offloads::default() }
+    }
+
+    fn mtu(&self) -> u16 {
+        MTU
+    }
+
+    fn start(&mut self, offloads: Offloads) -> io::Result<()> {
+        self.framed.mark_valid(offloads.checksum);
+        let Some(theirs) = &self.theirs else { return Ok(()) };
+        let arguments = self.arguments();
+        debug!("Starting {} {}", self.passt.display(), arguments.join(" "));
+        let (child, stderr) = process::spawn(&self.passt, &arguments, theirs.as_fd())?;
+        self.theirs = None;
+        thread::Builder::new()
+            .name("passt".into())
+            .stack_size(256 << 10)
+            .spawn(move || listen(child, stderr))?;
+        Ok(())
+    }
+
+    fn event(&self) -> RawFd {
+        self.framed.socket().as_raw_fd()
+    }
+
+    fn wake(&mut self) -> io::Result<()> {
+        self.framed.flush().map(drop)
+    }
+
+    fn room(&mut self) -> io::Result<Option<usize>> {
+        self.framed.room()
+    }
+
+    fn receive(&mut self, buffers: &Buffers) -> io::Result<Received> {
+        self.framed.receive(buffers)
+    }
+
+    fn send(&mut self, frame: &Buffers) -> io::Result<bool> {
+        self.framed.send(frame)
+    }
+}
