@@ -112,7 +112,10 @@ impl Service {
     fn save(&self, body: &[u8]) -> Result<Response, Response> {
         let Snapshot { path, base, stop } = parse(body)?;
         if !path.is_absolute() || base.as_ref().is_some_and(|base| !base.is_absolute()) {
-            return Err(Response::fault(400, "Paths must be absolute: the machine has a directory of its own"));
+            return Err(Response::fault(
+                400,
+                "Paths must be absolute: the machine has a directory of its own",
+            ));
         }
         self.ask(Request::Save(Save { target: path, base, stop })).map(Response::ok)
     }

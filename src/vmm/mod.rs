@@ -142,7 +142,8 @@ impl Vmm {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
         let Environment { grace, paused, .. } = environment;
-        let (machine, subscribers) = build::machine(&config, restore, environment.kernel_cache, inbox.outbox())?;
+        let (machine, subscribers) =
+            build::machine(&config, restore, environment.kernel_cache, inbox.outbox())?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }
@@ -199,6 +200,10 @@ impl Vmm {
             }),
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
+            Message::Request(Request::Save(save), sender) => {
+                self.save(save, sender);
+                None
+            }
             Message::Request(request, sender) => {
                 let (response, outcome) = self.request(request);
                 let _ = sender.send(response);

@@ -200,7 +200,8 @@ impl Capture {
         let start = Instant::now();
         let mut draft = Draft::new(&save.target)?;
         let base = save.base.as_deref().map(Path::canonicalize).transpose()?;
-        let chain = base.as_deref().map(|base| Chain::open(&Bundle::open(base)?.memory()?).map_err(LoadError::from));
+        let chain =
+            base.as_deref().map(|base| Chain::open(&Bundle::open(base)?.memory()?).map_err(LoadError::from));
         let chain = chain.transpose()?;
         draft.add(CONFIG, &serde_json::to_vec_pretty(&self.config)?)?;
         draft.add(STATE, &serde_json::to_vec(&self.state)?)?;
