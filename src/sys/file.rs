@@ -131,6 +131,18 @@ pub fn physical_block_size(device: &File) -> io::Result<u32> {
     Ok(size)
 }
 
+/// The first byte at or after `offset` that is not in a hole; `None` if there is only a hole.
+pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    // SAFETY: the call takes no pointers. It moves the file's position, which nobody uses.
+    match retry(|| unsafe { libc::lseek(file.as_raw_fd(), offset as i64, libc::SEEK_DATA) }) {
+        Ok(data) => Ok(Some(data as u64)),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        // A file system that knows no holes.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Some(offset)),
+        Err(error) => Err(error),
+    }
+}
+
 /// How a file is shared with other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
