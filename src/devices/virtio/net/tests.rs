@@ -354,7 +354,7 @@ fn reads_its_options() {
 fn reads_firecrackers_json() {
     let text = r#"{"iface_id": "eth0", "guest_mac": "AA:FC:00:00:00:01", "host_dev_name": "tap0"}"#;
     let config: Config = serde_json::from_str(text).unwrap();
-    assert_eq!(config, Config { iface_id: "eth0".into(), ..format!("tap=tap0,mac=aa:fc:00:00:00:01").parse().unwrap() });
+    assert_eq!(config, Config { iface_id: "eth0".into(), .."tap=tap0,mac=aa:fc:00:00:00:01".parse().unwrap() });
     let user: Config = serde_json::from_str(r#"{"user": {"publish": ["[::1]:8080:80"]}}"#).unwrap();
     assert_eq!(user, "user,publish=[::1]:8080:80".parse().unwrap());
     let back = serde_json::to_string(&user).unwrap();
