@@ -3,23 +3,34 @@
 //! Modules stand on floors; a module uses only modules on a lower floor (`tests/floors.rs` checks it).
 //!
 //! ```text
-//! floor 5   cli  api                     what people and programs talk to
+//! floor 6   cli                          what people talk to
+//! floor 5   api                          what programs talk to
 //! floor 4   vmm                          one machine: build, run, save
 //! floor 3   kvm  config                  the kernel's interface; what was asked for
 //! floor 2   devices  arch                what the guest sees
-//! floor 1   memory  bus  irq  notice  options  disk  net  snapshot
+//! floor 1   memory  bus  irq  notice  options  console  disk  net  snapshot
 //! floor 0   sys                          host facilities
 //! ```
 #![warn(missing_docs)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+pub mod api;
+pub mod arch;
 pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod console;
 pub mod devices;
 pub mod disk;
 pub mod irq;
+pub mod kvm;
 pub mod memory;
 pub mod net;
 pub mod notice;
 pub mod options;
 pub mod snapshot;
 pub mod sys;
+pub mod vmm;
+
+#[cfg(test)]
+mod testing;

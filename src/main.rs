@@ -1,1 +1,5 @@
-fn main() {}
+//! The rvmm program: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    rvmm::cli::main()
+}

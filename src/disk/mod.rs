@@ -2,16 +2,28 @@
 //!
 //! ```text
 //!  device ── submit(tag, Request) ──► Disk ── finished(&mut Vec<Done>) ──► device
-//!                                      │ event(): readable when an asynchronous engine has finished something
+//!                                      │ events(): readable when an asynchronous engine has finished something
 //!         raw (io_uring or blocking) ──┤
 //!         qcow2 (imago) ───────────────┤ blocking disks finish inside `submit`
 //!         overlay (over any of them) ──┘
 //! ```
 
+mod error;
+mod holder;
+#[cfg(test)]
+mod model;
+mod open;
+mod raw;
+mod target;
+
 use std::io;
 use std::os::fd::RawFd;
 
 use crate::memory::Buffers;
+
+pub use error::Error;
+pub use open::{Config, Engine, Format, open};
+pub use raw::Raw;
 
 /// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).
 pub const SECTOR: u64 = 512;
@@ -29,7 +41,8 @@ pub struct Geometry {
     pub discard: bool,
 }
 
-/// One operation. `offset` and `len` are in bytes and were checked to lie within the disk.
+/// One operation. `offset` and `len` are in bytes and were checked to lie within the disk; of a
+/// disk that is read-only only reads and flushes are asked.
 pub enum Request {
     /// Fill `buffers` from the disk.
     Read {
@@ -69,11 +82,13 @@ pub enum Request {
 pub struct Done {
     /// The tag it was submitted with.
     pub tag: u64,
+    /// The request itself, whole, to be submitted again where the failure can be put right.
+    pub request: Request,
     /// How it went.
     pub result: io::Result<()>,
 }
 
-/// A disk. One thread owns it: the worker of its device.
+/// A disk. One thread at a time uses it: the worker of its device.
 pub trait Disk: Send {
     /// What the guest is told.
     fn geometry(&self) -> &Geometry;
@@ -82,13 +97,18 @@ pub trait Disk: Send {
     /// Appends what has finished since the last call. Also called once after each batch of
     /// submissions, so that an engine can hand the batch to the kernel there.
     fn finished(&mut self, done: &mut Vec<Done>);
-    /// A descriptor that becomes readable when something has finished; `None` if every request
+    /// Descriptors that become readable when something has finished; none if every request
     /// finishes inside `submit`.
-    fn event(&self) -> Option<RawFd> {
-        None
+    fn events(&self) -> Vec<RawFd> {
+        Vec::new()
     }
     /// Blocks until nothing is under way, appending what has finished.
     fn drain(&mut self, done: &mut Vec<Done>) {
         self.finished(done);
     }
+}
+
+/// Whether there would be enough room for the same request later: the host has no space or quota left.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

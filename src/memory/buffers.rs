@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{Error, Memory};
+use crate::sys::file::Pieces;
 
 /// Scattered pieces of guest RAM, in order, as one run of bytes.
 ///
@@ -20,6 +21,13 @@ pub struct Buffers {
 // SAFETY: the pointers lead into guest RAM, which `memory` keeps mapped and which is shared
 // memory by nature: it is only ever accessed by raw copies and by the kernel.
 unsafe impl Send for Buffers {}
+
+// SAFETY: as above, and nobody holds references to guest bytes.
+unsafe impl Pieces for Buffers {
+    fn pieces(&self) -> &[libc::iovec] {
+        &self.iovecs
+    }
+}
 
 impl Buffers {
     /// An empty list over `memory`.
@@ -104,18 +112,28 @@ impl Buffers {
         tail
     }
 
+    /// The `len` bytes from `offset` on (or as many as there are), as a second view of the same memory.
+    pub fn part(&self, offset: usize, len: usize) -> Buffers {
+        let mut part = Buffers::new(&self.memory);
+        self.walk(offset, len, |base, _, len| {
+            part.iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: len });
+            part.len += len;
+        });
+        part
+    }
+
     /// Copies guest bytes from `offset` on into `to`; returns how many there were.
     pub fn read_at(&self, offset: usize, to: &mut [u8]) -> usize {
-        self.copy(offset, to.len(), |guest, at, len| {
+        self.walk(offset, to.len(), |guest, at, len| {
             // SAFETY: `guest` points to `len` bytes of mapped guest RAM, `to` has room from `at`
-            // by the bound in `copy`, and host memory never overlaps guest RAM.
+            // by the bound in `walk`, and host memory never overlaps guest RAM.
             unsafe { std::ptr::copy_nonoverlapping(guest, to[at..at + len].as_mut_ptr(), len) }
         })
     }
 
     /// Copies `from` into guest memory from `offset` on; returns how many bytes fitted.
     pub fn write_at(&self, offset: usize, from: &[u8]) -> usize {
-        self.copy(offset, from.len(), |guest, at, len| {
+        self.walk(offset, from.len(), |guest, at, len| {
             // SAFETY: as in `read_at`, in the other direction.
             unsafe { std::ptr::copy_nonoverlapping(from[at..at + len].as_ptr(), guest, len) }
         })
@@ -123,7 +141,7 @@ impl Buffers {
 
     /// Writes zeroes over `len` bytes from `offset` on; returns how many there were.
     pub fn zero_at(&self, offset: usize, len: usize) -> usize {
-        self.copy(offset, len, |guest, _, len| {
+        self.walk(offset, len, |guest, _, len| {
             // SAFETY: `guest` points to `len` bytes of mapped guest RAM.
             unsafe { std::ptr::write_bytes(guest, 0, len) }
         })
@@ -131,9 +149,12 @@ impl Buffers {
 
     /// Walks the pieces that hold bytes `offset..offset + len`, calling `each` with the host
     /// pointer, the distance from `offset` and the length of the run.
-    fn copy(&self, offset: usize, len: usize, mut each: impl FnMut(*mut u8, usize, usize)) -> usize {
+    fn walk(&self, offset: usize, len: usize, mut each: impl FnMut(*mut u8, usize, usize)) -> usize {
         let (mut skip, mut done) = (offset, 0);
         for piece in &self.iovecs {
+            if done == len {
+                break;
+            }
             if skip >= piece.iov_len {
                 skip -= piece.iov_len;
                 continue;
@@ -142,9 +163,6 @@ impl Buffers {
             each(piece.iov_base.wrapping_byte_add(skip).cast(), done, run);
             done += run;
             skip = 0;
-            if done == len {
-                break;
-            }
         }
         done
     }
@@ -197,5 +215,24 @@ mod tests {
             assert_eq!(tail.read_at(0, &mut back[at..]), 6 - at);
             assert_eq!(&back, b"abcdef");
         }
+    }
+
+    #[test]
+    fn parts_are_views() {
+        let mut whole = Buffers::new(&memory());
+        whole.push(GuestAddress(0), 4).unwrap();
+        whole.push(GuestAddress(0x100), 2).unwrap();
+        whole.write_at(0, b"abcdef");
+        for (offset, len, expected) in [(0, 6, "abcdef"), (3, 2, "de"), (4, 9, "ef"), (6, 1, ""), (2, 0, "")]
+        {
+            let part = whole.part(offset, len);
+            let mut back = [0; 6];
+            assert_eq!(part.read_at(0, &mut back), expected.len());
+            assert_eq!((part.len(), &back[..expected.len()]), (expected.len(), expected.as_bytes()));
+        }
+        whole.part(3, 2).write_at(0, b"DE");
+        let mut back = [0; 6];
+        whole.read_at(0, &mut back);
+        assert_eq!(&back, b"abcDEf");
     }
 }

@@ -1,5 +1,12 @@
 //! Host facilities: what the standard library does not wrap.
 
+pub mod file;
+pub mod frozen;
 pub mod process;
 pub mod random;
+pub mod signals;
+pub mod socket;
 pub mod tap;
+pub mod terminal;
+pub mod uring;
+pub mod user;

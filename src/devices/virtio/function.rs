@@ -24,6 +24,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::queues::BUDGET;
 use super::{Lent, Violation, VirtioDevice};
 use crate::irq::Irq;
 use crate::memory::Memory;
@@ -38,7 +39,7 @@ const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
 /// Why the device interrupts (virtio 1.2, 4.2.2, InterruptStatus).
-const USED_BUFFERS: u32 = 1;
+pub(super) const USED_BUFFERS: u32 = 1;
 const CONFIG_CHANGE: u32 = 2;
 
 /// The interrupt of one function: what it is for, and the line that carries it.
@@ -49,7 +50,7 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    fn raise(&self, cause: u32) {
+    pub(super) fn raise(&self, cause: u32) {
         self.status.fetch_or(cause, Ordering::SeqCst);
         self.line.trigger();
     }
@@ -170,13 +171,16 @@ impl Function {
         if value == 0 {
             return self.reset();
         }
-        let added = value & !self.status & !NEEDS_RESET;
+        let added = value & 0xff & !self.status & !NEEDS_RESET;
         self.status |= added;
         if added & FEATURES_OK != 0 && !self.acceptable(self.features) {
             self.status &= !FEATURES_OK;
         }
-        if added & DRIVER_OK != 0 && self.status & FEATURES_OK != 0 {
-            self.start();
+        if added & DRIVER_OK != 0 {
+            match self.status & FEATURES_OK {
+                0 => self.status &= !DRIVER_OK,
+                _ => self.start(),
+            }
         }
     }
 
@@ -226,25 +230,24 @@ impl Function {
         if !self.running() {
             return;
         }
-        let mut lent =
-            Lent { memory: &self.memory, queues: &mut self.queues, used: 0, again: 0, changed: false };
+        let mut lent = Lent {
+            memory: &self.memory,
+            queues: &mut self.queues,
+            budget: BUDGET,
+            starved: 0,
+            used: 0,
+            interrupt: &self.interrupt,
+            changed: false,
+        };
         let result = call(self.device.as_mut(), &mut lent);
-        let Lent { used, again, changed, .. } = lent;
-        let mut wanted = false;
-        for (index, queue) in self.queues.iter_mut().enumerate() {
-            // A queue that cannot be read any more interrupts: the driver must look.
-            wanted |=
-                used & 1 << index != 0 && queue.needs_notification(self.memory.as_ref()).unwrap_or(true);
-        }
-        if wanted {
-            self.interrupt.raise(USED_BUFFERS);
-        }
+        lent.notify();
+        let Lent { starved, changed, .. } = lent;
         if changed {
             self.generation = self.generation.wrapping_add(1);
             self.interrupt.raise(CONFIG_CHANGE);
         }
         for (index, kick) in self.kicks.iter().enumerate() {
-            if again & 1 << index != 0 {
+            if starved & 1 << index != 0 {
                 let _ = kick.write(1);
             }
         }

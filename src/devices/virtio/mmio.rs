@@ -99,7 +99,9 @@ impl BusDevice for Mmio {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if offset < CONFIG {
             match data.len() {
-                4 if offset % 4 == 0 => data.copy_from_slice(&self.read_register(offset).to_le_bytes()),
+                4 if offset.is_multiple_of(4) => {
+                    data.copy_from_slice(&self.read_register(offset).to_le_bytes())
+                }
                 _ => data.fill(0),
             }
             return;

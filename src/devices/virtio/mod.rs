@@ -14,7 +14,10 @@
 
 mod function;
 pub mod mmio;
+#[cfg(test)]
+pub(crate) mod mock;
 mod queues;
+mod worker;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -26,6 +29,7 @@ use crate::snapshot::Persist;
 
 pub use function::Function;
 pub use queues::{Chain, Lent, Violation};
+pub use worker::Worker;
 
 /// One virtio device: only what makes it this device and no other.
 ///
@@ -102,7 +106,7 @@ pub struct Error {
 
 /// Where the work of a device is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Worker {
+pub enum Place {
     /// On the event loop of the machine: it never blocks.
     Shared,
     /// On a thread of its own: it may block.
@@ -126,12 +130,20 @@ macro_rules! devices {
         }
 
         impl Configs {
+            /// Keys in the configuration file.
+            pub const KEYS: &[&str] = &[$($key),*];
+
+            /// Adds the devices of `more` behind those here.
+            pub fn extend(&mut self, more: Configs) {
+                $(self.$module.extend(more.$module);)*
+            }
+
             /// Makes every device, with where its work is to be done.
-            pub fn open(&self, memory: &Arc<Memory>, notifier: &Notifier) -> Result<Vec<(Box<dyn VirtioDevice>, Worker)>, Error> {
+            pub fn open(&self, memory: &Arc<Memory>, notifier: &Notifier) -> Result<Vec<(Box<dyn VirtioDevice>, Place)>, Error> {
                 let mut devices = Vec::new();
                 $(for (index, config) in self.$module.iter().enumerate() {
                     let context = Context { memory: Arc::clone(memory), notifier: notifier.clone(), index };
-                    devices.push((config.open(&context)?, Worker::$worker));
+                    devices.push((config.open(&context)?, Place::$worker));
                 })*
                 Ok(devices)
             }
@@ -141,7 +153,10 @@ macro_rules! devices {
 
 // module: key in the configuration file, flag, its value, where its work is done
 devices! {
-    // block: "drives", "disk", "PATH[,ro][,id=NAME]...", Own;
+    /// Disk: a regular file or a block device. `ro` refuses writes; `id=NAME` names it in requests;
+    /// `format=raw|qcow2` (raw, unless a file named .qcow2 is one); `cache=writeback|writethrough|unsafe`
+    /// says when writes are safe; `engine=uring|sync`; `serial=TEXT` is what the guest reads. May be repeated
+    block: "drives", "disk", "PATH[,ro][,id=NAME][,format=FORMAT][,cache=MODE][,engine=ENGINE][,serial=TEXT]", Own;
     /// Network interface: user (no privileges needed; the guest gets its address by DHCP), tap=NAME, or none.
     /// Options: publish=[ADDR:]HOST:GUEST[/udp] leads a port of the host to the guest (user; repeatable),
     /// map-gw lets the guest reach the host's loopback by its gateway's address (user), mac=ADDRESS, id=NAME

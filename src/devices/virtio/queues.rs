@@ -5,7 +5,14 @@ use std::sync::Arc;
 use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+use super::function::{Interrupt, USED_BUFFERS};
 use crate::memory::{Buffers, Memory};
+
+/// Chains taken in one call before others have their turn.
+pub(super) const BUDGET: u32 = 1024;
+
+/// The most descriptors in a chain. The specification allows as many as the queue has entries, which is less.
+const MAX_PARTS: usize = 1024;
 
 /// The driver broke a rule that the device cannot work around: the device stops until it is reset.
 #[derive(Debug, thiserror::Error)]
@@ -42,10 +49,14 @@ pub struct Chain {
 pub struct Lent<'a> {
     pub(super) memory: &'a Arc<Memory>,
     pub(super) queues: &'a mut [Queue],
+    /// Chains that the device may still take in this call: a driver that never stops adding some must not keep
+    /// the worker from everything else.
+    pub(super) budget: u32,
+    /// Queues that may have more to take after this call.
+    pub(super) starved: u64,
     /// Queues that got used buffers during this call: their driver may want an interrupt.
     pub(super) used: u64,
-    /// Queues that are to be kicked again when others had their turn.
-    pub(super) again: u64,
+    pub(super) interrupt: &'a Interrupt,
     /// The configuration space has changed.
     pub(super) changed: bool,
 }
@@ -56,6 +67,11 @@ impl Lent<'_> {
     pub fn take(&mut self, index: usize) -> Result<Option<Chain>, Violation> {
         let memory = self.memory.as_ref();
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(None) };
+        if self.budget == 0 {
+            self.starved |= 1 << index;
+            return Ok(None);
+        }
+        self.budget -= 1;
         let ring = |source| Violation::Ring { queue: index, source };
         let chain = loop {
             if let Some(chain) = queue.iter(memory).map_err(ring)?.next() {
@@ -70,8 +86,11 @@ impl Lent<'_> {
         let mut taken =
             Chain { head, readable: Buffers::new(self.memory), writable: Buffers::new(self.memory) };
         let invalid = |reason: &str| Violation::Chain { queue: index, reason: reason.into() };
-        let mut complete = true;
-        for descriptor in chain {
+        let mut complete = false;
+        for (count, descriptor) in chain.enumerate() {
+            if count == MAX_PARTS {
+                return Err(invalid("it has too many parts"));
+            }
             complete = !descriptor.has_next();
             let side = if u32::from(descriptor.flags()) & VRING_DESC_F_WRITE != 0 {
                 &mut taken.writable
@@ -84,7 +103,7 @@ impl Lent<'_> {
                 .map_err(|error| invalid(&error.to_string()))?;
         }
         if !complete {
-            return Err(invalid("it has no end"));
+            return Err(invalid("it has no end, or its table is not valid"));
         }
         Ok(Some(taken))
     }
@@ -107,9 +126,24 @@ impl Lent<'_> {
         Ok(())
     }
 
+    /// Interrupts the driver now if it wants that, for a device whose next step may take long.
+    /// Whoever lends does the same at the end of the call.
+    pub fn notify(&mut self) {
+        let mut wanted = false;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            // A queue that cannot be read any more interrupts: the driver must look.
+            wanted |=
+                self.used & 1 << index != 0 && queue.needs_notification(self.memory.as_ref()).unwrap_or(true);
+        }
+        self.used = 0;
+        if wanted {
+            self.interrupt.raise(USED_BUFFERS);
+        }
+    }
+
     /// The device stops with work left in queue `index`, so that others have their turn: it is kicked again soon.
     pub fn again(&mut self, index: usize) {
-        self.again |= 1 << index;
+        self.starved |= 1 << index;
     }
 
     /// The configuration space has changed: the driver is to read it again.

@@ -87,3 +87,33 @@ impl Persist for Rng {
         saved.unpack::<()>("virtio-rng", 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::mock::{self, Driver, hostile};
+
+    fn device() -> Box<dyn VirtioDevice> {
+        super::super::Config::open(&Config::default(), &mock::context()).unwrap()
+    }
+
+    fn works(driver: &mut Driver) {
+        let reply = driver.request(0, &[], 64);
+        assert_eq!(reply.len, 64);
+        assert!(reply.bytes.iter().any(|&byte| byte != 0), "64 random bytes that are all zero");
+    }
+
+    #[test]
+    fn gives_a_page_at_most() {
+        let mut driver = Driver::started(device());
+        works(&mut driver);
+        assert!(driver.interrupted());
+        assert_eq!(driver.request(0, &[], 10_000).len, 4096);
+        assert_eq!(driver.request(0, &[b"not wanted"], 0).len, 0);
+    }
+
+    #[test]
+    fn survives_a_hostile_driver() {
+        hostile::suite(device, works);
+    }
+}

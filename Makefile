@@ -1,0 +1,56 @@
+# Everything that is done with this repository. `make` lists it.
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+out := guest/out
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
+
+.PHONY: setup
+setup: ## install what is missing (Debian or Ubuntu; asks nothing)
+	guest/setup
+
+.PHONY: build
+build: setup ## build target/release/rvmm
+	cargo build --release
+
+.PHONY: guest
+guest: setup $(out)/initrd.img $(out)/rootfs.ext4 ## fetch a stock kernel, build an initramfs and a root disk for it
+
+system := guest/lib.sh guest/system guest/udhcpc guest/stamp.S
+
+$(out)/fetched: guest/fetch
+	guest/fetch
+	touch $@
+
+$(out)/initrd.img: $(out)/fetched guest/initramfs guest/init $(system)
+	guest/initramfs
+
+$(out)/rootfs.ext4: guest/rootfs $(system)
+	guest/rootfs
+
+.PHONY: run
+run: build guest ## boot a stock kernel under rvmm to a login shell (without a terminal: to a demonstration)
+	@guest/run
+
+.PHONY: kernel
+kernel: ## build a trimmed guest kernel from the distribution's source (about 7 minutes on 2 cores)
+	guest/kernel/build
+
+.PHONY: test
+test: setup guest ## run every check and test; those with a Linux guest run in the lab where KVM has no hardware
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	shellcheck -x guest/setup guest/fetch guest/rootfs guest/initramfs guest/lab guest/run guest/test-linux guest/lib.sh guest/kernel/build
+	cargo test
+	@guest/test-linux
+
+.PHONY: bench
+bench: setup guest ## measure
+	cargo bench
+
+.PHONY: clean
+clean: ## remove what was built (guest/out/cache, the downloaded packages, stays)
+	cargo clean
+	find $(out) -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +

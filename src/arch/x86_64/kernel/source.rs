@@ -1,0 +1,129 @@
+//! Where the bytes of a kernel or an initial RAM disk come from, and the way straight from there into guest memory.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+use vm_memory::{ByteValued, Bytes, GuestAddress};
+
+use crate::memory::Memory;
+
+/// A file or bytes in memory.
+///
+/// A file is neither mapped nor read beforehand: segments are read right into guest memory, which copies every byte
+/// once and cannot fault if somebody cuts the file meanwhile.
+#[derive(Debug)]
+pub enum Source {
+    /// A regular file and its length in bytes. The lock is around the file's position.
+    File(Mutex<File>, u64),
+    /// Bytes.
+    Bytes(Vec<u8>),
+}
+
+impl Source {
+    /// A regular file, from its start to its present end.
+    ///
+    /// # Errors
+    /// It is a directory, a device or a pipe.
+    pub fn file(file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        match metadata.is_file() {
+            true => Ok(Source::File(Mutex::new(file), metadata.len())),
+            false if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Source::File(_, len) => *len,
+            Source::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Fills all of `to` from `offset` on.
+    pub fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        match self {
+            Source::File(file, _) => lock(file).read_exact_at(to, offset),
+            Source::Bytes(bytes) => {
+                to.copy_from_slice(part(bytes, offset, to.len() as u64)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Fills as much of `to` from the start as there is; returns how much that was.
+    pub fn read_some(&self, to: &mut [u8]) -> io::Result<usize> {
+        let len = self.len().min(to.len() as u64) as usize;
+        self.read_at(0, &mut to[..len])?;
+        Ok(len)
+    }
+
+    /// Reads a structure at `offset`.
+    pub fn object<T: ByteValued>(&self, offset: u64) -> io::Result<T> {
+        let mut object = T::zeroed();
+        self.read_at(offset, object.as_mut_slice())?;
+        Ok(object)
+    }
+
+    /// Copies `len` bytes from `offset` on to guest memory at `address`.
+    pub fn copy_to(&self, memory: &Memory, address: GuestAddress, offset: u64, len: u64) -> io::Result<()> {
+        match self {
+            Source::File(file, _) => {
+                let file = lock(file);
+                (&*file).seek(SeekFrom::Start(offset))?;
+                memory.read_exact_volatile_from(address, &mut &*file, len as usize)
+            }
+            Source::Bytes(bytes) => memory.write_slice(part(bytes, offset, len)?, address),
+        }
+        .map_err(io::Error::other)
+    }
+}
+
+fn part(bytes: &[u8], offset: u64, len: u64) -> io::Result<&[u8]> {
+    let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
+    end.and_then(|end| bytes.get(offset as usize..end)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+fn lock(file: &Mutex<File>) -> std::sync::MutexGuard<'_, File> {
+    file.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::memory::{Pages, allocate};
+
+    #[test]
+    fn files_and_bytes_read_the_same() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let memory = allocate(&[(GuestAddress(0), 0x1000)], Pages::Transparent).unwrap();
+        for source in [Source::file(file).unwrap(), Source::Bytes(b"0123456789".to_vec())] {
+            assert_eq!(source.len(), 10);
+            assert_eq!(source.object::<u16>(2).unwrap(), u16::from_le_bytes(*b"23"));
+            let mut head = [0; 20];
+            assert_eq!(source.read_some(&mut head).unwrap(), 10);
+            source.copy_to(&memory, GuestAddress(0x10), 3, 4).unwrap();
+            source.copy_to(&memory, GuestAddress(0x14), 0, 1).unwrap();
+            let mut back = [0; 5];
+            memory.read_slice(&mut back, GuestAddress(0x10)).unwrap();
+            assert_eq!(&back, b"34560");
+            for (offset, len) in [(9, 2), (11, 1), (u64::MAX, 2)] {
+                assert!(source.read_at(offset, &mut vec![0; len]).is_err());
+                assert!(source.copy_to(&memory, GuestAddress(0), offset, len as u64).is_err());
+            }
+            assert!(source.copy_to(&memory, GuestAddress(0xfff), 0, 2).is_err());
+        }
+    }
+
+    #[test]
+    fn only_regular_files() {
+        assert!(Source::file(File::open("/").unwrap()).is_err());
+        assert!(Source::file(File::open("/dev/null").unwrap()).is_err());
+    }
+}

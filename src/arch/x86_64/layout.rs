@@ -1,0 +1,119 @@
+//! The guest-physical address map and the port map, in one place.
+//!
+//! ```text
+//!  0x0000_0000 ┌───────────────────────────┐
+//!              │ boot structures, cmdline  │ below 640 KiB
+//!  0x000a_0000 ├───────────────────────────┤
+//!              │ reserved: ACPI at 0xe0000 │
+//!  0x0010_0000 ├───────────────────────────┤
+//!              │ RAM: kernel, initrd on top│
+//!  0xc000_0000 ├───────────────────────────┤
+//!              │ hole: devices             │ virtio 0xd000_0000, IOAPIC 0xfec0_0000, LAPIC 0xfee0_0000
+//! 0x1_0000_0000├───────────────────────────┤
+//!              │ RAM above 4 GiB           │
+//!              └───────────────────────────┘
+//! ```
+
+use vm_memory::GuestAddress;
+
+/// Where the hole for devices below 4 GiB starts.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// Where it ends and RAM continues.
+pub const HOLE_END: u64 = 0x1_0000_0000;
+
+/// Global descriptor table of the boot CPU.
+pub const GDT: GuestAddress = GuestAddress(0x500);
+/// PVH start information.
+pub const PVH_INFO: GuestAddress = GuestAddress(0x6000);
+/// Linux boot parameters, the zero page.
+pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+/// Stack that the boot CPU starts with; it grows down.
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// Page tables of the boot CPU, at most seven pages.
+pub const PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
+/// Kernel command line.
+pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
+/// Bytes of the command line at most, with its final zero.
+pub const COMMAND_LINE_SIZE: usize = 4096;
+/// End of the RAM that real-mode software may use.
+pub const LOW_RAM_END: u64 = 0xa_0000;
+/// ACPI tables; a scan for the root pointer finds it here.
+pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
+/// Bytes for ACPI tables.
+pub const ACPI_SIZE: usize = 0x1_f000;
+/// The page that holds the machine's generation (VMGenID).
+pub const VMGENID: GuestAddress = GuestAddress(0xf_f000);
+/// Where RAM for the kernel starts.
+pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
+
+/// First register page of the virtio devices.
+pub const VIRTIO: u64 = 0xd000_0000;
+/// Bytes from one virtio device to the next.
+pub const VIRTIO_STRIDE: u64 = 0x1000;
+/// Interrupt of the first virtio device; the next ones follow.
+pub const VIRTIO_GSI: u32 = 6;
+/// As many virtio devices as the interrupt chip has pins left.
+pub const VIRTIO_MAX: usize = 18;
+/// I/O APIC.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// Local APIC.
+pub const LAPIC: u64 = 0xfee0_0000;
+/// Three pages that Intel's VMX needs.
+pub const TSS: u64 = 0xfffb_d000;
+/// One page that Intel's VMX needs.
+pub const IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// A run of I/O ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The first.
+    pub start: u16,
+    /// How many.
+    pub count: u16,
+}
+
+const fn ports(start: u16, count: u16) -> Ports {
+    Ports { start, count }
+}
+
+/// Keyboard controller.
+pub const I8042: Ports = ports(0x60, 5);
+/// Debug console.
+pub const DEBUG_CONSOLE: Ports = ports(0xe9, 1);
+/// Boot timer.
+pub const BOOT_TIMER: Ports = ports(0x3e9, 1);
+/// COM1.
+pub const SERIAL: Ports = ports(0x3f8, 8);
+/// Interrupt of COM1.
+pub const SERIAL_GSI: u32 = 4;
+/// Panic device.
+pub const PVPANIC: Ports = ports(0x505, 1);
+/// ACPI sleep control, sleep status, reset.
+pub const POWER: Ports = ports(0x600, 3);
+/// Generic event device.
+pub const GED: Ports = ports(0x604, 1);
+/// Interrupt of the generic event device.
+pub const GED_GSI: u32 = 5;
+
+/// The (address, bytes) of RAM for a guest with `size` bytes of it.
+pub fn ram_ranges(size: u64) -> Vec<(GuestAddress, u64)> {
+    let low = size.min(HOLE_START);
+    let mut ranges = vec![(GuestAddress(0), low)];
+    if size > low {
+        ranges.push((GuestAddress(HOLE_END), size - low));
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_goes_around_the_hole() {
+        assert_eq!(ram_ranges(0x1000), [(GuestAddress(0), 0x1000)]);
+        assert_eq!(ram_ranges(HOLE_START), [(GuestAddress(0), HOLE_START)]);
+        let ranges = [(GuestAddress(0), HOLE_START), (GuestAddress(HOLE_END), 0x1000)];
+        assert_eq!(ram_ranges(HOLE_START + 0x1000), ranges);
+    }
+}

@@ -1,0 +1,33 @@
+//! What the program's exit status means.
+
+use crate::vmm::Outcome;
+
+/// A command did not do all that it was asked for.
+pub const REFUSED: u8 = 1;
+/// Nothing was started: bad usage, a missing file, a machine that cannot be had here.
+pub const USAGE: u8 = 125;
+const FAILED: u8 = 126;
+const PANIC: u8 = 127;
+const TRIPLE_FAULT: u8 = 128;
+const STOPPED: u8 = 130;
+
+/// The table, for `--help`.
+pub const HELP: &str = "Exit status:
+  0    the guest switched itself off (or restarted, with --no-reboot); a command did all it was asked for
+  1    a command failed for one of its machines; doctor: Linux guests cannot run directly here
+  125  nothing was started: bad usage, a missing file, a machine that cannot be had here
+  126  internal error of KVM or rvmm
+  127  the guest's kernel panicked
+  128  the guest crashed with a triple fault
+  130  the machine was stopped by force";
+
+/// The status for the end of a machine.
+pub fn status(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::PowerOff | Outcome::Reboot => 0,
+        Outcome::Failed(_) => FAILED,
+        Outcome::Panic => PANIC,
+        Outcome::TripleFault => TRIPLE_FAULT,
+        Outcome::Stopped => STOPPED,
+    }
+}

@@ -1,0 +1,106 @@
+//! The command line: one file for each family of commands. Only here does the program print, exit and read its
+//! environment.
+
+mod doctor;
+mod exit;
+mod inspect;
+mod logger;
+mod machines;
+mod output;
+mod pause;
+mod ps;
+mod run;
+mod shell;
+mod stop;
+mod usage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::Failure;
+
+/// Runs virtual machines as easily as containers
+///
+/// The bare form boots a machine in the foreground: rvmm --kernel vmlinuz --disk rootfs.ext4
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+#[command(after_help = format!("{EXAMPLES}\n\n{}", exit::HELP))]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: run::Args,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Options of every command.
+#[derive(clap::Args)]
+struct Common {
+    /// Print machine-readable JSON, errors too
+    #[arg(long, global = true)]
+    json: bool,
+    /// How much to tell: off, error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    log_level: log::LevelFilter,
+    /// Append the log to a file instead of standard error
+    #[arg(long, global = true, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Where running machines are found [env: RVMM_RUNTIME_DIR] [default: $XDG_RUNTIME_DIR/rvmm, /run/rvmm for root]
+    #[arg(long, global = true, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a machine in the foreground, as the bare form does
+    Run(Box<run::Args>),
+    /// List the machines that run
+    Ps(ps::Args),
+    /// Stop machines: with the power button, by force if that does not help
+    Stop(stop::Args),
+    /// Stop the vCPUs of machines; they keep everything and go on with `resume`
+    Pause(pause::Pause),
+    /// Let paused machines go on
+    Resume(pause::Resume),
+    /// Show all about machines, as JSON
+    Inspect(inspect::Args),
+    /// Say what this host offers to virtual machines, and how to put right what is missing
+    Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(shell::Completions),
+    /// Print the manual page, or write all of them to a directory
+    Man(shell::Man),
+}
+
+const EXAMPLES: &str = "Examples:
+  rvmm --kernel /boot/vmlinuz-6.1.0-cloud-amd64 --initrd initrd.img --disk root.ext4
+  rvmm --kernel vmlinuz --disk root.ext4 --net user,publish=8080:80 --memory 1G --cpus 2 --name web
+  rvmm ps
+  rvmm stop web";
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = match usage::parse() {
+        Ok(cli) => cli,
+        Err(status) => return ExitCode::from(status),
+    };
+    let common = cli.common;
+    let result = logger::start(common.log_level, common.log_file.as_deref())
+        .map_err(Failure::usage)
+        .and_then(|()| match cli.command {
+            Some(Command::Run(args)) => run::run(*args, &common),
+            Some(Command::Ps(args)) => ps::run(&args, &common),
+            Some(Command::Stop(args)) => stop::run(&args, &common),
+            Some(Command::Pause(args)) => args.run(&common),
+            Some(Command::Resume(args)) => args.run(&common),
+            Some(Command::Inspect(args)) => inspect::run(&args, &common),
+            Some(Command::Doctor(args)) => doctor::run(&args, &common),
+            Some(Command::Completions(args)) => args.run(),
+            Some(Command::Man(args)) => args.run(),
+            None => run::run(cli.run, &common),
+        });
+    ExitCode::from(result.unwrap_or_else(|failure| failure.report(common.json)))
+}

@@ -1,0 +1,229 @@
+//! `rvmm run` and the bare form: boot a machine in the foreground.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::warn;
+
+use super::output::Failure;
+use super::{Common, exit, machines};
+use crate::api::name::Name;
+use crate::api::runtime::Entry;
+use crate::api::{Server, Service};
+use crate::arch::x86_64::cpuid::Mask;
+use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
+use crate::console;
+use crate::devices::virtio;
+use crate::net::user as net;
+use crate::options;
+use crate::sys::signals::Termination;
+use crate::sys::terminal;
+use crate::vmm::{Environment, Outcome, Vmm, chain};
+
+/// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
+const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
+
+/// Options of a machine.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Machine")]
+pub struct Args {
+    /// Name of the machine, by which `rvmm ps`, `stop` and the others know it [default: a random one]
+    #[arg(long, value_name = "NAME")]
+    name: Option<Name>,
+    /// Kernel to boot: ELF or bzImage, also a distribution's /boot/vmlinuz-*
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel arguments, appended to the defaults; the last one wins
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Kernel arguments, instead of the defaults
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, conflicts_with = "cmdline")]
+    cmdline_only: Option<String>,
+    #[command(flatten)]
+    devices: virtio::Configs,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// RAM, with unit M or G [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
+    memory: Option<u64>,
+    /// Back RAM with reserved huge pages of 2 MiB
+    #[arg(long)]
+    huge_pages: bool,
+    /// CPU features to hide from the guest, or a baseline: x86-64-v2, x86-64-v3
+    #[arg(long, value_name = "NAMES")]
+    cpu_mask: Option<Mask>,
+    /// Where the serial console is: stdio, off, file=PATH, pty or socket=PATH [default: stdio]
+    #[arg(long, value_name = "PLACE")]
+    console: Option<console::Config>,
+    /// Read the machine from a file with Firecracker's keys; options on the command line win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// End the machine when the guest restarts
+    #[arg(long)]
+    no_reboot: bool,
+    /// How long a guest may take to switch itself off when it is asked to
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    stop_timeout: u64,
+}
+
+/// Boots a machine and stays until it ends.
+pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
+    let grace = Duration::from_secs(args.stop_timeout);
+    let name = args.name.clone();
+    let config = configure(args)?;
+    let entry = enter(name.as_ref(), common)?;
+    let environment = Environment {
+        kernel_cache: cache_directory(),
+        // Before any thread starts, so that every thread inherits the mask.
+        termination: Some(Termination::new().map_err(Failure::usage)?),
+        grace,
+    };
+    std::panic::set_hook(Box::new(|panic| {
+        terminal::restore();
+        eprintln!("rvmm: internal error: {panic}");
+    }));
+    let outcome = boot(config, environment, entry.as_ref());
+    terminal::restore();
+    let outcome = outcome?;
+    report(&outcome, common);
+    Ok(exit::status(&outcome))
+}
+
+/// Enters the machine in the runtime directory. A machine that nobody named runs without, too.
+fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure> {
+    let directory = machines::directory(common);
+    match name {
+        Some(name) => directory.claim(name).map(Some).map_err(Failure::usage),
+        None => match directory.claim_any() {
+            Ok(entry) => Ok(Some(entry)),
+            Err(error) => {
+                warn!("`rvmm ps` will not know this machine: {}", chain(&error));
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// Runs a machine and answers for it until it ends.
+fn boot(config: VmConfig, environment: Environment, entry: Option<&Entry>) -> Result<Outcome, Failure> {
+    let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
+    let mut vmm = Vmm::new(config, environment).map_err(Failure::usage)?;
+    let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
+    let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
+    let server = server.transpose().map_err(Failure::usage)?;
+    let outcome = vmm.run();
+    // In this order: a request that came too late is answered when the monitor is gone, and waited for by the server.
+    drop(vmm);
+    drop(server);
+    Ok(outcome)
+}
+
+/// Says how the machine ended, if that is worth a word.
+fn report(outcome: &Outcome, common: &Common) {
+    if common.json {
+        let mut report = serde_json::to_value(outcome).unwrap_or_default();
+        report["status"] = exit::status(outcome).into();
+        return eprintln!("{report}");
+    }
+    match outcome {
+        Outcome::PowerOff | Outcome::Reboot => {}
+        Outcome::Stopped => eprintln!("rvmm: the machine was stopped"),
+        Outcome::Panic => eprintln!("rvmm: the guest's kernel panicked"),
+        Outcome::TripleFault => eprintln!("rvmm: the guest crashed with a triple fault"),
+        Outcome::Failed(reason) => eprintln!("rvmm: internal error: {reason}"),
+    }
+}
+
+/// Makes the configuration of the file and the options.
+fn configure(args: Args) -> Result<VmConfig, Failure> {
+    let mut config = match (&args.config, &args.kernel) {
+        (Some(path), _) => VmConfig::read(path).map_err(Failure::usage)?,
+        (None, Some(_)) => VmConfig::new(BootSource::default()),
+        (None, None) => {
+            return Err(Failure::usage("No kernel: say --kernel FILE or --config FILE (--help shows more)"));
+        }
+    };
+    let MachineConfig { vcpu_count, mem_size_mib, huge_pages, cpu_mask } = &mut config.machine_config;
+    set(vcpu_count, args.cpus);
+    set(mem_size_mib, args.memory);
+    set(huge_pages, args.huge_pages.then_some(HugePages::Size2M));
+    set(cpu_mask, args.cpu_mask);
+    set(&mut config.console, args.console);
+    set(&mut config.boot_source.kernel_image_path, args.kernel);
+    config.boot_source.initrd_path = args.initrd.or(config.boot_source.initrd_path);
+    config.no_reboot |= args.no_reboot;
+    config.devices.extend(args.devices);
+    let root = root(&config.devices);
+    complete(&mut config.devices);
+    let boot_args = &mut config.boot_source.boot_args;
+    if let Some(only) = args.cmdline_only {
+        *boot_args = only;
+    } else {
+        if boot_args.is_empty() {
+            *boot_args = format!("{CMDLINE}{root}");
+        }
+        if let Some(more) = args.cmdline {
+            *boot_args = format!("{boot_args} {more}");
+        }
+    }
+    Ok(config)
+}
+
+/// Where the guest finds its root file system: on the disk that says so, else on the first.
+fn root(devices: &virtio::Configs) -> String {
+    let disks = &devices.block;
+    let index = disks.iter().position(|disk| disk.is_root_device).unwrap_or(0);
+    match (disks.get(index), u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index))) {
+        (Some(disk), Some(letter)) => {
+            let access = if disk.is_read_only { "ro" } else { "rw" };
+            format!(" root=/dev/vd{} {access}", char::from(letter))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, and a
+/// source of entropy.
+fn complete(devices: &mut virtio::Configs) {
+    if devices.net.is_empty() {
+        match net::installed() {
+            true => devices.net.push(virtio::net::Config::user()),
+            false => warn!(
+                "the machine has no network: passt is not installed (apt install passt), and no --net is given"
+            ),
+        }
+    }
+    devices.net.retain(|interface| !interface.is_none());
+    if devices.rng.is_empty() {
+        devices.rng.push(virtio::rng::Config::default());
+    }
+}
+
+fn set<T>(value: &mut T, new: Option<T>) {
+    if let Some(new) = new {
+        *value = new;
+    }
+}
+
+/// A size in MiB from `512M`, `2G` or `512`.
+fn mebibytes(text: &str) -> Result<u64, options::Error> {
+    let (number, factor) = match text.as_bytes().last() {
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 1024),
+        _ => (text, 1),
+    };
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    size.filter(|&size| size > 0 && size <= 1 << 32)
+        .ok_or_else(|| options::bad_value("memory", text, "a size with its unit, such as 512M or 2G"))
+}
+
+/// Where decompressed kernels are kept, by the XDG base directory specification.
+fn cache_directory() -> Option<PathBuf> {
+    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = directory("XDG_CACHE_HOME").or_else(|| directory("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("rvmm/kernels"))
+}

@@ -1,0 +1,192 @@
+//! Host side of the guest's console: where its output goes and where its input comes from.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::options::{self, Options};
+use crate::sys::terminal;
+
+/// Where the console is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Config {
+    /// Standard input and output; a terminal becomes raw.
+    #[default]
+    Stdio,
+    /// Nowhere.
+    Off,
+    /// Output is appended to a file, there is no input.
+    File(PathBuf),
+    /// A new pseudo-terminal, whose path is told.
+    Pty,
+    /// A Unix socket that one client at a time connects to; without one, output is lost.
+    Socket(PathBuf),
+}
+
+impl FromStr for Config {
+    type Err = options::Error;
+
+    fn from_str(text: &str) -> Result<Self, options::Error> {
+        const KNOWN: [&str; 5] = ["stdio", "off", "file", "pty", "socket"];
+        let first = Options::parse(text, &[])?.first;
+        let (key, value) = first.split_once('=').map_or((first, None), |(key, value)| (key, Some(value)));
+        match key {
+            "stdio" if value.is_none() => Ok(Config::Stdio),
+            "off" if value.is_none() => Ok(Config::Off),
+            "pty" if value.is_none() => Ok(Config::Pty),
+            "file" => Ok(Config::File(options::required(key, value, "a path")?.into())),
+            "socket" => Ok(Config::Socket(options::required(key, value, "a path")?.into())),
+            _ => Err(options::Error::UnknownKey {
+                key: first.into(),
+                nearest: options::nearest(key, &KNOWN).unwrap_or_default().into(),
+                known: "stdio, off, file=PATH, pty, socket=PATH".into(),
+            }),
+        }
+    }
+}
+
+/// Why the console could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file for the output.
+    #[error("Cannot open the console file {path}")]
+    File {
+        /// Its path.
+        path: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The socket.
+    #[error("Cannot listen for the console on {path}")]
+    Socket {
+        /// Its path.
+        path: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The pseudo-terminal, or standard input.
+    #[error("Cannot open a terminal for the console")]
+    Terminal(#[from] io::Error),
+}
+
+/// Where input comes from.
+pub enum Input {
+    /// A stream; `escapes` when a person sits there, who must have a way out.
+    Stream {
+        /// Readable.
+        fd: OwnedFd,
+        /// `Ctrl-A` is for the monitor.
+        escapes: bool,
+    },
+    /// Clients of a socket.
+    Listener {
+        /// Where clients connect.
+        listener: UnixListener,
+        /// Who is connected now.
+        client: Client,
+    },
+}
+
+/// The client that is connected now.
+pub type Client = Arc<Mutex<Option<UnixStream>>>;
+
+/// An open console.
+pub struct Console {
+    /// Where the guest's output goes.
+    pub output: Box<dyn Write + Send>,
+    /// Where input comes from.
+    pub input: Option<Input>,
+    /// Where a person finds it, if that is not plain.
+    pub place: Option<String>,
+}
+
+/// Opens the console.
+pub fn open(config: &Config) -> Result<Console, Error> {
+    let (output, input, place): (Box<dyn Write + Send>, _, _) = match config {
+        Config::Off => (Box::new(io::sink()), None, None),
+        Config::Stdio => {
+            let stdin = io::stdin();
+            let escapes = terminal::is_terminal(stdin.as_fd());
+            if escapes {
+                terminal::make_raw(stdin.as_fd())?;
+            }
+            let fd = stdin.as_fd().try_clone_to_owned()?;
+            // Not `io::stdout()`, whose lock and buffer would make a second copy of every byte.
+            let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+            (Box::new(output), Some(Input::Stream { fd, escapes }), None)
+        }
+        Config::File(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path);
+            let file = file.map_err(|source| Error::File { path: path.display().to_string(), source })?;
+            (Box::new(file), None, None)
+        }
+        Config::Pty => {
+            let (fd, path) = terminal::open_pty()?;
+            let output = File::from(fd.try_clone()?);
+            (Box::new(output), Some(Input::Stream { fd, escapes: false }), Some(path))
+        }
+        Config::Socket(path) => {
+            let listen = || {
+                let listener = UnixListener::bind(path)?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            };
+            let listener =
+                listen().map_err(|source| Error::Socket { path: path.display().to_string(), source })?;
+            let client = Client::default();
+            let output = SocketOutput(Arc::clone(&client));
+            let place = Some(path.display().to_string());
+            (Box::new(output), Some(Input::Listener { listener, client }), place)
+        }
+    };
+    Ok(Console { output, input, place })
+}
+
+/// Output to whoever is connected. A client that does not read loses bytes; it never holds the guest up.
+struct SocketOutput(Client);
+
+impl Write for SocketOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = client.as_mut() {
+            match stream.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => *client = None,
+                Ok(_) => {}
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_people_write() {
+        for (text, config) in [
+            ("stdio", Config::Stdio),
+            ("off", Config::Off),
+            ("pty", Config::Pty),
+            ("file=a=b", Config::File("a=b".into())),
+            ("socket=/s", Config::Socket("/s".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(config));
+        }
+        let error = "studio".parse::<Config>().unwrap_err().to_string();
+        assert!(error.contains("did you mean `stdio`"), "{error}");
+        assert!("file".parse::<Config>().is_err() && "file=".parse::<Config>().is_err());
+    }
+}

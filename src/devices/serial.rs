@@ -1,0 +1,141 @@
+//! Serial port, a 16550A UART (vm-superio has its registers): the guest's console.
+
+use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{SerialEvents, SerialState};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::BusDevice;
+use crate::irq::Irq;
+use crate::snapshot::{self, Persist, Saved};
+
+/// Where the guest's output goes.
+pub type Output = Box<dyn Write + Send>;
+
+/// Tells the console's input side that the guest has taken all bytes.
+struct Drained(EventFd);
+
+impl SerialEvents for Drained {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        let _ = self.0.write(1);
+    }
+}
+
+type Uart = vm_superio::Serial<Irq, Drained, Output>;
+
+/// The serial port.
+pub struct Serial(Mutex<Uart>);
+
+impl Serial {
+    /// A port that writes to `output`, interrupts through `irq` and signals `drained` when it takes input again.
+    pub fn new(irq: Irq, drained: EventFd, output: Output) -> Self {
+        Serial(Mutex::new(Uart::with_events(irq, Drained(drained), output)))
+    }
+
+    /// Gives the guest input; returns how many bytes found room.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        self.uart().enqueue_raw_bytes(bytes).unwrap_or(0)
+    }
+
+    /// Writes to the output beside the guest, for example what the monitor has to say.
+    pub fn output(&self, bytes: &[u8]) {
+        let mut uart = self.uart();
+        let _ = uart.writer_mut().write_all(bytes).and_then(|()| uart.writer_mut().flush());
+    }
+
+    /// Back to power-on.
+    pub fn reset(&self) {
+        let mut uart = self.uart();
+        let _ = set(&mut uart, SerialState::default());
+    }
+
+    fn uart(&self) -> MutexGuard<'_, Uart> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Replaces the registers and keeps the wires. The state's input fits the buffer.
+fn set(uart: &mut Uart, state: SerialState) -> Result<(), &'static str> {
+    let irq = uart.interrupt_evt().try_clone().map_err(|_| "its interrupt cannot be shared")?;
+    let drained = uart.events().0.try_clone().map_err(|_| "its event cannot be shared")?;
+    let output = std::mem::replace(uart.writer_mut(), Box::new(std::io::sink()));
+    *uart = Uart::from_state(&state, irq, Drained(drained), output)
+        .map_err(|_| "its input buffer is too long")?;
+    Ok(())
+}
+
+impl BusDevice for Serial {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        data[0] = self.uart().read(offset as u8);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        // A console that is gone must not stop the guest.
+        let _ = self.uart().write(offset as u8, data[0]);
+    }
+}
+
+const KIND: &str = "serial";
+const VERSION: u32 = 1;
+
+/// Bytes that the UART holds for the guest at most.
+const FIFO: usize = 64;
+
+/// Saved registers of the port.
+#[derive(Serialize, Deserialize)]
+struct State {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    input: Vec<u8>,
+}
+
+impl Persist for &Serial {
+    fn save(&self) -> Saved {
+        let state = self.uart().state();
+        let state = State {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        };
+        Saved::pack(KIND, VERSION, &state)
+    }
+
+    fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
+        let invalid = |reason: &str| snapshot::Error::Invalid { kind: KIND, reason: reason.into() };
+        let state: State = saved.unpack(KIND, VERSION)?;
+        if state.input.len() > FIFO {
+            return Err(invalid("its input buffer is too long"));
+        }
+        let state = SerialState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.input,
+        };
+        set(&mut self.uart(), state).map_err(invalid)
+    }
+}

@@ -1,0 +1,372 @@
+//! The block device, driven through its registers and rings.
+
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::NamedTempFile;
+
+use super::*;
+use crate::devices::virtio::mock::{self, Driver, hostile};
+use crate::disk::{Engine, Geometry, SECTOR};
+
+const SIZE: u64 = 1 << 20;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH_DISK: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+fn image() -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(SIZE).unwrap();
+    file
+}
+
+fn config(file: &NamedTempFile) -> Config {
+    Config { path_on_host: file.path().into(), ..Config::default() }
+}
+
+fn open(config: &Config) -> Box<dyn VirtioDevice> {
+    crate::devices::virtio::Config::open(config, &mock::context()).unwrap()
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+/// Asks and returns the status; the data is checked to be as long as it should be.
+fn ask(driver: &mut Driver, kind: u32, sector: u64, data: &[u8]) -> u8 {
+    let reply = driver.request(0, &[&header(kind, sector), data], 1);
+    assert_eq!(reply.len, 1);
+    reply.bytes[0]
+}
+
+fn read(driver: &mut Driver, sector: u64, len: usize) -> Result<Vec<u8>, u8> {
+    let mut reply = driver.request(0, &[&header(IN, sector)], len + 1);
+    match reply.bytes.pop() {
+        Some(0) => {
+            assert_eq!(reply.len, len as u32 + 1);
+            Ok(reply.bytes)
+        }
+        status => Err(status.unwrap()),
+    }
+}
+
+fn works(driver: &mut Driver) {
+    let data: Vec<u8> = (0..4096).map(|i| (i * 7) as u8).collect();
+    assert_eq!(ask(driver, OUT, 8, &data), 0);
+    assert_eq!(ask(driver, FLUSH_DISK, 0, &[]), 0);
+    assert_eq!(read(driver, 8, 4096).unwrap(), data);
+    assert_eq!(ask(driver, WRITE_ZEROES, 0, &segment(8, 1, 1)), 0);
+    assert_eq!(read(driver, 8, 512).unwrap(), [0; 512]);
+}
+
+#[test]
+fn reads_and_writes() {
+    let file = image();
+    let mut driver = Driver::started(open(&config(&file)));
+    works(&mut driver);
+    assert!(driver.interrupted());
+    let mut on_host = [0; 512];
+    file.as_file().read_exact_at(&mut on_host, 9 * SECTOR).unwrap();
+    assert_eq!(on_host[..4], [0, 7, 14, 21]);
+    // Discards are hints: the answer matters, not the bytes.
+    assert_eq!(ask(&mut driver, DISCARD, 0, &[segment(8, 8, 0), segment(100, 0, 0)].concat()), 0);
+    // Empty reads and writes are fine anywhere on the disk.
+    assert_eq!(ask(&mut driver, OUT, SIZE / SECTOR, &[]), 0);
+    assert_eq!(read(&mut driver, SIZE / SECTOR, 0), Ok(vec![]));
+}
+
+#[test]
+fn refuses_what_is_not_on_the_disk() {
+    let file = image();
+    let mut driver = Driver::started(open(&config(&file)));
+    let (end, over) = (SIZE / SECTOR, u64::MAX / SECTOR + 1);
+    for sector in [end, end - 7, over, over - 1, u64::MAX, 1 << 63] {
+        assert_eq!(read(&mut driver, sector, 4096), Err(1), "read {sector}");
+        assert_eq!(ask(&mut driver, OUT, sector, &[1; 4096]), 1, "write {sector}");
+        for kind in [DISCARD, WRITE_ZEROES] {
+            assert_eq!(ask(&mut driver, kind, 0, &segment(sector, 8, 0)), 1, "{kind} {sector}");
+        }
+    }
+    assert_eq!(read(&mut driver, 0, 511), Err(1));
+    assert_eq!(ask(&mut driver, OUT, 0, &[1; 513]), 1);
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(ask(&mut driver, kind, 0, &[]), 1);
+        assert_eq!(ask(&mut driver, kind, 0, &[0; 15]), 1);
+        assert_eq!(ask(&mut driver, kind, 0, &[0; 16 * 33]), 1);
+        assert_eq!(ask(&mut driver, kind, 0, &segment(0, u32::MAX, 0)), 1);
+        assert_eq!(ask(&mut driver, kind, 0, &segment(0, 8, 2)), 2);
+    }
+    assert_eq!(ask(&mut driver, DISCARD, 0, &segment(0, 8, 1)), 2);
+    for kind in [2, 3, 5, 10, 14, 15, 16, u32::MAX] {
+        assert_eq!(ask(&mut driver, kind, 0, &[]), 2, "{kind}");
+    }
+    let mut bytes = vec![0; SIZE as usize];
+    file.as_file().read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes.iter().all(|&byte| byte == 0), "a refused request wrote something");
+}
+
+#[test]
+fn needs_a_header_and_a_status() {
+    let file = image();
+    for (readable, writable) in [(&[0; 15][..], 512), (&[0; 16], 0), (&[], 1)] {
+        let mut driver = Driver::started(open(&config(&file)));
+        assert_eq!(driver.try_request(0, &[readable], writable), None);
+        assert!(driver.needs_reset());
+        driver.start(u64::MAX);
+        works(&mut driver);
+        drop(driver);
+    }
+}
+
+#[test]
+fn status_is_the_last_byte_however_the_chain_is_cut() {
+    let file = image();
+    file.as_file().write_all_at(&[7; 1024], 0).unwrap();
+    let mut driver = Driver::started(open(&config(&file)));
+    let header = header(IN, 0);
+    let (_, places) = driver.submit(0, &[&header[..5], &header[5..]], &[100, 1, 922, 2]);
+    while driver.used(0).is_none() {
+        driver.wait(Duration::from_millis(10));
+    }
+    let mut bytes = Vec::new();
+    for (address, len) in places {
+        let mut part = vec![0xee; len];
+        vm_memory::Bytes::read_slice(driver.memory.as_ref(), &mut part, vm_memory::GuestAddress(address)).unwrap();
+        bytes.extend(part);
+    }
+    assert_eq!(bytes, [&[7; 1024][..], &[0]].concat());
+}
+
+#[test]
+fn tells_what_it_is() {
+    let file = image();
+    let mut driver = Driver::started(open(&Config { drive_id: "a-name-that-is-longer-than-20".into(), ..config(&file) }));
+    let reply = driver.request(0, &[&header(GET_ID, 0)], 21);
+    assert_eq!((reply.len, &reply.bytes[..]), (21, &b"a-name-that-is-longe\0"[..]));
+    let space = driver.config(0, 60);
+    let word = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().unwrap());
+    assert_eq!(u64::from_le_bytes(space[..8].try_into().unwrap()), SIZE / SECTOR);
+    let block = file.as_file().metadata().map(|m| std::os::unix::fs::MetadataExt::blksize(&m)).unwrap() as u32;
+    let expected = [
+        (8, 0),
+        (12, 254),
+        (16, 0),
+        (20, 512),
+        (24, (block / 512).ilog2() | (block / 512) << 16),
+        (28, 0),
+        (32, 1 << 16 | 1),
+        (36, 1 << 22),
+        (40, 32),
+        (44, block / 512),
+        (48, 1 << 17),
+        (52, 32),
+        (56, 1),
+    ];
+    for (at, value) in expected {
+        assert_eq!(word(at), value, "at {at}");
+    }
+    assert_eq!(driver.config(60, 8), [0; 8]);
+}
+
+#[test]
+fn read_only_disks_stay_as_they_are() {
+    let file = image();
+    let config = Config { is_read_only: true, ..config(&file) };
+    let mut driver = Driver::started(open(&config));
+    assert_eq!(driver.offered() & (1 << 5 | 1 << 13 | 1 << 14), 1 << 5);
+    assert_eq!(ask(&mut driver, OUT, 0, &[1; 512]), 1);
+    assert_eq!(ask(&mut driver, DISCARD, 0, &segment(0, 8, 0)), 1);
+    assert_eq!(ask(&mut driver, WRITE_ZEROES, 0, &segment(0, 8, 0)), 1);
+    assert_eq!(ask(&mut driver, FLUSH_DISK, 0, &[]), 0);
+    assert_eq!(read(&mut driver, 0, 512).unwrap(), [0; 512]);
+    // Two machines may read the same disk.
+    open(&config);
+}
+
+#[test]
+fn survives_a_hostile_driver() {
+    for engine in [Engine::Sync, Engine::Uring] {
+        let file = image();
+        let config = Config { io_engine: Some(engine), ..config(&file) };
+        hostile::suite(move || open(&config), works);
+    }
+}
+
+type Shared<T> = Arc<Mutex<T>>;
+
+/// What a [`Scripted`] disk was asked, and what it shall answer.
+#[derive(Default)]
+struct Script {
+    asked: Vec<String>,
+    /// Hold requests back until told otherwise.
+    hold: bool,
+    /// Answer with this error.
+    error: Option<i32>,
+}
+
+/// A disk of zeroes that answers as a test wants, in reverse order.
+struct Scripted {
+    geometry: Geometry,
+    script: Shared<Script>,
+    waiting: Vec<(u64, Request)>,
+}
+
+fn scripted(cache: Cache) -> (Driver, Shared<Script>, Shared<Vec<Notice>>) {
+    let script = Arc::new(Mutex::new(Script::default()));
+    let geometry = Geometry { size: SIZE, physical_block: 512, read_only: false, discard: false };
+    let disk = Scripted { geometry, script: script.clone(), waiting: Vec::new() };
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let told = notices.clone();
+    let notifier = Notifier::new(move |notice| told.lock().unwrap().push(notice));
+    let block = Block::new(Box::new(disk), "vdx".into(), "s", cache, notifier);
+    (Driver::started(Box::new(block)), script, notices)
+}
+
+impl Disk for Scripted {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn submit(&mut self, tag: u64, request: Request) {
+        let word = match request {
+            Request::Read { offset, .. } => format!("read {offset}"),
+            Request::Write { offset, .. } => format!("write {offset}"),
+            Request::Flush => "flush".into(),
+            Request::Discard { offset, .. } => format!("discard {offset}"),
+            Request::WriteZeroes { offset, .. } => format!("zero {offset}"),
+        };
+        self.script.lock().unwrap().asked.push(word);
+        self.waiting.push((tag, request));
+    }
+
+    fn finished(&mut self, done: &mut Vec<Done>) {
+        if !self.script.lock().unwrap().hold {
+            self.drain(done);
+        }
+    }
+
+    fn drain(&mut self, done: &mut Vec<Done>) {
+        let error = self.script.lock().unwrap().error;
+        for (tag, request) in self.waiting.drain(..).rev() {
+            let result = error.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code)));
+            done.push(Done { tag, request, result });
+        }
+    }
+}
+
+#[test]
+fn writes_reach_the_disk_as_the_cache_promises() {
+    // (cache, features, what the driver writes to writeback, what the disk sees of a write and a flush)
+    let all = u64::MAX;
+    let cases = [
+        (Cache::Writeback, all, None, "write 0, flush"),
+        (Cache::Writeback, all, Some(0), "write 0, flush, flush"),
+        (Cache::Writeback, all & !FLUSH & !CONFIG_WCE, None, "write 0, flush, flush"),
+        (Cache::Writeback, all & !FLUSH, None, "write 0, flush, flush"),
+        (Cache::Writeback, all & !CONFIG_WCE, None, "write 0, flush"),
+        (Cache::Writethrough, all, None, "write 0, flush, flush"),
+        (Cache::Writethrough, all, Some(1), "write 0, flush"),
+        (Cache::Unsafe, all, None, "write 0"),
+        (Cache::Unsafe, all, Some(0), "write 0"),
+    ];
+    for (cache, features, written, expected) in cases {
+        let (mut driver, script, _) = scripted(cache);
+        driver.start(features);
+        if let Some(value) = written {
+            crate::bus::BusDevice::write(&driver.registers, 0x100 + 32, &[value]);
+            assert_eq!(driver.config(32, 1), [value]);
+        }
+        assert_eq!(ask(&mut driver, OUT, 0, &[1; 512]), 0);
+        assert_eq!(ask(&mut driver, FLUSH_DISK, 0, &[]), 0);
+        assert_eq!(script.lock().unwrap().asked.join(", "), expected, "{cache:?} {features:#x} {written:?}");
+    }
+}
+
+#[test]
+fn many_requests_end_in_any_order() {
+    let (mut driver, script, _) = scripted(Cache::Writeback);
+    script.lock().unwrap().hold = true;
+    let heads: Vec<_> = (0..20).map(|i| driver.submit(0, &[&header(IN, i)], &[512, 1]).0).collect();
+    assert_eq!(driver.used(0), None);
+    script.lock().unwrap().hold = false;
+    driver.kick(0);
+    let back: Vec<_> = std::iter::from_fn(|| driver.used(0)).map(|used| (used.head, used.len)).collect();
+    assert_eq!(back, heads.iter().rev().map(|&head| (head, 513)).collect::<Vec<_>>());
+}
+
+#[test]
+fn waits_when_the_host_is_full() {
+    let (mut driver, script, notices) = scripted(Cache::Writeback);
+    script.lock().unwrap().error = Some(libc::ENOSPC);
+    for sector in 0..3 {
+        driver.submit(0, &[&header(OUT, sector), &[1; 512]], &[1]);
+    }
+    assert_eq!(driver.used(0), None);
+    let reason = "disk vdx: no space left on the host; free some and resume".to_string();
+    assert_eq!(*notices.lock().unwrap(), [Notice::Stalled { reason: reason.clone() }]);
+    // Resumed too early, and then in time.
+    driver.function.lock().unwrap().freeze();
+    driver.function.lock().unwrap().thaw();
+    assert_eq!(notices.lock().unwrap().len(), 2);
+    script.lock().unwrap().error = None;
+    driver.function.lock().unwrap().freeze();
+    driver.function.lock().unwrap().thaw();
+    assert_eq!(std::iter::from_fn(|| driver.used(0)).count(), 3);
+    assert_eq!(notices.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn host_errors_are_the_guests_errors() {
+    let (mut driver, script, notices) = scripted(Cache::Writethrough);
+    script.lock().unwrap().error = Some(libc::EIO);
+    assert_eq!(ask(&mut driver, OUT, 0, &[1; 512]), 1);
+    assert_eq!(read(&mut driver, 0, 512), Err(1));
+    script.lock().unwrap().error = None;
+    assert_eq!(ask(&mut driver, OUT, 0, &[1; 512]), 0);
+    assert!(notices.lock().unwrap().is_empty());
+}
+
+#[test]
+fn freezing_finishes_what_is_under_way() {
+    let (mut driver, script, _) = scripted(Cache::Writethrough);
+    script.lock().unwrap().hold = true;
+    driver.submit(0, &[&header(OUT, 0), &[1; 512]], &[1]);
+    driver.function.lock().unwrap().freeze();
+    assert_eq!(script.lock().unwrap().asked, ["write 0", "flush"]);
+    assert!(driver.used(0).is_some());
+}
+
+#[test]
+fn resets_with_requests_under_way() {
+    let (mut driver, script, _) = scripted(Cache::Writeback);
+    script.lock().unwrap().hold = true;
+    driver.submit(0, &[&header(OUT, 0), &[1; 512]], &[1]);
+    driver.start(u64::MAX);
+    script.lock().unwrap().hold = false;
+    assert_eq!(ask(&mut driver, OUT, 1, &[1; 512]), 0);
+    assert_eq!(driver.used(0), None);
+}
+
+#[test]
+fn loads_only_onto_the_same_disk() {
+    let file = image();
+    let device = open(&config(&file));
+    let saved = device.save();
+    drop(device);
+    open(&config(&file)).load(&saved).unwrap();
+    file.as_file().set_len(2 * SIZE).unwrap();
+    let error = open(&config(&file)).load(&saved).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "Saved state of virtio-block is not valid: disk vda had 1048576 bytes and has 2097152 now"
+    );
+}

@@ -1,0 +1,71 @@
+//! Why a disk could not be opened, in words that say what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a disk could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such file.
+    #[error("Disk {} does not exist: create it, for example with `truncate -s 1G {}`", path.display(), path.display())]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The user may not open the file.
+    #[error("Disk {} cannot be opened for {access}: permission denied (add `ro` to open it read-only, or change its mode)", path.display())]
+    Permission {
+        /// Where it is.
+        path: PathBuf,
+        /// `reading` or `writing`.
+        access: &'static str,
+    },
+    /// It is a directory, a socket, a terminal...
+    #[error("Disk {} is {what}: a disk is a regular file or a block device", path.display())]
+    Kind {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is, with its article.
+        what: &'static str,
+    },
+    /// The file is not a whole number of sectors.
+    #[error("Disk {} has {size} bytes, which is not a multiple of 512: enlarge it with `truncate -s {} {}`", path.display(), size.next_multiple_of(512), path.display())]
+    Size {
+        /// Where it is.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The file has no bytes.
+    #[error("Disk {} is empty: give it a size, for example with `truncate -s 1G {}`", path.display(), path.display())]
+    Empty {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Somebody else uses the disk in a way that excludes this one.
+    #[error("Disk {} is in use by {holder}: stop it, or open the disk with `ro` on both sides, or with `overlay`", path.display())]
+    Locked {
+        /// Where it is.
+        path: PathBuf,
+        /// Who holds it.
+        holder: String,
+    },
+    /// The host has no io_uring, or forbids it.
+    #[error("Disk {} cannot use io_uring: leave `engine` out or say `engine=sync`", path.display())]
+    Uring {
+        /// Where it is.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The host refused something else.
+    #[error("Cannot {action} disk {}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,122 @@
+//! The kernel's virtual machine interface (Documentation/virt/kvm/api.rst), as the monitor uses it.
+
+pub mod probe;
+pub mod state;
+mod vcpu;
+mod vm;
+
+pub use vcpu::{Exit, Interrupter, Vcpu};
+pub use vm::{Reserved, Vm};
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+
+/// What this monitor cannot work without.
+const REQUIRED: [(Cap, &str); 8] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// Why KVM did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// /dev/kvm does not open.
+    #[error("Cannot open /dev/kvm: {hint}")]
+    Open {
+        /// What the user can do about it.
+        hint: &'static str,
+        /// The kernel's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// The kernel's KVM is too old or too small.
+    #[error("This KVM lacks {missing}, which rvmm needs")]
+    Capability {
+        /// Names of the capabilities.
+        missing: String,
+    },
+    /// No vCPU, or more than this KVM has.
+    #[error("A machine can have 1 to {limit} vCPUs here, not {wanted}")]
+    Vcpus {
+        /// How many were asked for.
+        wanted: u32,
+        /// How many there can be.
+        limit: u32,
+    },
+    /// An ioctl failed.
+    #[error("KVM refused to {doing}")]
+    Ioctl {
+        /// What was being done.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// A small loop of instructions did not come to its end.
+    #[error("KVM does not run a loop of three instructions: {exit}")]
+    Loop {
+        /// What came instead.
+        exit: String,
+    },
+    /// A table that is handed to KVM is longer than KVM takes.
+    #[error("Too many entries to {doing}")]
+    TooMany {
+        /// What was being done.
+        doing: &'static str,
+    },
+}
+
+/// Turns the kernel's answer into an [`Error`] that says what was being done.
+fn ioctl(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |source| Error::Ioctl { doing, source }
+}
+
+/// Opens /dev/kvm.
+///
+/// # Errors
+/// When it is not there or not for this user; the error says what can be done.
+pub fn open_device() -> Result<Kvm, Error> {
+    Kvm::new().map_err(|source| {
+        let hint = match source.errno() {
+            libc::ENOENT => "the kernel's kvm module is not loaded, or virtualization is off in the firmware",
+            libc::EACCES => "no permission, add yourself to the group kvm: `sudo usermod -aG kvm $USER`",
+            _ => "`rvmm doctor` says what this machine offers",
+        };
+        Error::Open { hint, source }
+    })
+}
+
+/// Opens /dev/kvm and checks that it can do what is needed.
+pub fn open() -> Result<Kvm, Error> {
+    let kvm = open_device()?;
+    let missing = missing_capabilities(&kvm);
+    match missing.is_empty() {
+        true => Ok(kvm),
+        false => Err(Error::Capability { missing: missing.join(", ") }),
+    }
+}
+
+/// Names of the capabilities that are needed and not there.
+pub fn missing_capabilities(kvm: &Kvm) -> Vec<&'static str> {
+    REQUIRED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| *name).collect()
+}
+
+/// The CPUID table that this KVM can give a guest.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, Error> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map(|cpuid| cpuid.as_slice().to_vec())
+        .map_err(ioctl("list the CPU features it supports"))
+}
+
+/// Checks that a machine can have `wanted` vCPUs here.
+pub fn check_vcpus(kvm: &Kvm, wanted: u32) -> Result<(), Error> {
+    let limit = kvm.get_max_vcpus() as u32;
+    match (1..=limit).contains(&wanted) {
+        true => Ok(()),
+        false => Err(Error::Vcpus { wanted, limit }),
+    }
+}

@@ -1,0 +1,207 @@
+//! Files as disks use them: vectored I/O at an offset, holes, locks, block devices (pread(2), fallocate(2), fcntl(2), ioctl(2)).
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::AsRawFd;
+
+use libc::{c_int, c_short, iovec};
+
+/// The most pieces that one call takes (UIO_MAXIOV).
+const MAX_PIECES: usize = 1024;
+
+/// Scattered memory that I/O goes to or comes from.
+///
+/// # Safety
+/// The pieces stay mapped, readable and writable while the value lives, even when it moves, and no
+/// Rust reference leads to their bytes.
+pub unsafe trait Pieces {
+    /// The pieces in order.
+    fn pieces(&self) -> &[iovec];
+}
+
+/// What one call can take of `pieces` without their first `skip` bytes.
+pub(super) fn window(pieces: &[iovec], mut skip: usize) -> Cow<'_, [iovec]> {
+    if skip == 0 {
+        return Cow::Borrowed(&pieces[..pieces.len().min(MAX_PIECES)]);
+    }
+    let mut rest = Vec::new();
+    for piece in pieces {
+        if skip < piece.iov_len && rest.len() < MAX_PIECES {
+            rest.push(iovec {
+                iov_base: piece.iov_base.wrapping_byte_add(skip),
+                iov_len: piece.iov_len - skip,
+            });
+        }
+        skip = skip.saturating_sub(piece.iov_len);
+    }
+    Cow::Owned(rest)
+}
+
+/// Repeats a system call that a signal interrupted; a negative answer is an error.
+fn retry<T: PartialOrd + Default>(mut call: impl FnMut() -> T) -> io::Result<T> {
+    loop {
+        let answer = call();
+        if answer >= T::default() {
+            return Ok(answer);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Reads at `offset` into `to` without its first `skip` bytes, once; returns how many bytes came.
+pub fn read_at(file: &File, to: &impl Pieces, skip: usize, offset: u64) -> io::Result<usize> {
+    let window = window(to.pieces(), skip);
+    let (pieces, count) = (window.as_ptr(), window.len() as c_int);
+    // SAFETY: `window` holds `count` pieces of memory that `to` keeps mapped (trait Pieces).
+    retry(|| unsafe { libc::preadv(file.as_raw_fd(), pieces, count, offset as i64) }).map(|n| n as usize)
+}
+
+/// Writes `from` without its first `skip` bytes at `offset`, once; returns how many bytes went.
+pub fn write_at(file: &File, from: &impl Pieces, skip: usize, offset: u64) -> io::Result<usize> {
+    let window = window(from.pieces(), skip);
+    let (pieces, count) = (window.as_ptr(), window.len() as c_int);
+    // SAFETY: as in `read_at`; the kernel only reads the pieces.
+    retry(|| unsafe { libc::pwritev(file.as_raw_fd(), pieces, count, offset as i64) }).map(|n| n as usize)
+}
+
+/// What to do with a range of a file; its size stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hole {
+    /// Give the blocks back; the range reads as zeroes.
+    Punch,
+    /// Keep the blocks; the range reads as zeroes.
+    Zero,
+}
+
+impl Hole {
+    /// The mode of fallocate(2).
+    pub(super) fn mode(self) -> c_int {
+        libc::FALLOC_FL_KEEP_SIZE
+            | match self {
+                Hole::Punch => libc::FALLOC_FL_PUNCH_HOLE,
+                Hole::Zero => libc::FALLOC_FL_ZERO_RANGE,
+            }
+    }
+}
+
+/// Makes a hole. File systems and block devices that cannot answer EOPNOTSUPP ([`is_unsupported`]).
+pub fn make_hole(file: &File, hole: Hole, offset: u64, len: u64) -> io::Result<()> {
+    // SAFETY: the call takes no pointers.
+    retry(|| unsafe { libc::fallocate(file.as_raw_fd(), hole.mode(), offset as i64, len as i64) }).map(drop)
+}
+
+/// Whether the host said that it cannot do this to this file at all.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY | libc::ENODEV))
+}
+
+/// Tells a block device that a range is not needed any more. The range may read as anything afterwards.
+pub fn discard_blocks(device: &File, offset: u64, len: u64) -> io::Result<()> {
+    let range = [offset, len];
+    // SAFETY: BLKDISCARD reads two 64-bit numbers, which `range` holds.
+    retry(|| unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD, range.as_ptr()) }).map(drop)
+}
+
+// From linux/fs.h: _IO and _IOR of type 0x12. libc names only some of them.
+const BLKDISCARD: libc::c_ulong = 0x1277;
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+const BLKPBSZGET: libc::c_ulong = 0x127b;
+
+/// Size of a block device in bytes.
+pub fn block_device_size(device: &File) -> io::Result<u64> {
+    let mut size = 0u64;
+    // SAFETY: BLKGETSIZE64 writes one 64-bit number.
+    retry(|| unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64, &mut size) })?;
+    Ok(size)
+}
+
+/// Physical block size of a block device in bytes.
+pub fn physical_block_size(device: &File) -> io::Result<u32> {
+    let mut size: libc::c_uint = 0;
+    // SAFETY: BLKPBSZGET writes one unsigned int.
+    retry(|| unsafe { libc::ioctl(device.as_raw_fd(), BLKPBSZGET, &mut size) })?;
+    Ok(size)
+}
+
+/// How a file is shared with other processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Any number of readers, no writer.
+    Shared,
+    /// Nobody else.
+    Exclusive,
+}
+
+/// Takes a lock on the whole file that lives as long as this open file does (F_OFD_SETLK).
+/// Returns `false` if somebody else holds one that conflicts.
+pub fn lock(file: &File, lock: Lock) -> io::Result<bool> {
+    // SAFETY: all zeroes is a valid flock.
+    let mut request: libc::flock = unsafe { zeroed() };
+    request.l_type = match lock {
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Exclusive => libc::F_WRLCK,
+    } as c_short;
+    request.l_whence = libc::SEEK_SET as c_short;
+    // SAFETY: F_OFD_SETLK reads one flock.
+    match retry(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) }) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives the lock back before the file is closed, which may take a moment while the kernel uses it.
+pub fn unlock(file: &File) {
+    // SAFETY: all zeroes is a valid flock.
+    let mut request: libc::flock = unsafe { zeroed() };
+    request.l_type = libc::F_UNLCK as c_short;
+    // SAFETY: F_OFD_SETLK reads one flock.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(base: usize, len: usize) -> iovec {
+        iovec { iov_base: base as *mut _, iov_len: len }
+    }
+
+    fn plain(pieces: &[iovec]) -> Vec<(usize, usize)> {
+        pieces.iter().map(|piece| (piece.iov_base as usize, piece.iov_len)).collect()
+    }
+
+    #[test]
+    fn windows_skip_bytes_and_empty_pieces() {
+        let pieces = [piece(0x1000, 4), piece(0x2000, 0), piece(0x3000, 2)];
+        assert_eq!(plain(&window(&pieces, 0)).len(), 3);
+        assert_eq!(plain(&window(&pieces, 3)), [(0x1003, 1), (0x3000, 2)]);
+        assert_eq!(plain(&window(&pieces, 4)), [(0x3000, 2)]);
+        assert_eq!(plain(&window(&pieces, 6)), []);
+    }
+
+    #[test]
+    fn windows_are_as_small_as_the_kernel_wants() {
+        let pieces: Vec<_> = (0..3000).map(|i| piece(0x1000 + i, 1)).collect();
+        assert_eq!(window(&pieces, 0).len(), MAX_PIECES);
+        assert_eq!(plain(&window(&pieces, 1500))[0], (0x1000 + 1500, 1));
+        assert_eq!(window(&pieces, 2500).len(), 500);
+    }
+
+    #[test]
+    fn locks_conflict_between_opens() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::options().read(true).write(true).open(path.path()).unwrap();
+        let (a, b) = (open(), open());
+        assert!(lock(&a, Lock::Shared).unwrap() && lock(&b, Lock::Shared).unwrap());
+        assert!(!lock(&a, Lock::Exclusive).unwrap());
+        drop(b);
+        assert!(lock(&a, Lock::Exclusive).unwrap());
+        assert!(!lock(&open(), Lock::Shared).unwrap());
+    }
+}

@@ -1,0 +1,67 @@
+//! The user's terminal: raw while a guest has it, as it was before on every way out.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// Terminals that are raw now, with the settings to give back.
+static RAW: Mutex<Vec<(libc::c_int, libc::termios)>> = Mutex::new(Vec::new());
+
+/// Whether `fd` is a terminal.
+pub fn is_terminal(fd: BorrowedFd) -> bool {
+    std::io::IsTerminal::is_terminal(&fd)
+}
+
+/// Makes the terminal raw: every key goes to the guest, nothing is echoed, output is not changed.
+/// It stays so until [`restore`].
+pub fn make_raw(fd: BorrowedFd) -> io::Result<()> {
+    let fd = fd.as_raw_fd();
+    // SAFETY: all zeroes is a valid value of this plain structure; the calls fill it or fail.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: `settings` is ours.
+    if unsafe { libc::tcgetattr(fd, &mut settings) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let before = settings;
+    // SAFETY: `settings` is ours and was filled.
+    unsafe { libc::cfmakeraw(&mut settings) };
+    // Newlines of the monitor's own messages still start at the left.
+    settings.c_oflag |= before.c_oflag & (libc::OPOST | libc::ONLCR);
+    // SAFETY: as above.
+    if unsafe { libc::tcsetattr(fd, libc::TCSANOW, &settings) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    RAW.lock().unwrap_or_else(PoisonError::into_inner).push((fd, before));
+    Ok(())
+}
+
+/// Gives every raw terminal its settings back. Safe to call more than once.
+pub fn restore() {
+    for (fd, settings) in RAW.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // SAFETY: `settings` came from this terminal; a descriptor that is closed makes the call fail, no more.
+        unsafe { libc::tcsetattr(fd, libc::TCSANOW, &settings) };
+    }
+}
+
+/// A new pseudo-terminal: its controlling side, and the path of the side for a user. The user's side starts raw.
+pub fn open_pty() -> io::Result<(OwnedFd, String)> {
+    // SAFETY: plain call; the result is checked.
+    let fd = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut name = [0u8; 128];
+    // SAFETY: the descriptor is a pty, and `name` has the length that is given.
+    let failed = unsafe {
+        libc::grantpt(fd.as_raw_fd()) != 0
+            || libc::unlockpt(fd.as_raw_fd()) != 0
+            || libc::ptsname_r(fd.as_raw_fd(), name.as_mut_ptr().cast(), name.len()) != 0
+    };
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    Ok((fd, String::from_utf8_lossy(&name[..end]).into_owned()))
+}

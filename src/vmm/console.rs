@@ -1,0 +1,210 @@
+//! Input of the guest's console: bytes from the host go to the serial port, `Ctrl-A` and a key go to the monitor.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, PoisonError};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use log::error;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::message::{Message, Outbox};
+use crate::console::{Client, Input};
+use crate::devices::serial::Serial;
+
+/// `Ctrl-A`.
+const ESCAPE: u8 = 1;
+
+const HELP: &[u8] = b"\r\n  Ctrl-A x   end the machine at once\r\n  Ctrl-A p   press the power button\r\n  \
+    Ctrl-A h   this help\r\n  Ctrl-A Ctrl-A   send Ctrl-A to the guest\r\n";
+
+/// What a key after `Ctrl-A` asks for.
+enum Command {
+    End,
+    PowerButton,
+    Help,
+}
+
+/// Takes escape sequences out of a stream of keys.
+#[derive(Default)]
+struct Escapes {
+    pending: bool,
+}
+
+impl Escapes {
+    /// Appends what is for the guest to `guest`; returns what is for the monitor.
+    fn filter(&mut self, keys: &[u8], guest: &mut Vec<u8>) -> Vec<Command> {
+        let mut commands = Vec::new();
+        for &key in keys {
+            match (std::mem::replace(&mut self.pending, false), key) {
+                (false, ESCAPE) => self.pending = true,
+                (false, key) | (true, key @ ESCAPE) => guest.push(key),
+                (true, b'x' | b'X') => commands.push(Command::End),
+                (true, b'p' | b'P') => commands.push(Command::PowerButton),
+                (true, b'h' | b'H' | b'?') => commands.push(Command::Help),
+                (true, key) => guest.extend([ESCAPE, key]),
+            }
+        }
+        commands
+    }
+}
+
+/// The subscriber that feeds the serial port.
+pub struct ConsoleInput {
+    source: Option<Source>,
+    listener: Option<(UnixListener, Client)>,
+    escapes: Option<Escapes>,
+    /// Bytes that the serial port had no room for; nothing more is read until it has.
+    waiting: Vec<u8>,
+    serial: Arc<Serial>,
+    drained: EventFd,
+    outbox: Outbox,
+}
+
+/// Whoever types at the moment.
+struct Source {
+    file: File,
+    /// Regular files cannot be watched: they are always readable.
+    watched: bool,
+}
+
+impl ConsoleInput {
+    /// Input for `serial`, which signals `drained` when it takes more.
+    pub fn new(input: Input, serial: &Arc<Serial>, drained: EventFd, outbox: Outbox) -> Self {
+        let (fd, listener, escapes) = match input {
+            Input::Stream { fd, escapes } => (Some(fd), None, escapes),
+            Input::Listener { listener, client } => (None, Some((listener, client)), false),
+        };
+        ConsoleInput {
+            source: fd.map(|fd| Source { file: fd.into(), watched: false }),
+            listener,
+            escapes: escapes.then(Escapes::default),
+            waiting: Vec::new(),
+            serial: Arc::clone(serial),
+            drained,
+            outbox,
+        }
+    }
+
+    /// Watches the source while nothing waits for room.
+    fn watch(&mut self, ops: &mut EventOps) {
+        let Some(source) = &mut self.source else { return };
+        let wanted = self.waiting.is_empty();
+        let events = Events::new(&source.file, EventSet::IN);
+        if wanted && !source.watched {
+            match ops.add(events) {
+                Ok(()) => source.watched = true,
+                Err(_) => self.read(ops),
+            }
+        } else if !wanted && source.watched {
+            let _ = ops.remove(events);
+            source.watched = false;
+        }
+    }
+
+    /// Reads once and gives the guest what is for it.
+    fn read(&mut self, ops: &mut EventOps) {
+        let Some(source) = &mut self.source else { return };
+        let mut keys = [0; 4096];
+        match source.file.read(&mut keys) {
+            Ok(count) if count > 0 => {
+                let commands = match &mut self.escapes {
+                    Some(escapes) => escapes.filter(&keys[..count], &mut self.waiting),
+                    None => {
+                        self.waiting.extend(&keys[..count]);
+                        Vec::new()
+                    }
+                };
+                commands.into_iter().for_each(|command| self.obey(command));
+                self.feed(ops);
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            // The end of input, or a terminal that went away.
+            _ => {
+                if source.watched {
+                    let _ = ops.remove(Events::new(&source.file, EventSet::IN));
+                }
+                self.source = None;
+                if let Some((_, client)) = &self.listener {
+                    *client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+            }
+        }
+    }
+
+    fn feed(&mut self, ops: &mut EventOps) {
+        let taken = self.serial.input(&self.waiting);
+        self.waiting.drain(..taken);
+        self.watch(ops);
+    }
+
+    fn obey(&self, command: Command) {
+        match command {
+            Command::End => self.outbox.send(Message::Terminate { force: true }),
+            Command::PowerButton => self.outbox.send(Message::Terminate { force: false }),
+            Command::Help => self.serial.output(HELP),
+        }
+    }
+
+    /// Takes a new client; an older one is let go.
+    fn accept(&mut self, ops: &mut EventOps) {
+        let Some((listener, client)) = &self.listener else { return };
+        let accepted = listener.accept().and_then(|(stream, _)| {
+            stream.set_nonblocking(true)?;
+            Ok((OwnedFd::from(stream.try_clone()?), stream))
+        });
+        let (fd, stream): (OwnedFd, UnixStream) = match accepted {
+            Ok(pair) => pair,
+            Err(error) => return error!("cannot accept a client of the console: {error}"),
+        };
+        if let Some(old) = self.source.take().filter(|old| old.watched) {
+            let _ = ops.remove(Events::new(&old.file, EventSet::IN));
+        }
+        *client.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        self.source = Some(Source { file: fd.into(), watched: false });
+        self.watch(ops);
+    }
+}
+
+impl MutEventSubscriber for ConsoleInput {
+    fn init(&mut self, ops: &mut EventOps) {
+        let listener = self.listener.as_ref().map(|(listener, _)| Events::new(listener, EventSet::IN));
+        for events in [Some(Events::new(&self.drained, EventSet::IN)), listener].into_iter().flatten() {
+            if let Err(error) = ops.add(events) {
+                error!("cannot watch the console: {error}");
+            }
+        }
+        self.watch(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.fd() == self.drained.as_raw_fd() {
+            let _ = self.drained.read();
+            if !self.waiting.is_empty() {
+                self.feed(ops);
+            }
+        } else if self.listener.as_ref().is_some_and(|(listener, _)| listener.as_raw_fd() == events.fd()) {
+            self.accept(ops);
+        } else {
+            self.read(ops);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_are_taken_out() {
+        let mut escapes = Escapes::default();
+        let mut guest = Vec::new();
+        let first = escapes.filter(b"ab\x01", &mut guest);
+        let second = escapes.filter(b"x\x01\x01c\x01z\x01h", &mut guest);
+        assert!(first.is_empty());
+        assert!(matches!(second[..], [Command::End, Command::Help]));
+        assert_eq!(guest, b"ab\x01c\x01z");
+    }
+}

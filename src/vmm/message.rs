@@ -1,0 +1,94 @@
+//! What reaches the monitor: notices of devices, exits of vCPUs, signals, keys and requests of clients.
+//!
+//! Everything arrives through one channel, with an eventfd that wakes the event loop.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::request::{Request, Response};
+use crate::kvm::Exit;
+use crate::notice::{Notice, Notifier};
+
+/// One message.
+pub enum Message {
+    /// A device tells something.
+    Notice(Notice, Instant),
+    /// A vCPU cannot run on.
+    Exit(usize, Exit),
+    /// A signal asks for the end, or its time is over.
+    Terminate {
+        /// Do not wait for the guest.
+        force: bool,
+    },
+    /// Somebody asks for something.
+    Request(Request, Sender<Response>),
+}
+
+/// Where messages are put. Cheap to clone.
+#[derive(Clone)]
+pub struct Outbox {
+    sender: Sender<Message>,
+    wake: Arc<EventFd>,
+}
+
+impl Outbox {
+    /// Sends a message. It never blocks; when the monitor is gone the message is lost.
+    pub fn send(&self, message: Message) {
+        if self.sender.send(message).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// Asks for something and waits for the answer.
+    pub fn request(&self, request: Request) -> Response {
+        let (sender, answer) = mpsc::channel();
+        self.send(Message::Request(request, sender));
+        answer.recv().unwrap_or(Err(super::request::Error::Ended))
+    }
+
+    /// The way for devices.
+    pub fn notifier(&self) -> Notifier {
+        let outbox = self.clone();
+        Notifier::new(move |notice| outbox.send(Message::Notice(notice, Instant::now())))
+    }
+}
+
+/// Where messages are taken from.
+pub struct Inbox {
+    receiver: Receiver<Message>,
+    outbox: Outbox,
+}
+
+impl Inbox {
+    /// A new, empty channel.
+    pub fn new() -> io::Result<Self> {
+        let (sender, receiver) = mpsc::channel();
+        Ok(Inbox { receiver, outbox: Outbox { sender, wake: Arc::new(EventFd::new(EFD_NONBLOCK)?) } })
+    }
+
+    /// A way to send here.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// The next message, if one is there.
+    pub fn take(&self) -> Option<Message> {
+        self.receiver.try_recv().ok()
+    }
+
+    /// Drops what devices and vCPUs have sent and keeps the rest.
+    pub fn forget_guest(&self) {
+        let outside = |message: &Message| matches!(message, Message::Terminate { .. } | Message::Request(..));
+        let kept: Vec<_> = std::iter::from_fn(|| self.take()).filter(outside).collect();
+        kept.into_iter().for_each(|message| self.outbox.send(message));
+    }
+
+    /// Readable when a message may be there.
+    pub fn wake(&self) -> &Arc<EventFd> {
+        &self.outbox.wake
+    }
+}

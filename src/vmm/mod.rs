@@ -1,0 +1,291 @@
+//! The monitor of one machine: it builds the machine, runs its event loop and decides what becomes of it.
+//!
+//! ```text
+//!   vCPU threads ──┐ exits                     ┌─► pause, resume
+//!   devices ───────┤ notices                   ├─► restart in place
+//!   signals, keys ─┼──► Inbox ──► Vmm::run ────┼─► power button
+//!   API, CLI ──────┘ requests    (main thread) └─► Outcome: the machine has ended
+//! ```
+
+mod build;
+mod console;
+mod machine;
+pub mod message;
+mod platform;
+pub mod request;
+mod signals;
+mod vcpus;
+mod workers;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, SubscriberOps};
+use log::{info, warn};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::config::VmConfig;
+use crate::devices::ged::Event;
+use crate::devices::virtio;
+use crate::kvm::{self, Exit};
+use crate::memory;
+use crate::notice::Notice;
+use crate::{bus, console as host_console};
+
+pub use build::Environment;
+use machine::Machine;
+use message::{Inbox, Message, Outbox};
+use request::{Request, Response, RunState};
+use workers::{Subscriber, Wake};
+
+/// Why a machine could not be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// A vCPU thread.
+    #[error(transparent)]
+    Vcpu(#[from] vcpus::StartError),
+    /// Kernel, tables or registers.
+    #[error(transparent)]
+    Boot(#[from] crate::arch::x86_64::Error),
+    /// A virtio device.
+    #[error(transparent)]
+    Device(#[from] virtio::Error),
+    /// The console.
+    #[error(transparent)]
+    Console(#[from] host_console::Error),
+    /// Two devices in one place: a mistake in the layout.
+    #[error(transparent)]
+    Bus(#[from] bus::Overlap),
+    /// More virtio devices than interrupt pins.
+    #[error("{count} devices are more than the {limit} that a machine can have")]
+    Devices {
+        /// How many there are with those added by default.
+        count: usize,
+        /// How many there can be.
+        limit: usize,
+    },
+    /// An event descriptor, a thread or the event loop.
+    #[error("Cannot set up the event loop")]
+    Loop(#[from] io::Error),
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "cause", content = "detail")]
+pub enum Outcome {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest restarted, and restarts were to end it.
+    Reboot,
+    /// Somebody stopped it from outside, and the guest did not switch itself off in time.
+    Stopped,
+    /// The guest's kernel panicked.
+    Panic,
+    /// A vCPU shut down after a triple fault.
+    TripleFault,
+    /// KVM or the monitor failed; what is known about it.
+    Failed(String),
+}
+
+/// A time that the guest or the machine reached a milestone.
+#[derive(Clone, Copy, Debug)]
+pub struct Milestone {
+    /// Which: what the guest wrote, or [`FIRST_RUN`].
+    pub code: u8,
+    /// When.
+    pub at: Instant,
+}
+
+/// The milestone before the first guest instruction.
+pub const FIRST_RUN: u8 = 0xff;
+
+/// A monitor with its machine.
+pub struct Vmm {
+    machine: Machine,
+    config: VmConfig,
+    inbox: Inbox,
+    events: EventManager<Subscriber>,
+    state: RunState,
+    /// Why the machine was paused by itself.
+    stalled: Option<String>,
+    deadline: signals::Deadline,
+    grace: Duration,
+    milestones: Vec<Milestone>,
+}
+
+impl Vmm {
+    /// Builds the machine. It is ready to run and stands still.
+    pub fn new(config: VmConfig, environment: Environment) -> Result<Self, Error> {
+        let inbox = Inbox::new()?;
+        let mut events = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
+        events.add_subscriber(Box::new(Wake(inbox.wake().clone())));
+        let deadline = signals::Deadline::new(inbox.outbox().clone())?;
+        events.add_subscriber(deadline.subscriber()?);
+        if let Some(termination) = environment.termination {
+            events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
+        }
+        let grace = environment.grace;
+        let (machine, subscribers) = build::machine(&config, &environment.kernel_cache, inbox.outbox())?;
+        for subscriber in subscribers {
+            events.add_subscriber(subscriber);
+        }
+        Ok(Vmm {
+            machine,
+            config,
+            inbox,
+            events,
+            state: RunState::Paused,
+            stalled: None,
+            deadline,
+            grace,
+            milestones: Vec::new(),
+        })
+    }
+
+    /// A way to talk to the monitor from other threads.
+    pub fn outbox(&self) -> Outbox {
+        self.inbox.outbox().clone()
+    }
+
+    /// What was reached, in order.
+    pub fn milestones(&self) -> &[Milestone] {
+        &self.milestones
+    }
+
+    /// Runs the machine until it ends.
+    pub fn run(&mut self) -> Outcome {
+        self.milestones.push(Milestone { code: FIRST_RUN, at: Instant::now() });
+        self.resume();
+        loop {
+            while let Some(message) = self.inbox.take() {
+                if let Some(outcome) = self.handle(message) {
+                    self.machine.pause();
+                    return outcome;
+                }
+            }
+            if let Err(error) = self.events.run() {
+                return Outcome::Failed(format!("the event loop fails: {error}"));
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) -> Option<Outcome> {
+        match message {
+            Message::Notice(notice, at) => self.notice(notice, at),
+            Message::Exit(vcpu, exit) => Some(match exit {
+                Exit::Shutdown => Outcome::TripleFault,
+                Exit::Failed(reason) => Outcome::Failed(format!("vCPU {vcpu}: {reason}")),
+                other => Outcome::Failed(format!("vCPU {vcpu}: {other:?}")),
+            }),
+            Message::Terminate { force: true } => Some(Outcome::Stopped),
+            Message::Terminate { force: false } => self.press_power_button(),
+            Message::Request(request, sender) => {
+                let (response, outcome) = self.request(request);
+                let _ = sender.send(response);
+                outcome
+            }
+        }
+    }
+
+    fn notice(&mut self, notice: Notice, at: Instant) -> Option<Outcome> {
+        match notice {
+            Notice::PowerOff => return Some(Outcome::PowerOff),
+            Notice::Panic => return Some(Outcome::Panic),
+            Notice::Reset if self.config.no_reboot => return Some(Outcome::Reboot),
+            Notice::Reset => {
+                info!("the guest restarts");
+                self.machine.power_off();
+                // A guest that wants to restart tries in several ways; the first has worked.
+                self.inbox.forget_guest();
+                if let Err(error) = self.machine.power_on() {
+                    return Some(Outcome::Failed(format!("the restart failed: {}", chain(&error))));
+                }
+                self.resume();
+            }
+            Notice::Stalled { reason } => {
+                warn!("the machine is paused: {reason}");
+                self.pause();
+                self.stalled = Some(reason);
+            }
+            Notice::Milestone(code) => self.milestones.push(Milestone { code, at }),
+        }
+        None
+    }
+
+    /// The answer, and the end of the machine if that was asked for.
+    fn request(&mut self, request: Request) -> (Response, Option<Outcome>) {
+        if let Err(error) = request.check(self.state) {
+            return (Err(error), None);
+        }
+        let mut outcome = None;
+        match request {
+            Request::Describe => return (Ok(self.describe()), None),
+            Request::Pause => self.pause(),
+            Request::Resume => self.resume(),
+            Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
+            Request::Stop { force: false } => outcome = self.press_power_button(),
+            Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
+        }
+        (Ok(json!({ "state": self.state })), outcome)
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let uptime = self.milestones.first().map_or(Duration::ZERO, |first| first.at.elapsed());
+        json!({
+            "state": self.state,
+            "stalled": self.stalled,
+            "pid": std::process::id(),
+            "uptime_ms": uptime.as_millis() as u64,
+            "stop_timeout_ms": self.grace.as_millis() as u64,
+            "vmm_version": env!("CARGO_PKG_VERSION"),
+            "config": self.config,
+        })
+    }
+
+    /// Asks the guest to switch itself off, and gives it some time. A machine that is paused cannot hear it, and a
+    /// second wish is not kept waiting.
+    fn press_power_button(&mut self) -> Option<Outcome> {
+        if self.state == RunState::Paused || self.deadline.is_set() {
+            return Some(Outcome::Stopped);
+        }
+        info!(
+            "pressing the power button; the machine is stopped in {} s if the guest does not",
+            self.grace.as_secs()
+        );
+        self.machine.platform.ged.raise(Event::PowerButton);
+        self.deadline.set(self.grace);
+        None
+    }
+
+    fn pause(&mut self) {
+        self.machine.pause();
+        self.state = RunState::Paused;
+    }
+
+    fn resume(&mut self) {
+        if self.stalled.take().is_some() {
+            self.machine.retry();
+        }
+        self.machine.resume();
+        self.state = RunState::Running;
+    }
+}
+
+/// An error with all that led to it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,92 @@
+//! What can be asked of a running machine, by whomever: the API, the command line, the console's escape keys.
+//!
+//! ```text
+//!              Describe  Pause  Resume  PowerButton  Stop
+//!   running       x        x              x           x
+//!   paused        x               x                   x
+//! ```
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Tell what the machine is and does.
+    Describe,
+    /// Stop the vCPUs; the machine keeps everything.
+    Pause,
+    /// Let the vCPUs run again, and let devices that stalled try again.
+    Resume,
+    /// Press the power button: the guest is asked to shut down.
+    PowerButton,
+    /// End the machine: with the power button first and by force after a time, or by force at once.
+    Stop {
+        /// At once.
+        force: bool,
+    },
+}
+
+/// What a machine does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunState {
+    /// vCPUs run.
+    Running,
+    /// vCPUs are stopped.
+    Paused,
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+        })
+    }
+}
+
+/// The answer.
+pub type Response = Result<Value, Error>;
+
+/// Why a request was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not in this state.
+    #[error("The machine is {state}: it cannot {request}")]
+    State {
+        /// What was asked for, as a verb.
+        request: &'static str,
+        /// What the machine does.
+        state: RunState,
+    },
+    /// The machine has ended meanwhile.
+    #[error("The machine has ended")]
+    Ended,
+}
+
+impl Request {
+    /// Whether a machine in `state` takes this request: the one table.
+    pub fn check(&self, state: RunState) -> Result<(), Error> {
+        let allowed = match (self, state) {
+            (Request::Describe | Request::Stop { .. }, _) => true,
+            (Request::Pause | Request::PowerButton, state) => state == RunState::Running,
+            (Request::Resume, state) => state == RunState::Paused,
+        };
+        match allowed {
+            true => Ok(()),
+            false => Err(Error::State { request: self.verb(), state }),
+        }
+    }
+
+    fn verb(&self) -> &'static str {
+        match self {
+            Request::Describe => "be described",
+            Request::Pause => "be paused",
+            Request::Resume => "be resumed",
+            Request::PowerButton => "take the power button",
+            Request::Stop { .. } => "be stopped",
+        }
+    }
+}
