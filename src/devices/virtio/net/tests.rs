@@ -295,25 +295,47 @@ fn refuses_buffers_without_room_for_a_header() {
 }
 
 #[test]
-fn keeps_its_address_over_a_restore() {
-    let (_, driver) = machine(MERGE);
+fn goes_on_after_a_restore() {
+    let (wire, mut driver) = machine(ALL_GUEST);
+    let heads = [driver.give(&[500]), driver.give(&[500]), driver.give(&[500])];
+    driver.kick(RECEIVE);
+    wire.state().incoming.push_back(frame(400, 0));
+    driver.function.ready();
+    // The device has taken all three chains, and gives back the two that it did not use.
+    driver.function.freeze();
     let saved = driver.function.save();
     let mac = "02:00:00:00:00:01".parse().unwrap();
     let wire = Wire::new();
     let net = Net::new("eth0".into(), mac, Box::new(wire.clone()));
-    let mut restored = Function::new(Box::new(net), driver.memory()).unwrap();
-    restored.load(&saved).unwrap();
-    assert_eq!(restored.device().config()[..6], [2, 0, 0, 0, 0, 7]);
-    wire.state().incoming.push_back(frame(60, 0));
-    restored.ready();
-    assert_eq!(wire.state().woken, 1);
+    driver.function = Function::new(Box::new(net), driver.memory()).unwrap();
+    driver.function.load(&saved).unwrap();
+    assert_eq!(driver.function.device().config()[..6], [2, 0, 0, 0, 0, 7]);
+    assert_eq!(wire.state().offloads, Offloads::ALL);
+    wire.state().incoming.push_back(frame(900, 1));
+    driver.function.ready();
+    assert_eq!(driver.used(RECEIVE), [(heads[0], 400), (heads[1], 500), (heads[2], 400)]);
 
     let mut hostile = saved.clone();
     for mac in ["ff:ff:ff:ff:ff:ff", "", "02:00:00:00:00:00:00"] {
         hostile.data["device"]["data"]["mac"] = mac.into();
-        assert!(restored.load(&hostile).is_err(), "{mac}");
+        assert!(driver.function.load(&hostile).is_err(), "{mac}");
     }
-    assert_eq!(restored.device().config()[..6], [2, 0, 0, 0, 0, 7]);
+    assert_eq!(driver.function.device().config()[..6], [2, 0, 0, 0, 0, 7]);
+}
+
+#[test]
+fn goes_on_after_a_pause() {
+    let (wire, mut driver) = machine(ALL_GUEST);
+    for _ in 0..100 {
+        driver.give(&[1536]);
+    }
+    driver.kick(RECEIVE);
+    driver.function.freeze();
+    wire.state().incoming.extend([frame(60_000, 1), frame(60_000, 2)]);
+    driver.function.ready();
+    assert!(driver.used(RECEIVE).is_empty());
+    driver.function.thaw();
+    assert_eq!(driver.used(RECEIVE).len(), 2 * 40);
 }
 
 #[test]
@@ -354,7 +376,7 @@ fn reads_its_options() {
 fn reads_firecrackers_json() {
     let text = r#"{"iface_id": "eth0", "guest_mac": "AA:FC:00:00:00:01", "host_dev_name": "tap0"}"#;
     let config: Config = serde_json::from_str(text).unwrap();
-    assert_eq!(config, Config { iface_id: "eth0".into(), ..format!("tap=tap0,mac=aa:fc:00:00:00:01").parse().unwrap() });
+    assert_eq!(config, Config { iface_id: "eth0".into(), .."tap=tap0,mac=aa:fc:00:00:00:01".parse().unwrap() });
     let user: Config = serde_json::from_str(r#"{"user": {"publish": ["[::1]:8080:80"]}}"#).unwrap();
     assert_eq!(user, "user,publish=[::1]:8080:80".parse().unwrap());
     let back = serde_json::to_string(&user).unwrap();
