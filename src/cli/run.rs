@@ -14,9 +14,11 @@ use crate::arch::x86_64::cpuid::Mask;
 use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
 use crate::console;
 use crate::devices::virtio;
+use crate::net::user as net;
 use crate::options;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
+use crate::vmm::snapshot::Restore;
 use crate::vmm::{Environment, Outcome, Vmm, chain};
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
@@ -74,18 +76,34 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.stop_timeout);
     let name = args.name.clone();
     let config = configure(args)?;
-    let entry = enter(name.as_ref(), common)?;
+    live(config, None, Life { name, grace, paused: false }, common)
+}
+
+/// How a machine lives.
+pub struct Life {
+    /// Its name, if it was given one.
+    pub name: Option<Name>,
+    /// How long the guest may take to switch itself off.
+    pub grace: Duration,
+    /// It stands still at first.
+    pub paused: bool,
+}
+
+/// Makes a machine, new or as it was saved, and stays until it ends.
+pub fn live(config: VmConfig, restore: Option<&Restore>, life: Life, common: &Common) -> Result<u8, Failure> {
+    let entry = enter(life.name.as_ref(), common)?;
     let environment = Environment {
         kernel_cache: cache_directory(),
         // Before any thread starts, so that every thread inherits the mask.
         termination: Some(Termination::new().map_err(Failure::usage)?),
-        grace,
+        grace: life.grace,
+        paused: life.paused,
     };
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore();
         eprintln!("rvmm: internal error: {panic}");
     }));
-    let outcome = boot(config, environment, entry.as_ref());
+    let outcome = boot(config, restore, environment, entry.as_ref());
     terminal::restore();
     let outcome = outcome?;
     report(&outcome, common);
@@ -108,9 +126,14 @@ fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure>
 }
 
 /// Runs a machine and answers for it until it ends.
-fn boot(config: VmConfig, environment: Environment, entry: Option<&Entry>) -> Result<Outcome, Failure> {
+fn boot(
+    config: VmConfig,
+    restore: Option<&Restore>,
+    environment: Environment,
+    entry: Option<&Entry>,
+) -> Result<Outcome, Failure> {
     let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
-    let mut vmm = Vmm::new(config, environment).map_err(Failure::usage)?;
+    let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
     let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
     let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
     let server = server.transpose().map_err(Failure::usage)?;
@@ -156,18 +179,50 @@ fn configure(args: Args) -> Result<VmConfig, Failure> {
     config.boot_source.initrd_path = args.initrd.or(config.boot_source.initrd_path);
     config.no_reboot |= args.no_reboot;
     config.devices.extend(args.devices);
+    let root = root(&config.devices);
+    complete(&mut config.devices);
     let boot_args = &mut config.boot_source.boot_args;
     if let Some(only) = args.cmdline_only {
         *boot_args = only;
     } else {
         if boot_args.is_empty() {
-            *boot_args = CMDLINE.into();
+            *boot_args = format!("{CMDLINE}{root}");
         }
         if let Some(more) = args.cmdline {
             *boot_args = format!("{boot_args} {more}");
         }
     }
     Ok(config)
+}
+
+/// Where the guest finds its root file system: on the disk that says so, else on the first.
+fn root(devices: &virtio::Configs) -> String {
+    let disks = &devices.block;
+    let index = disks.iter().position(|disk| disk.is_root_device).unwrap_or(0);
+    match (disks.get(index), u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index))) {
+        (Some(disk), Some(letter)) => {
+            let access = if disk.is_read_only { "ro" } else { "rw" };
+            format!(" root=/dev/vd{} {access}", char::from(letter))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, and a
+/// source of entropy.
+fn complete(devices: &mut virtio::Configs) {
+    if devices.net.is_empty() {
+        match net::installed() {
+            true => devices.net.push(virtio::net::Config::user()),
+            false => warn!(
+                "the machine has no network: passt is not installed (apt install passt), and no --net is given"
+            ),
+        }
+    }
+    devices.net.retain(|interface| !interface.is_none());
+    if devices.rng.is_empty() {
+        devices.rng.push(virtio::rng::Config::default());
+    }
 }
 
 fn set<T>(value: &mut T, new: Option<T>) {
