@@ -33,9 +33,9 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: run::Args,
-    #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    run: run::Args,
 }
 
 /// Options of every command.
