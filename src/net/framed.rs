@@ -17,6 +17,9 @@ const LENGTH: usize = 4;
 /// Largest frame on the stream in bytes, Ethernet header included.
 const LARGEST: usize = 65_535;
 
+/// Bytes at the start of a frame that can be looked at before it is sent: the headers of Ethernet and IPv6.
+const HEAD: usize = 54;
+
 /// Bytes that are read at once.
 const BULK: usize = 256 << 10;
 
@@ -67,9 +70,10 @@ impl Framed {
         Ok(true)
     }
 
-    /// Sends `frame` without its virtio header. False when the socket is full; a frame that the protocol cannot
-    /// carry is dropped.
-    pub fn send(&mut self, frame: &Buffers) -> io::Result<bool> {
+    /// Sends `frame` without its virtio header, if `permitted` says so of its first [`HEAD`] bytes, which are then sent
+    /// as they were seen. False when the socket is full; a frame that the protocol cannot carry is dropped, as is
+    /// one that is not permitted.
+    pub fn send(&mut self, frame: &Buffers, permitted: impl FnOnce(&[u8]) -> bool) -> io::Result<bool> {
         if !self.flush()? {
             return Ok(false);
         }
@@ -77,9 +81,15 @@ impl Framed {
         if !(ETHERNET..=LARGEST).contains(&len) {
             return Ok(true);
         }
-        let prefix = (len as u32).to_be_bytes();
+        let mut head = [0; LENGTH + HEAD];
+        head[..LENGTH].copy_from_slice(&(len as u32).to_be_bytes());
+        let seen = frame.read_at(HEADER, &mut head[LENGTH..]);
+        let head = &head[..LENGTH + seen];
+        if !permitted(&head[LENGTH..]) {
+            return Ok(true);
+        }
         let sent = loop {
-            match frame.send(self.socket.as_fd(), &prefix, HEADER) {
+            match frame.send(self.socket.as_fd(), head, HEADER + seen) {
                 Ok(sent) => break sent,
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Ok(false),
@@ -91,11 +101,10 @@ impl Framed {
             }
         };
         if sent < LENGTH + len {
-            self.output.extend_from_slice(&prefix[sent.min(LENGTH)..]);
-            let gone = sent.saturating_sub(LENGTH);
+            self.output.extend_from_slice(&head[sent.min(head.len())..]);
             let kept = self.output.len();
-            self.output.resize(kept + len - gone, 0);
-            frame.read_at(HEADER + gone, &mut self.output[kept..]);
+            self.output.resize(LENGTH + len - sent, 0);
+            frame.read_at(HEADER + sent.max(head.len()) - LENGTH, &mut self.output[kept..]);
             self.flush()?;
         }
         Ok(true)
@@ -226,11 +235,15 @@ mod tests {
     fn a_frame_goes_out_after_its_length() {
         let (mut framed, theirs) = pair();
         let memory = memory();
-        let frame = pattern(100, 3);
-        let out = buffers(&memory, HEADER + 100);
-        out.write_at(HEADER, &frame);
-        assert!(framed.send(&out).unwrap());
-        assert_eq!(drain(&theirs), packed(&frame));
+        for len in [ETHERNET, HEAD, 100] {
+            let frame = pattern(len, 3);
+            let out = buffers(&memory, HEADER + len);
+            out.write_at(HEADER, &frame);
+            let look = |permitted| move |head: &[u8]| *head == frame[..len.min(HEAD)] && permitted;
+            assert!(framed.send(&out, look.clone()(false)).unwrap());
+            assert!(framed.send(&out, look(true)).unwrap());
+            assert_eq!(drain(&theirs), packed(&pattern(len, 3)));
+        }
     }
 
     #[test]
@@ -238,7 +251,7 @@ mod tests {
         let (mut framed, theirs) = pair();
         let memory = memory();
         for len in [0, HEADER, MIN_FRAME - 1, HEADER + LARGEST + 1, MAX_FRAME] {
-            assert!(framed.send(&buffers(&memory, len)).unwrap());
+            assert!(framed.send(&buffers(&memory, len), |_| true).unwrap());
         }
         assert!(drain(&theirs).is_empty());
     }
@@ -252,7 +265,7 @@ mod tests {
             let frame = pattern([60_000, 1, 33_333, 500][i % 4] + ETHERNET, i);
             let out = buffers(&memory, HEADER + frame.len());
             out.write_at(HEADER, &frame);
-            while !framed.send(&out).unwrap() {
+            while !framed.send(&out, |_| true).unwrap() {
                 fulls += 1;
                 let mut some = [0; 4001];
                 let len = (&theirs).read(&mut some).unwrap();
@@ -330,6 +343,6 @@ mod tests {
         let buffers = buffers(&memory, 200);
         assert_eq!(framed.receive(&buffers).unwrap(), Received::Frame(HEADER + 50));
         assert_eq!(framed.receive(&buffers).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        assert!(framed.send(&buffers).is_err());
+        assert!(framed.send(&buffers, |_| true).is_err());
     }
 }

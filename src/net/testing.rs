@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 /// Set in the process that a test runs itself in.
 const INSIDE: &str = "RVMM_TEST_NAMESPACE";
 
-/// Runs the test named `test` (its full path) again in a process with user and network namespaces of its own, where
+/// Runs the test named `test` (its full path) again in a process with user, network and mount namespaces of its own, where
 /// it may do everything. True in that process; false outside, when it is done, or cannot be done here.
 pub fn in_namespace(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
@@ -14,12 +14,12 @@ pub fn in_namespace(test: &str) -> bool {
     }
     let unshare = || {
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--net", "--"]).stdin(Stdio::null());
+        command.args(["--user", "--map-root-user", "--net", "--mount", "--"]).stdin(Stdio::null());
         command
     };
     let possible = unshare().args(["ip", "link", "set", "lo", "up"]).output();
     if !possible.is_ok_and(|output| output.status.success()) {
-        skip(test, "user and network namespaces, unshare and ip are needed");
+        skip(test, "namespaces, unshare and ip are needed");
         return false;
     }
     let program = std::env::current_exe().unwrap();
@@ -42,8 +42,13 @@ pub fn skip(test: &str, why: &str) {
 
 /// Runs `ip` with these arguments.
 pub fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    run("ip", arguments);
+}
+
+/// Runs `program` with these arguments, which must go well.
+pub fn run(program: &str, arguments: &str) {
+    let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The sum of RFC 1071 over `parts`, not inverted. Every part but the last has an even length.
