@@ -9,6 +9,8 @@
 //! ```
 
 mod error;
+#[cfg(test)]
+mod full;
 mod holder;
 #[cfg(test)]
 mod model;
