@@ -1,6 +1,7 @@
 //! The command line: one file for each family of commands. Only here does the program print, exit and read its
 //! environment.
 
+mod boot_timer;
 mod doctor;
 mod exit;
 mod inspect;
@@ -20,6 +21,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use output::Failure;
+
+pub use run::CMDLINE;
 
 /// Runs virtual machines as easily as containers
 ///

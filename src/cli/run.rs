@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use log::warn;
 
+use super::boot_timer::BootTimer;
 use super::output::Failure;
 use super::{Common, exit, machines};
 use crate::api::name::Name;
@@ -20,7 +21,7 @@ use crate::sys::terminal;
 use crate::vmm::{Environment, Outcome, Vmm, chain};
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
-const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
+pub const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
 
 /// Options of a machine.
 #[derive(clap::Args)]
@@ -67,12 +68,17 @@ pub struct Args {
     /// How long a guest may take to switch itself off when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u64,
+    /// Write when the machine first ran and when the guest reached each milestone (boot-timer port 0x3e9), as JSON lines
+    /// with the time of CLOCK_MONOTONIC
+    #[arg(long, value_name = "FILE")]
+    boot_timer: Option<PathBuf>,
 }
 
 /// Boots a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.stop_timeout);
     let name = args.name.clone();
+    let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
     let config = configure(args)?;
     let entry = enter(name.as_ref(), common)?;
     let environment = Environment {
@@ -85,7 +91,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         terminal::restore();
         eprintln!("rvmm: internal error: {panic}");
     }));
-    let outcome = boot(config, environment, entry.as_ref());
+    let outcome = boot(config, environment, entry.as_ref(), boot_timer);
     terminal::restore();
     let outcome = outcome?;
     report(&outcome, common);
@@ -108,13 +114,21 @@ fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure>
 }
 
 /// Runs a machine and answers for it until it ends.
-fn boot(config: VmConfig, environment: Environment, entry: Option<&Entry>) -> Result<Outcome, Failure> {
+fn boot(
+    config: VmConfig,
+    environment: Environment,
+    entry: Option<&Entry>,
+    boot_timer: Option<BootTimer>,
+) -> Result<Outcome, Failure> {
     let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
     let mut vmm = Vmm::new(config, environment).map_err(Failure::usage)?;
     let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
     let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
     let server = server.transpose().map_err(Failure::usage)?;
     let outcome = vmm.run();
+    if let Some(boot_timer) = boot_timer {
+        boot_timer.write(vmm.milestones());
+    }
     // In this order: a request that came too late is answered when the monitor is gone, and waited for by the server.
     drop(vmm);
     drop(server);
@@ -156,6 +170,7 @@ fn configure(args: Args) -> Result<VmConfig, Failure> {
     config.boot_source.initrd_path = args.initrd.or(config.boot_source.initrd_path);
     config.no_reboot |= args.no_reboot;
     config.devices.extend(args.devices);
+    config.devices.net.retain(|net| !net.is_none());
     let boot_args = &mut config.boot_source.boot_args;
     if let Some(only) = args.cmdline_only {
         *boot_args = only;
