@@ -1,5 +1,6 @@
 //! Host facilities: what the standard library does not wrap.
 
+pub mod clock;
 pub mod file;
 pub mod frozen;
 pub mod process;
