@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
@@ -23,6 +24,8 @@ const MAX_CLIENTS: usize = 32;
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long a client may stay without a request.
 const IDLE_TIME: Duration = Duration::from_secs(60);
+/// How long a client whose request was refused may go on sending it. Closed at once, the socket would take the answer with it.
+const PARTING_TIME: Duration = Duration::from_secs(2);
 
 const STOP: u64 = 0;
 const LISTENER: u64 = 1;
@@ -63,6 +66,8 @@ impl Drop for Server {
 struct Client {
     stream: UnixStream,
     connection: Connection,
+    /// All was said to it; what it still sends is thrown away.
+    parting: bool,
     /// When it is let go unless something happens.
     deadline: Instant,
 }
@@ -134,7 +139,10 @@ impl Clients {
         match watched {
             Ok(()) => {
                 let deadline = Instant::now() + IDLE_TIME;
-                self.clients.insert(token, Client { stream, connection: Connection::default(), deadline });
+                self.clients.insert(
+                    token,
+                    Client { stream, connection: Connection::default(), parting: false, deadline },
+                );
             }
             Err(error) => warn!("the API cannot watch a client: {error}"),
         }
@@ -148,7 +156,11 @@ impl Clients {
         let answer = |head: &Head, body: &[u8]| service.answer(&head.method, &head.path, body);
         let open = client.exchange(&answer);
         let after = (client.connection.is_idle(), client.connection.answered());
-        if before != after {
+        if open && client.connection.is_over() && !client.parting {
+            client.parting = true;
+            client.deadline = Instant::now() + PARTING_TIME;
+            let _ = client.stream.shutdown(Shutdown::Write);
+        } else if before != after {
             client.deadline = Instant::now() + if after.0 { IDLE_TIME } else { REQUEST_TIME };
         }
         let wanted = if client.connection.output().is_empty() { EventSet::IN } else { EventSet::OUT };
@@ -162,7 +174,7 @@ impl Clients {
 }
 
 impl Client {
-    /// Reads once if nothing waits to be sent, and sends what can be sent. False when the connection is over.
+    /// Reads once if nothing waits to be sent, and sends what can be sent. False when the client is gone.
     fn exchange(&mut self, answer: &dyn Fn(&Head, &[u8]) -> Response) -> bool {
         let mut ended = false;
         if self.connection.output().is_empty() {
@@ -181,7 +193,7 @@ impl Client {
                 Err(_) => return false,
             }
         }
-        !ended && !self.connection.is_over()
+        !ended
     }
 }
 
@@ -235,10 +247,23 @@ mod tests {
         let (_directory, path, _server) = server();
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
         let mut said = String::new();
         stream.read_to_string(&mut said).unwrap();
         assert!(said.starts_with("HTTP/1.1 200 OK"), "{said}");
+    }
+
+    #[test]
+    fn a_refused_client_hears_why_before_it_has_sent_all() {
+        let (_directory, path, _server) = server();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n").unwrap();
+        for _ in 0..100 {
+            stream.write_all(&[b'x'; 16 << 10]).unwrap();
+        }
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 413"), "{said}");
     }
 
     #[test]

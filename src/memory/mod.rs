@@ -79,11 +79,23 @@ pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, 
     Memory::from_regions(regions).map_err(Error::Layout)
 }
 
-/// Gives every page back to the host; the guest reads zeroes afterwards. Used when a machine restarts in place.
-pub fn discard(memory: &Memory) {
+/// Gives every page back to the host; the guest reads zeroes afterwards, also where files were mapped. Used when a
+/// machine restarts in place.
+pub fn clear(memory: &Memory) -> io::Result<()> {
     for region in memory.iter() {
-        advise(region, libc::MADV_DONTNEED);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = region.flags() | libc::MAP_FIXED;
+        // SAFETY: the range is exactly one live mapping of ours, guest RAM to which no Rust reference exists, and it
+        // stays mapped as it was first mapped.
+        let mapped = unsafe { libc::mmap(region.as_ptr().cast(), region.size(), protection, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        if region.flags() & libc::MAP_HUGETLB == 0 {
+            advise(region, libc::MADV_HUGEPAGE);
+        }
     }
+    Ok(())
 }
 
 /// Puts `len` bytes of `file` from `at` on in place of guest RAM at `offset` of a region, copy-on-write. All are
@@ -123,7 +135,6 @@ fn read_file(region: &GuestRegionMmap, offset: u64, file: &File, at: u64, len: u
 
 /// Tells the host what to do with a mapping. Advice may be refused: nothing depends on it.
 fn advise(mapping: &vm_memory::MmapRegion<()>, advice: libc::c_int) {
-    // SAFETY: the range is exactly one live mapping of ours. DONTNEED drops contents, which
-    // is defined for private anonymous memory: the next access reads zeroes.
+    // SAFETY: the range is exactly one live mapping of ours, and none of the advice given here changes contents.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
 }
