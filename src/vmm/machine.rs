@@ -43,7 +43,7 @@ pub struct Machine {
 /// What KVM holds of a machine that is on.
 pub(super) struct Powered {
     vcpus: Vcpus,
-    _vm: Vm,
+    vm: Vm,
 }
 
 /// What is loaded into memory when the machine is switched on.
@@ -62,7 +62,7 @@ impl Machine {
         self.load_guest(&vcpus)?;
         let outbox = self.outbox.clone();
         let report = move |index, exit| outbox.send(Message::Exit(index, exit));
-        self.powered = Some(Powered { vcpus: Vcpus::start(vcpus, &self.buses, report)?, _vm: vm });
+        self.powered = Some(Powered { vcpus: Vcpus::start(vcpus, &self.buses, report)?, vm });
         Ok(())
     }
 
@@ -150,6 +150,14 @@ impl Machine {
     pub fn pause(&self) {
         if let Some(powered) = &self.powered {
             powered.vcpus.pause();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(powered) = &self.powered {
+            powered.vm.release_in_background();
         }
     }
 }
