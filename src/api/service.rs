@@ -1,5 +1,7 @@
 //! What the API offers: the table of routes, and the request to the monitor that stands behind each.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -8,12 +10,12 @@ use super::http::Response;
 use crate::options;
 use crate::vmm::chain;
 use crate::vmm::message::Outbox;
-use crate::vmm::request::{Error, Request, Response as Answer};
+use crate::vmm::request::{Error, Request, Response as Answer, Save};
 
 type Action = fn(&Service, &[u8]) -> Result<Response, Response>;
 
 /// Method, path, what is done. Firecracker's paths where it has one.
-const ROUTES: [(&str, &str, Action); 7] = [
+const ROUTES: [(&str, &str, Action); 8] = [
     ("GET", "/", Service::instance),
     ("GET", "/version", Service::version),
     ("GET", "/vm", Service::describe),
@@ -21,6 +23,7 @@ const ROUTES: [(&str, &str, Action); 7] = [
     ("GET", "/vm/config", Service::config),
     ("GET", "/machine-config", Service::machine_config),
     ("PUT", "/actions", Service::act),
+    ("PUT", "/snapshot/create", Service::save),
 ];
 
 /// Body of `PATCH /vm`.
@@ -34,6 +37,19 @@ struct Vm {
 enum Wanted {
     Paused,
     Resumed,
+}
+
+/// Body of `PUT /snapshot/create`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Snapshot {
+    /// The directory to be made.
+    path: PathBuf,
+    /// An earlier snapshot: only what differs from it is written.
+    base: Option<PathBuf>,
+    /// End the machine afterwards.
+    #[serde(default)]
+    stop: bool,
 }
 
 /// Body of `PUT /actions`.
@@ -85,10 +101,23 @@ impl Service {
         (self.monitor)(request).map_err(|error| {
             let status = match error {
                 Error::State { .. } => 409,
+                Error::Save(_) => 400,
                 Error::Ended => 503,
             };
             Response::fault(status, chain(&error))
         })
+    }
+
+    /// Answers when the snapshot is written.
+    fn save(&self, body: &[u8]) -> Result<Response, Response> {
+        let Snapshot { path, base, stop } = parse(body)?;
+        if !path.is_absolute() || base.as_ref().is_some_and(|base| !base.is_absolute()) {
+            return Err(Response::fault(
+                400,
+                "Paths must be absolute: the machine has a directory of its own",
+            ));
+        }
+        self.ask(Request::Save(Save { target: path, base, stop })).map(Response::ok)
     }
 
     fn instance(&self, _body: &[u8]) -> Result<Response, Response> {

@@ -9,8 +9,10 @@ mod machines;
 mod output;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod shell;
+mod snapshot;
 mod stop;
 mod usage;
 
@@ -67,6 +69,11 @@ enum Command {
     Resume(pause::Resume),
     /// Show all about machines, as JSON
     Inspect(inspect::Args),
+    /// Save machines with their memory, and look after what was saved
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Go on with a machine that was saved, in the foreground
+    Restore(Box<restore::Args>),
     /// Say what this host offers to virtual machines, and how to put right what is missing
     Doctor(doctor::Args),
     /// Print completions for a shell
@@ -97,6 +104,8 @@ pub fn main() -> ExitCode {
             Some(Command::Pause(args)) => args.run(&common),
             Some(Command::Resume(args)) => args.run(&common),
             Some(Command::Inspect(args)) => inspect::run(&args, &common),
+            Some(Command::Snapshot(command)) => command.run(&common),
+            Some(Command::Restore(args)) => restore::run(*args, &common),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),
             Some(Command::Completions(args)) => args.run(),
             Some(Command::Man(args)) => args.run(),

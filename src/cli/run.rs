@@ -18,6 +18,7 @@ use crate::net::user as net;
 use crate::options;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
+use crate::vmm::snapshot::Restore;
 use crate::vmm::{Environment, Outcome, Vmm, chain};
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
@@ -75,18 +76,34 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let grace = Duration::from_secs(args.stop_timeout);
     let name = args.name.clone();
     let config = configure(args)?;
-    let entry = enter(name.as_ref(), common)?;
+    live(config, None, Life { name, grace, paused: false }, common)
+}
+
+/// How a machine lives.
+pub struct Life {
+    /// Its name, if it was given one.
+    pub name: Option<Name>,
+    /// How long the guest may take to switch itself off.
+    pub grace: Duration,
+    /// It stands still at first.
+    pub paused: bool,
+}
+
+/// Makes a machine, new or as it was saved, and stays until it ends.
+pub fn live(config: VmConfig, restore: Option<&Restore>, life: Life, common: &Common) -> Result<u8, Failure> {
+    let entry = enter(life.name.as_ref(), common)?;
     let environment = Environment {
         kernel_cache: cache_directory(),
         // Before any thread starts, so that every thread inherits the mask.
         termination: Some(Termination::new().map_err(Failure::usage)?),
-        grace,
+        grace: life.grace,
+        paused: life.paused,
     };
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore();
         eprintln!("rvmm: internal error: {panic}");
     }));
-    let outcome = boot(config, environment, entry.as_ref());
+    let outcome = boot(config, restore, environment, entry.as_ref());
     terminal::restore();
     let outcome = outcome?;
     report(&outcome, common);
@@ -109,9 +126,14 @@ fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure>
 }
 
 /// Runs a machine and answers for it until it ends.
-fn boot(config: VmConfig, environment: Environment, entry: Option<&Entry>) -> Result<Outcome, Failure> {
+fn boot(
+    config: VmConfig,
+    restore: Option<&Restore>,
+    environment: Environment,
+    entry: Option<&Entry>,
+) -> Result<Outcome, Failure> {
     let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
-    let mut vmm = Vmm::new(config, environment).map_err(Failure::usage)?;
+    let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
     let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
     let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
     let server = server.transpose().map_err(Failure::usage)?;

@@ -58,6 +58,14 @@ pub enum Error {
         /// The host's answer.
         source: io::Error,
     },
+    /// The file of an overlay is not one, or not for this disk.
+    #[error("Overlay {} is not valid: {reason}", path.display())]
+    Overlay {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The host refused something else.
     #[error("Cannot {action} disk {}", path.display())]
     Io {

@@ -13,6 +13,7 @@ mod holder;
 #[cfg(test)]
 mod model;
 mod open;
+mod overlay;
 mod raw;
 mod target;
 
@@ -23,6 +24,7 @@ use crate::memory::Buffers;
 
 pub use error::Error;
 pub use open::{Config, Engine, Format, open};
+pub use overlay::{Overlay, Place, Sealing, State};
 pub use raw::Raw;
 
 /// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).

@@ -5,6 +5,7 @@ pub mod frozen;
 pub mod process;
 pub mod random;
 pub mod signals;
+pub mod slab;
 pub mod socket;
 pub mod tap;
 pub mod terminal;

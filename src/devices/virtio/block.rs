@@ -28,6 +28,7 @@ use super::{Chain, Context, Error, Lent, VirtioDevice, Violation};
 use crate::disk::{self, Disk, Done, Request};
 use crate::memory::Buffers;
 use crate::notice::{Notice, Notifier};
+use crate::sys::slab::Slab;
 use crate::snapshot::{self, Persist, Saved};
 
 pub use config::{Cache, Config};
@@ -62,8 +63,7 @@ pub struct Block {
     features: u64,
     /// What the driver wrote to `writeback` since the last reset.
     wanted_writeback: Option<bool>,
-    pending: Vec<Option<Pending>>,
-    free: Vec<usize>,
+    pending: Slab<Pending>,
     /// Requests that the disk has and has not finished.
     under_way: usize,
     /// Requests that wait for space on the host.
@@ -100,8 +100,7 @@ impl Block {
             space: [0; 60],
             features: 0,
             wanted_writeback: None,
-            pending: Vec::new(),
-            free: Vec::new(),
+            pending: Slab::default(),
             under_way: 0,
             stalled: Vec::new(),
             done: Vec::new(),
@@ -152,7 +151,7 @@ impl Block {
         let blocking = self.disk.events().is_empty();
         loop {
             let mut empty = false;
-            while !empty && self.pending.len() - self.free.len() < usize::from(QUEUE_SIZE) {
+            while !empty && self.pending.len() < usize::from(QUEUE_SIZE) {
                 match lent.take(0)? {
                     Some(chain) => self.begin(chain, lent)?,
                     None => empty = true,
@@ -164,7 +163,7 @@ impl Block {
                 }
             }
             self.collect(lent)?;
-            let full = self.pending.len() - self.free.len() >= usize::from(QUEUE_SIZE);
+            let full = self.pending.len() >= usize::from(QUEUE_SIZE);
             if empty || full {
                 return Ok(());
             }
@@ -189,7 +188,7 @@ impl Block {
             Ok(requests) if !requests.is_empty() => {
                 let pending =
                     Pending { head, status, written, left: requests.len(), to_sync, failed: false };
-                let tag = self.keep(pending);
+                let tag = self.pending.insert(pending) as u64;
                 for request in requests {
                     self.submit(tag, request);
                 }
@@ -197,19 +196,6 @@ impl Block {
             }
             Ok(_) => answer(lent, head, &status, VIRTIO_BLK_S_OK, written),
             Err(code) => answer(lent, head, &status, code, 1),
-        }
-    }
-
-    fn keep(&mut self, pending: Pending) -> u64 {
-        match self.free.pop() {
-            Some(index) => {
-                self.pending[index] = Some(pending);
-                index as u64
-            }
-            None => {
-                self.pending.push(Some(pending));
-                self.pending.len() as u64 - 1
-            }
         }
     }
 
@@ -247,8 +233,7 @@ impl Block {
                 failed = true;
             }
             let through = self.write_through();
-            let Some(slot) = self.pending.get_mut(tag as usize) else { continue };
-            let Some(pending) = slot else { continue };
+            let Some(pending) = self.pending.get_mut(tag as usize) else { continue };
             pending.failed |= failed;
             pending.left -= 1;
             if pending.left > 0 {
@@ -260,8 +245,7 @@ impl Block {
                 self.submit(tag, Request::Flush);
                 continue;
             }
-            if let Some(pending) = slot.take() {
-                self.free.push(tag as usize);
+            if let Some(pending) = self.pending.remove(tag as usize) {
                 let (code, written) =
                     if pending.failed { (VIRTIO_BLK_S_IOERR, 1) } else { (VIRTIO_BLK_S_OK, pending.written) };
                 answer(lent, pending.head, &pending.status, code, written)?;
@@ -366,7 +350,6 @@ impl VirtioDevice for Block {
         self.under_way = 0;
         self.stalled.clear();
         self.pending.clear();
-        self.free.clear();
         self.features = 0;
         self.wanted_writeback = None;
         self.set_writeback();
