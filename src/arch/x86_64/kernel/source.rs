@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::Memory;
 
@@ -71,15 +71,26 @@ impl Source {
     /// Copies `len` bytes from `offset` on to guest memory at `address`.
     pub fn copy_to(&self, memory: &Memory, address: GuestAddress, offset: u64, len: u64) -> io::Result<()> {
         match self {
-            Source::File(file, _) => {
-                let file = lock(file);
-                (&*file).seek(SeekFrom::Start(offset))?;
-                memory.read_exact_volatile_from(address, &mut &*file, len as usize)
-            }
-            Source::Bytes(bytes) => memory.write_slice(part(bytes, offset, len)?, address),
+            Source::File(file, _) => fill(memory, address, &lock(file), offset, len),
+            Source::Bytes(bytes) => memory.write_slice(part(bytes, offset, len)?, address).map_err(io::Error::other),
         }
-        .map_err(io::Error::other)
     }
+}
+
+/// Reads until `len` bytes have come; a file system may give fewer at a time.
+fn fill(memory: &Memory, address: GuestAddress, mut file: &File, offset: u64, len: u64) -> io::Result<()> {
+    file.seek(SeekFrom::Start(offset))?;
+    let mut done = 0;
+    while done < len {
+        let place = GuestAddress(address.0.saturating_add(done));
+        match memory.read_volatile_from(place, &mut file, (len - done) as usize) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count as u64,
+            Err(GuestMemoryError::IOError(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+    Ok(())
 }
 
 fn part(bytes: &[u8], offset: u64, len: u64) -> io::Result<&[u8]> {
