@@ -98,6 +98,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The map of layers is not that of the disk.
+    #[error("Map of layers {} does not fit: {reason}", path.display())]
+    Layers {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The host refused something else.
     #[error("Cannot {action} disk {}", path.display())]
     Io {

@@ -5,11 +5,14 @@
 //!                                      │ events(): readable when an asynchronous engine has finished something
 //!         raw (io_uring or blocking) ──┤
 //!         qcow2 (imago) ───────────────┤ blocking disks finish inside `submit`
+//!         layers (frozen, read-only) ──┤
 //!         overlay (over any of them) ──┘
 //! ```
 
 mod error;
+pub mod extents;
 mod holder;
+mod layers;
 #[cfg(test)]
 mod model;
 mod open;
@@ -25,6 +28,7 @@ use std::os::fd::RawFd;
 use crate::memory::Buffers;
 
 pub use error::Error;
+pub use layers::Layers;
 pub use open::{Config, Engine, Format, open};
 pub use overlay::{Overlay, Place, Sealing, State};
 pub use qcow2::Qcow2;
