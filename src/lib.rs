@@ -3,7 +3,8 @@
 //! Modules stand on floors; a module uses only modules on a lower floor (`tests/floors.rs` checks it).
 //!
 //! ```text
-//! floor 5   cli  api                     what people and programs talk to
+//! floor 6   cli                          what people talk to
+//! floor 5   api                          what programs talk to
 //! floor 4   vmm                          one machine: build, run, save
 //! floor 3   kvm  config                  the kernel's interface; what was asked for
 //! floor 2   devices  arch                what the guest sees
@@ -13,6 +14,7 @@
 #![warn(missing_docs)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+pub mod api;
 pub mod arch;
 pub mod bus;
 pub mod cli;

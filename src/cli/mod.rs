@@ -1,34 +1,52 @@
 //! The command line: one file for each family of commands. Only here does the program print, exit and read its
 //! environment.
 
+mod boot_timer;
+mod clone;
+mod doctor;
 mod exit;
+mod inspect;
+mod life;
 mod logger;
+mod machines;
+mod output;
+mod pause;
+mod ps;
+mod restore;
 mod run;
+mod shell;
+mod snapshot;
+mod stop;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use output::Failure;
+
+pub use run::CMDLINE;
+
 /// Runs virtual machines as easily as containers
 ///
 /// The bare form boots a machine in the foreground: rvmm --kernel vmlinuz --disk rootfs.ext4
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
-#[command(after_help = exit::HELP)]
+#[command(version, max_term_width = 100)]
+#[command(after_help = format!("{EXAMPLES}\n\n{}", exit::HELP))]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: run::Args,
-    #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    run: run::Args,
 }
 
 /// Options of every command.
 #[derive(clap::Args)]
 struct Common {
-    /// Print machine-readable JSON
+    /// Print machine-readable JSON, errors too
     #[arg(long, global = true)]
     json: bool,
     /// How much to tell: off, error, warn, info, debug or trace
@@ -37,51 +55,69 @@ struct Common {
     /// Append the log to a file instead of standard error
     #[arg(long, global = true, value_name = "FILE")]
     log_file: Option<PathBuf>,
+    /// Where running machines are found [env: RVMM_RUNTIME_DIR] [default: $XDG_RUNTIME_DIR/rvmm, /run/rvmm for root]
+    #[arg(long, global = true, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Boot a machine in the foreground, as the bare form does
     Run(Box<run::Args>),
+    /// List the machines that run
+    Ps(ps::Args),
+    /// Stop machines: with the power button, by force if that does not help
+    Stop(stop::Args),
+    /// Stop the vCPUs of machines; they keep everything and go on with `resume`
+    Pause(pause::Pause),
+    /// Let paused machines go on
+    Resume(pause::Resume),
+    /// Show all about machines, as JSON
+    Inspect(inspect::Args),
+    /// Save machines with their memory, and look after what was saved
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Go on with a machine that was saved, in the foreground
+    Restore(Box<restore::Args>),
+    /// Start many machines from one snapshot, in the background
+    Clone(clone::Args),
+    /// Say what this host offers to virtual machines, and how to put right what is missing
+    Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(shell::Completions),
+    /// Print the manual page, or write all of them to a directory
+    Man(shell::Man),
 }
 
-/// Why a command failed, with the status the program ends with.
-struct Failure {
-    status: u8,
-    error: Box<dyn std::error::Error>,
-}
-
-impl Failure {
-    /// Nothing was started: bad usage, a missing file, a machine that cannot be had.
-    fn usage(error: impl Into<Box<dyn std::error::Error>>) -> Self {
-        Failure { status: exit::USAGE, error: error.into() }
-    }
-}
+const EXAMPLES: &str = "Examples:
+  rvmm --kernel /boot/vmlinuz-6.1.0-cloud-amd64 --initrd initrd.img --disk root.ext4
+  rvmm --kernel vmlinuz --disk root.ext4 --net user,publish=8080:80 --memory 1G --cpus 2 --name web
+  rvmm ps
+  rvmm stop web";
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match usage::parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
-        }
+        Err(status) => return ExitCode::from(status),
     };
-    let result = logger::start(cli.common.log_level, cli.common.log_file.as_deref())
+    let common = cli.common;
+    let result = logger::start(common.log_level, common.log_file.as_deref())
         .map_err(Failure::usage)
         .and_then(|()| match cli.command {
-            Some(Command::Run(args)) => run::run(*args, &cli.common),
-            None => run::run(cli.run, &cli.common),
+            Some(Command::Run(args)) => run::run(*args, &common),
+            Some(Command::Ps(args)) => ps::run(&args, &common),
+            Some(Command::Stop(args)) => stop::run(&args, &common),
+            Some(Command::Pause(args)) => args.run(&common),
+            Some(Command::Resume(args)) => args.run(&common),
+            Some(Command::Inspect(args)) => inspect::run(&args, &common),
+            Some(Command::Snapshot(command)) => command.run(&common),
+            Some(Command::Restore(args)) => restore::run(*args, &common),
+            Some(Command::Clone(args)) => clone::run(args, &common),
+            Some(Command::Doctor(args)) => doctor::run(&args, &common),
+            Some(Command::Completions(args)) => args.run(),
+            Some(Command::Man(args)) => args.run(),
+            None => run::run(cli.run, &common),
         });
-    match result {
-        Ok(status) => ExitCode::from(status),
-        Err(Failure { status, error }) => {
-            let message = crate::vmm::chain(error.as_ref());
-            match cli.common.json {
-                true => eprintln!("{}", serde_json::json!({ "error": message, "status": status })),
-                false => eprintln!("rvmm: {message}"),
-            }
-            ExitCode::from(status)
-        }
-    }
+    ExitCode::from(result.unwrap_or_else(|failure| failure.report(common.json)))
 }

@@ -3,23 +3,30 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Common, Failure, exit};
+use log::warn;
+
+use super::Common;
+use super::boot_timer::BootTimer;
+use super::life::Life;
+use super::output::Failure;
+use crate::api::name::Name;
 use crate::arch::x86_64::cpuid::Mask;
 use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
 use crate::console;
 use crate::devices::virtio;
+use crate::net::user as net;
 use crate::options;
-use crate::sys::signals::Termination;
-use crate::sys::terminal;
-use crate::vmm::{Environment, Outcome, Vmm};
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
-const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
+pub const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
 
 /// Options of a machine.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct Args {
+    /// Name of the machine, by which `rvmm ps`, `stop` and the others know it [default: a random one]
+    #[arg(long, value_name = "NAME")]
+    name: Option<Name>,
     /// Kernel to boot: ELF or bzImage, also a distribution's /boot/vmlinuz-*
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -58,43 +65,22 @@ pub struct Args {
     /// How long a guest may take to switch itself off when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u64,
+    /// Write when the machine first ran and when the guest reached each milestone (boot-timer port 0x3e9), as JSON lines
+    /// with the time of CLOCK_MONOTONIC
+    #[arg(long, value_name = "FILE")]
+    boot_timer: Option<PathBuf>,
 }
 
 /// Boots a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
-    let grace = Duration::from_secs(args.stop_timeout);
-    let config = configure(args)?;
-    let environment = Environment {
-        kernel_cache: cache_directory(),
-        // Before any thread starts, so that every thread inherits the mask.
-        termination: Some(Termination::new().map_err(Failure::usage)?),
-        grace,
+    let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
+    let life = Life {
+        name: args.name.clone(),
+        grace: Duration::from_secs(args.stop_timeout),
+        boot_timer,
+        ..Life::default()
     };
-    std::panic::set_hook(Box::new(|panic| {
-        terminal::restore();
-        eprintln!("rvmm: internal error: {panic}");
-    }));
-    let outcome = Vmm::new(config, environment).map(|mut vmm| vmm.run());
-    terminal::restore();
-    let outcome = outcome.map_err(Failure::usage)?;
-    report(&outcome, common);
-    Ok(exit::status(&outcome))
-}
-
-/// Says how the machine ended, if that is worth a word.
-fn report(outcome: &Outcome, common: &Common) {
-    if common.json {
-        let mut report = serde_json::to_value(outcome).unwrap_or_default();
-        report["status"] = exit::status(outcome).into();
-        return eprintln!("{report}");
-    }
-    match outcome {
-        Outcome::PowerOff | Outcome::Reboot => {}
-        Outcome::Stopped => eprintln!("rvmm: the machine was stopped"),
-        Outcome::Panic => eprintln!("rvmm: the guest's kernel panicked"),
-        Outcome::TripleFault => eprintln!("rvmm: the guest crashed with a triple fault"),
-        Outcome::Failed(reason) => eprintln!("rvmm: internal error: {reason}"),
-    }
+    life.live(configure(args)?, None, common)
 }
 
 /// Makes the configuration of the file and the options.
@@ -116,18 +102,50 @@ fn configure(args: Args) -> Result<VmConfig, Failure> {
     config.boot_source.initrd_path = args.initrd.or(config.boot_source.initrd_path);
     config.no_reboot |= args.no_reboot;
     config.devices.extend(args.devices);
+    let root = root(&config.devices);
+    complete(&mut config.devices);
     let boot_args = &mut config.boot_source.boot_args;
     if let Some(only) = args.cmdline_only {
         *boot_args = only;
     } else {
         if boot_args.is_empty() {
-            *boot_args = CMDLINE.into();
+            *boot_args = format!("{CMDLINE}{root}");
         }
         if let Some(more) = args.cmdline {
             *boot_args = format!("{boot_args} {more}");
         }
     }
     Ok(config)
+}
+
+/// Where the guest finds its root file system: on the disk that says so, else on the first.
+fn root(devices: &virtio::Configs) -> String {
+    let disks = &devices.block;
+    let index = disks.iter().position(|disk| disk.is_root_device).unwrap_or(0);
+    match (disks.get(index), u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index))) {
+        (Some(disk), Some(letter)) => {
+            let access = if disk.is_read_only { "ro" } else { "rw" };
+            format!(" root=/dev/vd{} {access}", char::from(letter))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, and a
+/// source of entropy.
+fn complete(devices: &mut virtio::Configs) {
+    if devices.net.is_empty() {
+        match net::installed() {
+            true => devices.net.push(virtio::net::Config::user()),
+            false => warn!(
+                "the machine has no network: passt is not installed (apt install passt), and no --net is given"
+            ),
+        }
+    }
+    devices.net.retain(|interface| !interface.is_none());
+    if devices.rng.is_empty() {
+        devices.rng.push(virtio::rng::Config::default());
+    }
 }
 
 fn set<T>(value: &mut T, new: Option<T>) {
@@ -146,11 +164,4 @@ fn mebibytes(text: &str) -> Result<u64, options::Error> {
     let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
     size.filter(|&size| size > 0 && size <= 1 << 32)
         .ok_or_else(|| options::bad_value("memory", text, "a size with its unit, such as 512M or 2G"))
-}
-
-/// Where decompressed kernels are kept, by the XDG base directory specification.
-fn cache_directory() -> Option<PathBuf> {
-    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = directory("XDG_CACHE_HOME").or_else(|| directory("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("rvmm/kernels"))
 }

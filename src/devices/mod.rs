@@ -10,3 +10,4 @@ pub mod power;
 pub mod pvpanic;
 pub mod serial;
 pub mod virtio;
+pub mod vmgenid;

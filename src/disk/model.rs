@@ -1,5 +1,6 @@
 //! Any disk against a `Vec<u8>`: random requests, several in flight, must do to both the same.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +12,37 @@ use crate::testing::Random;
 
 const MEMORY: u64 = 1 << 20;
 
-/// What a disk should hold. Bytes that were discarded are not known.
+/// What a disk should hold. Sectors that were discarded are not known.
 pub struct Model {
-    bytes: Vec<Option<u8>>,
+    bytes: Vec<u8>,
+    known: Vec<bool>,
     memory: Arc<Memory>,
     random: Random,
 }
 
+/// Bytes, and which sectors of them are known.
+struct Expected {
+    bytes: Vec<u8>,
+    known: Vec<bool>,
+}
+
+impl Expected {
+    fn compare(&self, start: usize, got: &[u8]) {
+        let sectors = got.chunks(SECTOR as usize).zip(self.bytes.chunks(SECTOR as usize)).zip(&self.known);
+        for (i, ((got, expected), &known)) in sectors.enumerate() {
+            assert!(
+                !known || got == expected,
+                "at {:#x}: {got:x?} for {expected:x?}",
+                start + i * SECTOR as usize
+            );
+        }
+    }
+}
+
 /// A request under way, and where its bytes are.
 struct Pending {
-    range: std::ops::Range<usize>,
-    expected: Option<Vec<Option<u8>>>,
+    range: Range<usize>,
+    expected: Option<Expected>,
     buffers: Buffers,
 }
 
@@ -29,12 +50,19 @@ impl Model {
     /// A disk of these bytes.
     pub fn new(bytes: &[u8], seed: u64) -> Self {
         let memory = Arc::new(allocate(&[(GuestAddress(0), MEMORY)], Pages::Transparent).unwrap());
-        Model { bytes: bytes.iter().copied().map(Some).collect(), memory, random: Random(seed) }
+        let known = vec![true; bytes.len() / SECTOR as usize];
+        Model { bytes: bytes.to_vec(), known, memory, random: Random(seed) }
     }
 
-    /// The bytes, with `unknown` where they are not known.
-    pub fn bytes(&self, unknown: &[u8]) -> Vec<u8> {
-        self.bytes.iter().zip(unknown).map(|(byte, &unknown)| byte.unwrap_or(unknown)).collect()
+    /// Compares with all bytes of a disk.
+    pub fn compare_bytes(&self, got: &[u8]) {
+        assert_eq!(got.len(), self.bytes.len());
+        self.expected(0..got.len()).compare(0, got);
+    }
+
+    fn expected(&self, range: Range<usize>) -> Expected {
+        let sectors = range.start / SECTOR as usize..range.end / SECTOR as usize;
+        Expected { bytes: self.bytes[range].to_vec(), known: self.known[sectors].to_vec() }
     }
 
     /// Plays `batches` of random requests.
@@ -65,19 +93,13 @@ impl Model {
                 let Some(expected) = expected else { continue };
                 let mut got = vec![0; range.len()];
                 buffers.read_at(0, &mut got);
-                for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-                    assert!(
-                        expected.is_none_or(|byte| byte == *got),
-                        "byte {:#x}: {got:#x} for {expected:x?}",
-                        range.start + i
-                    );
-                }
+                expected.compare(range.start, &got);
             }
         }
     }
 
     /// Some sectors, often on the borders of blocks and clusters.
-    fn range(&mut self) -> std::ops::Range<usize> {
+    fn range(&mut self) -> Range<usize> {
         let sectors = self.bytes.len() as u64 / SECTOR;
         let unit = self.random.pick(&[1, 8, 8, 128]).min(sectors);
         let start = self.random.below(sectors / unit) * unit;
@@ -101,31 +123,31 @@ impl Model {
     /// A random request; the model is changed as the disk should be.
     fn request(
         &mut self,
-        range: &std::ops::Range<usize>,
+        range: &Range<usize>,
         buffers: &Buffers,
         read_only: bool,
-    ) -> (Request, Option<Vec<Option<u8>>>) {
+    ) -> (Request, Option<Expected>) {
         let (offset, len) = (range.start as u64, range.len() as u64);
         let buffers = buffers.part(0, range.len());
+        let sectors = range.start / SECTOR as usize..range.end / SECTOR as usize;
         match self.random.below(if read_only { 5 } else { 12 }) {
-            0..4 => (Request::Read { offset, buffers }, Some(self.bytes[range.clone()].to_vec())),
+            0..4 => (Request::Read { offset, buffers }, Some(self.expected(range.clone()))),
             4 => (Request::Flush, None),
             5 => {
-                self.bytes[range.clone()].fill(None);
+                self.known[sectors].fill(false);
                 (Request::Discard { offset, len }, None)
             }
             6 => {
-                self.bytes[range.clone()].fill(Some(0));
+                self.bytes[range.clone()].fill(0);
+                self.known[sectors].fill(true);
                 (Request::WriteZeroes { offset, len, unmap: self.random.once_in(2) }, None)
             }
             _ => {
                 let fill = self.random.next() as u8;
                 let bytes: Vec<u8> = (0..len).map(|i| (i / 64) as u8 ^ fill).collect();
                 buffers.write_at(0, &bytes);
-                self.bytes[range.clone()]
-                    .iter_mut()
-                    .zip(&bytes)
-                    .for_each(|(model, &byte)| *model = Some(byte));
+                self.bytes[range.clone()].copy_from_slice(&bytes);
+                self.known[sectors].fill(true);
                 (Request::Write { offset, buffers }, None)
             }
         }
@@ -133,10 +155,7 @@ impl Model {
 
     /// Reads the whole disk and compares.
     pub fn compare(&self, disk: &mut dyn Disk) {
-        let got = read(disk, &self.memory, 0, self.bytes.len());
-        for (i, (got, expected)) in got.iter().zip(&self.bytes).enumerate() {
-            assert!(expected.is_none_or(|byte| byte == *got), "byte {i:#x}: {got:#x} for {expected:x?}");
-        }
+        self.compare_bytes(&read(disk, &self.memory, 0, self.bytes.len()));
     }
 }
 

@@ -92,6 +92,13 @@ impl Raw {
     }
 }
 
+impl Raw {
+    /// The file itself.
+    pub(super) fn file(&self) -> &Arc<File> {
+        self.target.file()
+    }
+}
+
 /// Opens a regular file or block device and takes its lock.
 pub(super) fn open_locked(path: &Path, write: bool) -> Result<File, Error> {
     let failed = |action| move |source| Error::Io { action, path: path.into(), source };

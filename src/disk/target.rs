@@ -23,6 +23,11 @@ impl Target {
         Target { file, is_device, no_punch: false, no_zero: false }
     }
 
+    /// The file itself.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     /// Lets other processes have the file.
     pub fn unlock(&self) {
         file::unlock(&self.file);

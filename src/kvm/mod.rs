@@ -1,5 +1,6 @@
 //! The kernel's virtual machine interface (Documentation/virt/kvm/api.rst), as the monitor uses it.
 
+pub mod probe;
 pub mod state;
 mod vcpu;
 mod vm;
@@ -55,6 +56,12 @@ pub enum Error {
         /// The kernel's answer.
         source: kvm_ioctls::Error,
     },
+    /// A small loop of instructions did not come to its end.
+    #[error("KVM does not run a loop of three instructions: {exit}")]
+    Loop {
+        /// What came instead.
+        exit: String,
+    },
     /// A table that is handed to KVM is longer than KVM takes.
     #[error("Too many entries to {doing}")]
     TooMany {
@@ -68,16 +75,24 @@ fn ioctl(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error::Ioctl { doing, source }
 }
 
-/// Opens /dev/kvm and checks that it can do what is needed.
-pub fn open() -> Result<Kvm, Error> {
-    let kvm = Kvm::new().map_err(|source| {
+/// Opens /dev/kvm.
+///
+/// # Errors
+/// When it is not there or not for this user; the error says what can be done.
+pub fn open_device() -> Result<Kvm, Error> {
+    Kvm::new().map_err(|source| {
         let hint = match source.errno() {
             libc::ENOENT => "the kernel's kvm module is not loaded, or virtualization is off in the firmware",
             libc::EACCES => "no permission, add yourself to the group kvm: `sudo usermod -aG kvm $USER`",
             _ => "`rvmm doctor` says what this machine offers",
         };
         Error::Open { hint, source }
-    })?;
+    })
+}
+
+/// Opens /dev/kvm and checks that it can do what is needed.
+pub fn open() -> Result<Kvm, Error> {
+    let kvm = open_device()?;
     let missing = missing_capabilities(&kvm);
     match missing.is_empty() {
         true => Ok(kvm),

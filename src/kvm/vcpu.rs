@@ -88,6 +88,13 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(0);
     }
 
+    /// Lets KVM finish the access to a device that it left for, without running the guest: only then are the
+    /// registers whole (Documentation/virt/kvm/api.rst, KVM_RUN).
+    pub fn settle(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        let _ = self.fd.run();
+    }
+
     /// Runs until the next exit and carries out device accesses on the two buses.
     pub fn run(&mut self, pio: &Bus, mmio: &Bus) -> Exit {
         match self.fd.run() {

@@ -1,13 +1,21 @@
 //! Guest RAM: how it is mapped in this process, and the pieces of it that are lent to I/O.
 
 mod buffers;
+pub mod image;
 mod vectored;
 
 pub use buffers::Buffers;
 pub use vectored::MAX_PIECES;
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
+};
 
 /// All RAM of one guest: regions sorted by guest-physical address.
 pub type Memory = GuestMemoryMmap<()>;
@@ -71,16 +79,62 @@ pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, 
     Memory::from_regions(regions).map_err(Error::Layout)
 }
 
-/// Gives every page back to the host; the guest reads zeroes afterwards. Used when a machine restarts in place.
-pub fn discard(memory: &Memory) {
+/// Gives every page back to the host; the guest reads zeroes afterwards, also where files were mapped. Used when a
+/// machine restarts in place.
+pub fn clear(memory: &Memory) -> io::Result<()> {
     for region in memory.iter() {
-        advise(region, libc::MADV_DONTNEED);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = region.flags() | libc::MAP_FIXED;
+        // SAFETY: the range is exactly one live mapping of ours, guest RAM to which no Rust reference exists, and it
+        // stays mapped as it was first mapped.
+        let mapped = unsafe { libc::mmap(region.as_ptr().cast(), region.size(), protection, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        if region.flags() & libc::MAP_HUGETLB == 0 {
+            advise(region, libc::MADV_HUGEPAGE);
+        }
     }
+    Ok(())
+}
+
+/// Puts `len` bytes of `file` from `at` on in place of guest RAM at `offset` of a region, copy-on-write. All are
+/// multiples of a page.
+fn map_file(region: &GuestRegionMmap, offset: u64, file: &File, at: u64, len: u64) -> io::Result<()> {
+    if offset.checked_add(len).is_none_or(|end| end > region.size() as u64) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let (start, fd) = (region.as_ptr().wrapping_add(offset as usize), file.as_raw_fd());
+    // SAFETY: the range lies in one mapping of ours, by the check above; what was there is guest RAM, to which no
+    // Rust reference exists, and it stays mapped with the same protection.
+    let mapped = unsafe { libc::mmap(start.cast(), len as usize, protection, flags, fd, at as libc::off_t) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads `len` bytes of `file` from `at` on into guest RAM at `offset` of a region.
+fn read_file(region: &GuestRegionMmap, offset: u64, file: &File, at: u64, len: usize) -> io::Result<()> {
+    let slice = region.get_slice(MemoryRegionAddress(offset), len).map_err(io::Error::other)?;
+    let mut done = 0;
+    while done < len {
+        let rest = slice.offset(done).map_err(io::Error::other)?;
+        let to = rest.ptr_guard_mut();
+        // SAFETY: `rest` is guest RAM that stays mapped while `to` lives, and `len - done` bytes long.
+        let read = unsafe {
+            libc::pread(file.as_raw_fd(), to.as_ptr().cast(), len - done, (at + done as u64) as libc::off_t)
+        };
+        match read {
+            -1 => return Err(io::Error::last_os_error()),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => done += count as usize,
+        }
+    }
+    Ok(())
 }
 
 /// Tells the host what to do with a mapping. Advice may be refused: nothing depends on it.
 fn advise(mapping: &vm_memory::MmapRegion<()>, advice: libc::c_int) {
-    // SAFETY: the range is exactly one live mapping of ours. DONTNEED drops contents, which
-    // is defined for private anonymous memory: the next access reads zeroes.
+    // SAFETY: the range is exactly one live mapping of ours, and none of the advice given here changes contents.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
 }

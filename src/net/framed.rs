@@ -17,6 +17,9 @@ const LENGTH: usize = 4;
 /// Largest frame on the stream in bytes, Ethernet header included.
 const LARGEST: usize = 65_535;
 
+/// Bytes at the start of a frame that can be looked at before it is sent: the headers of Ethernet and IPv6.
+const HEAD: usize = 54;
+
 /// Bytes that are read at once.
 const BULK: usize = 256 << 10;
 
@@ -67,9 +70,10 @@ impl Framed {
         Ok(true)
     }
 
-    /// Sends `frame` without its virtio header. False when the socket is full; a frame that the protocol cannot
-    /// carry is dropped.
-    pub fn send(&mut self, frame: &Buffers) -> io::Result<bool> {
+    /// Sends `frame` without its virtio header, if `permitted` says so of its first [`HEAD`] bytes, which are then sent
+    /// as they were seen. False when the socket is full; a frame that the protocol cannot carry is dropped, as is
+    /// one that is not permitted.
+    pub fn send(&mut self, frame: &Buffers, permitted: impl FnOnce(&[u8]) -> bool) -> io::Result<bool> {
         if !self.flush()? {
             return Ok(false);
         }
@@ -77,9 +81,15 @@ impl Framed {
         if !(ETHERNET..=LARGEST).contains(&len) {
             return Ok(true);
         }
-        let prefix = (len as u32).to_be_bytes();
+        let mut head = [0; LENGTH + HEAD];
+        head[..LENGTH].copy_from_slice(&(len as u32).to_be_bytes());
+        let seen = frame.read_at(HEADER, &mut head[LENGTH..]);
+        let head = &head[..LENGTH + seen];
+        if !permitted(&head[LENGTH..]) {
+            return Ok(true);
+        }
         let sent = loop {
-            match frame.send(self.socket.as_fd(), &prefix, HEADER) {
+            match frame.send(self.socket.as_fd(), head, HEADER + seen) {
                 Ok(sent) => break sent,
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Ok(false),
@@ -91,11 +101,10 @@ impl Framed {
             }
         };
         if sent < LENGTH + len {
-            self.output.extend_from_slice(&prefix[sent.min(LENGTH)..]);
-            let gone = sent.saturating_sub(LENGTH);
+            self.output.extend_from_slice(&head[sent.min(head.len())..]);
             let kept = self.output.len();
-            self.output.resize(kept + len - gone, 0);
-            frame.read_at(HEADER + gone, &mut self.output[kept..]);
+            self.output.resize(LENGTH + len - sent, 0);
+            frame.read_at(HEADER + sent.max(head.len()) - LENGTH, &mut self.output[kept..]);
             self.flush()?;
         }
         Ok(true)
@@ -168,5 +177,172 @@ impl Framed {
         buffers.write_at(0, if self.valid { &VALID } else { &[0; HEADER] });
         buffers.write_at(HEADER, &self.input[frame]);
         Ok(Received::Frame(room))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::memory::{Memory, Pages, allocate};
+    use crate::net::{MAX_FRAME, MIN_FRAME};
+
+    fn pair() -> (Framed, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (Framed::new(ours).unwrap(), theirs)
+    }
+
+    fn memory() -> Arc<Memory> {
+        Arc::new(allocate(&[(GuestAddress(0), 1 << 20)], Pages::Transparent).unwrap())
+    }
+
+    /// A frame of `len` bytes, its virtio header included, in pieces of odd sizes.
+    fn buffers(memory: &Arc<Memory>, len: usize) -> Buffers {
+        let mut buffers = Buffers::new(memory);
+        let (mut address, mut step) = (0, 5);
+        while buffers.len() < len {
+            let piece = step.min(len - buffers.len());
+            buffers.push(GuestAddress(address), piece).unwrap();
+            (address, step) = (address + piece as u64 + 1, step * 2 + 1);
+        }
+        buffers
+    }
+
+    fn pattern(len: usize, seed: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 7 + seed) as u8).collect()
+    }
+
+    fn packed(frame: &[u8]) -> Vec<u8> {
+        [&(frame.len() as u32).to_be_bytes(), frame].concat()
+    }
+
+    /// Everything that waits on `socket`.
+    fn drain(mut socket: &UnixStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut some = [0; 5000];
+        while let Ok(got @ 1..) = socket.read(&mut some) {
+            bytes.extend_from_slice(&some[..got]);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_frame_goes_out_after_its_length() {
+        let (mut framed, theirs) = pair();
+        let memory = memory();
+        for len in [ETHERNET, HEAD, 100] {
+            let frame = pattern(len, 3);
+            let out = buffers(&memory, HEADER + len);
+            out.write_at(HEADER, &frame);
+            let look = |permitted| move |head: &[u8]| *head == frame[..len.min(HEAD)] && permitted;
+            assert!(framed.send(&out, look.clone()(false)).unwrap());
+            assert!(framed.send(&out, look(true)).unwrap());
+            assert_eq!(drain(&theirs), packed(&pattern(len, 3)));
+        }
+    }
+
+    #[test]
+    fn frames_that_the_protocol_cannot_carry_are_dropped() {
+        let (mut framed, theirs) = pair();
+        let memory = memory();
+        for len in [0, HEADER, MIN_FRAME - 1, HEADER + LARGEST + 1, MAX_FRAME] {
+            assert!(framed.send(&buffers(&memory, len), |_| true).unwrap());
+        }
+        assert!(drain(&theirs).is_empty());
+    }
+
+    #[test]
+    fn no_frame_is_torn_when_the_socket_fills_up() {
+        let (mut framed, theirs) = pair();
+        let memory = memory();
+        let (mut expected, mut got, mut fulls) = (Vec::new(), Vec::new(), 0);
+        for i in 0..40 {
+            let frame = pattern([60_000, 1, 33_333, 500][i % 4] + ETHERNET, i);
+            let out = buffers(&memory, HEADER + frame.len());
+            out.write_at(HEADER, &frame);
+            while !framed.send(&out, |_| true).unwrap() {
+                fulls += 1;
+                let mut some = [0; 4001];
+                let len = (&theirs).read(&mut some).unwrap();
+                got.extend_from_slice(&some[..len]);
+            }
+            expected.extend(packed(&frame));
+        }
+        while !framed.output.is_empty() {
+            got.extend(drain(&theirs));
+            framed.flush().unwrap();
+        }
+        got.extend(drain(&theirs));
+        assert!(fulls > 10, "the socket was never full");
+        assert!(got == expected);
+    }
+
+    #[test]
+    fn frames_are_cut_from_a_stream_that_is_torn_anywhere() {
+        let (mut framed, mut theirs) = pair();
+        let memory = memory();
+        let input = buffers(&memory, MAX_FRAME);
+        let frames: Vec<_> = (0..60).map(|i| pattern([14, 65_535, 15, 700][i % 4], i)).collect();
+        let stream: Vec<u8> = frames.iter().flat_map(|frame| packed(frame)).collect();
+        let (mut sent, mut step, mut got) = (0, 1, Vec::new());
+        while got.len() < frames.len() {
+            if sent < stream.len() {
+                let end = stream.len().min(sent + step);
+                sent += theirs.write(&stream[sent..end]).unwrap_or(0);
+                step = step * 5 % 70_001;
+            }
+            while let Received::Frame(len) = framed.receive(&input).unwrap() {
+                let mut bytes = vec![0; len];
+                input.read_at(0, &mut bytes);
+                assert_eq!(bytes[..HEADER], [0; HEADER]);
+                got.push(bytes.split_off(HEADER));
+            }
+        }
+        assert!(got == frames);
+        assert_eq!(framed.room().unwrap(), None);
+    }
+
+    #[test]
+    fn a_frame_without_room_is_dropped_and_the_next_one_comes() {
+        let (mut framed, mut theirs) = pair();
+        let memory = memory();
+        theirs.write_all(&packed(&pattern(200, 0))).unwrap();
+        theirs.write_all(&packed(&pattern(50, 1))).unwrap();
+        framed.mark_valid(true);
+        let input = buffers(&memory, 100);
+        assert_eq!(framed.room().unwrap(), Some(HEADER + 200));
+        assert_eq!(framed.receive(&input).unwrap(), Received::Dropped);
+        assert_eq!(framed.receive(&input).unwrap(), Received::Frame(HEADER + 50));
+        let mut flags = [0; 1];
+        assert_eq!(input.read_at(0, &mut flags), 1);
+        assert_eq!(flags, [2]);
+        assert_eq!(framed.receive(&input).unwrap(), Received::Nothing);
+    }
+
+    #[test]
+    fn hostile_lengths_end_the_link() {
+        for len in [0, 1, 13, 65_536, u32::MAX] {
+            let (mut framed, mut theirs) = pair();
+            theirs.write_all(&len.to_be_bytes()).unwrap();
+            assert_eq!(framed.room().unwrap_err().kind(), io::ErrorKind::InvalidData, "{len}");
+        }
+    }
+
+    #[test]
+    fn the_end_is_an_error_after_the_last_frame() {
+        let (mut framed, mut theirs) = pair();
+        let memory = memory();
+        theirs.write_all(&packed(&pattern(50, 1))).unwrap();
+        theirs.write_all(&[0, 0]).unwrap();
+        drop(theirs);
+        let buffers = buffers(&memory, 200);
+        assert_eq!(framed.receive(&buffers).unwrap(), Received::Frame(HEADER + 50));
+        assert_eq!(framed.receive(&buffers).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(framed.send(&buffers, |_| true).is_err());
     }
 }

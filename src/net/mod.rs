@@ -13,6 +13,8 @@ mod mac;
 mod publish;
 mod resolver;
 pub mod tap;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod user;
 
 use std::io;

@@ -130,3 +130,101 @@ impl Link for Tap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::net::testing::{in_namespace, ip};
+
+    #[test]
+    fn refuses_names_that_no_interface_has() {
+        for name in ["", "sixteen-letters-", "a b", "a/b", "a:0", "tap%d"] {
+            assert!(matches!(Tap::open(name), Err(Error::TapName { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn makes_a_tap_that_goes_with_it() {
+        if !in_namespace("net::tap::tests::makes_a_tap_that_goes_with_it") {
+            return;
+        }
+        let tap = Tap::open("new").unwrap();
+        assert!(tap::is_up("new").unwrap());
+        assert_eq!(tap.mtu(), 1500);
+        let error = Tap::open("new").unwrap_err();
+        assert_eq!(error.to_string(), "Tap new is in use by another process");
+        drop(tap);
+        assert!(!tap::exists("new").unwrap());
+    }
+
+    #[test]
+    fn uses_a_tap_as_it_is() {
+        if !in_namespace("net::tap::tests::uses_a_tap_as_it_is") {
+            return;
+        }
+        ip("tuntap add mine mode tap");
+        ip("link set mine mtu 9000");
+        let tap = Tap::open("mine").unwrap();
+        assert!(!tap::is_up("mine").unwrap());
+        assert_eq!(tap.mtu(), 9000);
+        drop(tap);
+        assert!(tap::exists("mine").unwrap());
+        ip("tuntap add tun mode tun");
+        ip("tuntap add many mode tap multi_queue");
+        for name in ["lo", "tun", "many"] {
+            let error = Tap::open(name).unwrap_err();
+            assert!(matches!(error, Error::NotTap { .. }), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn says_who_can_make_a_tap() {
+        let test = "net::tap::tests::says_who_can_make_a_tap";
+        if !in_namespace(test) {
+            return;
+        }
+        if std::env::var_os("RVMM_TEST_UNPRIVILEGED").is_some() {
+            let error = Tap::open("new").unwrap_err();
+            assert!(matches!(error, Error::NoTap { .. }), "{error}");
+            assert!(
+                error.to_string().ends_with("`ip tuntap add new mode tap user $USER && ip link set new up`")
+            );
+            return;
+        }
+        // Root of a user namespace that does not own the network namespace.
+        let status = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", test])
+            .env("RVMM_TEST_UNPRIVILEGED", "1")
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    #[test]
+    fn forgets_what_came_for_another_driver() {
+        if !in_namespace("net::tap::tests::forgets_what_came_for_another_driver") {
+            return;
+        }
+        let mut tap = Tap::open("tap0").unwrap();
+        tap.start(Offloads::ALL).unwrap();
+        ip("addr add 10.9.0.1/24 dev tap0");
+        ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev tap0");
+        let socket = std::net::UdpSocket::bind("10.9.0.1:0").unwrap();
+        socket.send_to(b"for the old driver", "10.9.0.2:1").unwrap();
+        tap.start(Offloads::default()).unwrap();
+        assert_eq!(tap.room().unwrap(), Some(HEADER + 14 + 4 + 1500));
+        socket.send_to(b"for the new driver", "10.9.0.2:1").unwrap();
+        let mut frame = [0; 2000];
+        let text = loop {
+            let len = io::Read::read(&mut &tap.file, &mut frame).unwrap();
+            if frame[HEADER + 12..][..2] == [8, 0] {
+                break &frame[HEADER + 42..len];
+            }
+        };
+        assert_eq!(text, b"for the new driver");
+        assert_eq!(frame[0], 0, "the checksum was left to a driver that does not want that");
+    }
+}

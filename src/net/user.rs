@@ -7,6 +7,9 @@
 //!                                 this process ends, however ──► its end of the socketpair closes, passt ends
 //! ```
 //!
+//! The guest reaches whatever the host reaches, but not the host's loopback. Services of the host that others on its
+//! network can reach, the guest can reach as well. Names are found as [`resolver`] says.
+//!
 //! passt serves one connection and ends with it. So no passt outlives its machine, even one that is killed: the
 //! kernel closes the socket. (A parent-death signal would not do: it follows the thread that started passt, and is
 //! lost when passt, started as root, becomes nobody.)
@@ -16,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::{fs, thread};
+use std::thread;
 
 use log::{debug, error, warn};
 use serde::{Deserialize, Serialize};
@@ -76,13 +79,7 @@ impl User {
         arguments.extend(["--mtu".into(), MTU.to_string()]);
         if !self.config.map_gw {
             arguments.push("--no-map-gw".into());
-            let read = |path| fs::read_to_string(path).unwrap_or_default();
-            let has_dns_host = || knows(&self.passt, "--dns-host");
-            arguments.extend(resolver::arguments(
-                &read(resolver::RESOLV_CONF),
-                &read(resolver::UPSTREAM),
-                has_dns_host,
-            ));
+            arguments.extend(resolver::Host::ask().arguments(|| knows(&self.passt, "--dns-host")));
         }
         for (flag, protocol) in [("--tcp-ports", Protocol::Tcp), ("--udp-ports", Protocol::Udp)] {
             let mut specs =
@@ -107,6 +104,26 @@ fn knows(program: &Path, option: &str) -> bool {
         let text = [help.stdout, help.stderr].concat();
         String::from_utf8_lossy(&text).split_whitespace().any(|word| word == option)
     })
+}
+
+/// Whether the frame that begins with `head` is not for the host's loopback. A passt from before 2024 would hand
+/// it over; nothing that a guest sends in earnest has such a destination.
+fn is_for_others(head: &[u8]) -> bool {
+    let ip = |at: usize| head.get(at..);
+    match head.get(12..14) {
+        Some([0x08, 0x00]) => match ip(30) {
+            Some([a, _, _, _, ..]) => !matches!(a, 0 | 127),
+            _ => false,
+        },
+        // `::`, `::1`, and addresses of IPv4 in two forms.
+        Some([0x86, 0xdd]) => match ip(38) {
+            Some([prefix @ .., a, b, _, _, _, _]) if prefix.len() == 10 => {
+                *prefix != [0; 10] || !matches!([a, b], [0, 0] | [0xff, 0xff])
+            }
+            _ => false,
+        },
+        _ => true,
+    }
 }
 
 /// Logs what passt has to say, and its end if that was not in order.
@@ -175,6 +192,9 @@ impl Link for User {
     }
 
     fn send(&mut self, frame: &Buffers) -> io::Result<bool> {
-        self.framed.send(frame)
+        self.framed.send(frame, is_for_others)
     }
 }
+
+#[cfg(test)]
+mod tests;

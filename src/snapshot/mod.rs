@@ -1,5 +1,7 @@
 //! Saved state: every part of a machine that has state gives it out as plain data and takes it back.
 
+pub mod bundle;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

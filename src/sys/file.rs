@@ -1,10 +1,13 @@
 //! Files as disks use them: vectored I/O at an offset, holes, locks, block devices (pread(2), fallocate(2), fcntl(2), ioctl(2)).
 
 use std::borrow::Cow;
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use libc::{c_int, c_short, iovec};
 
@@ -128,6 +131,18 @@ pub fn physical_block_size(device: &File) -> io::Result<u32> {
     Ok(size)
 }
 
+/// The first byte at or after `offset` that is not in a hole; `None` if there is only a hole.
+pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    // SAFETY: the call takes no pointers. It moves the file's position, which nobody uses.
+    match retry(|| unsafe { libc::lseek(file.as_raw_fd(), offset as i64, libc::SEEK_DATA) }) {
+        Ok(data) => Ok(Some(data as u64)),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        // A file system that knows no holes.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Some(offset)),
+        Err(error) => Err(error),
+    }
+}
+
 /// How a file is shared with other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
@@ -162,6 +177,21 @@ pub fn unlock(file: &File) {
     request.l_type = libc::F_UNLCK as c_short;
     // SAFETY: F_OFD_SETLK reads one flock.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Renames `from` to `to`, which must not be there (renameat2(2), RENAME_NOREPLACE).
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes());
+    let (from, to) = (c_path(from)?, c_path(to)?);
+    let here = libc::AT_FDCWD;
+    // SAFETY: both are C strings that live until after the call.
+    let renamed = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_NOREPLACE) };
+    if renamed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! Host facilities: what the standard library does not wrap.
 
+pub mod clock;
 pub mod file;
+pub mod frozen;
 pub mod process;
 pub mod random;
 pub mod signals;
+pub mod slab;
 pub mod socket;
 pub mod tap;
 pub mod terminal;
 pub mod uring;
+pub mod user;

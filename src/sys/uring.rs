@@ -17,6 +17,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::file::{Hole, Pieces, window};
+use crate::sys::slab::Slab;
 
 /// Submissions in one batch; more are handed over in several batches.
 const ENTRIES: u32 = 128;
@@ -82,8 +83,7 @@ pub struct Ring<P: Pieces, C> {
     uring: IoUring,
     event: EventFd,
     file: Arc<File>,
-    slots: Vec<Option<Slot<P, C>>>,
-    free: Vec<usize>,
+    slots: Slab<Slot<P, C>>,
     /// Operations that were pushed and not handed to the kernel.
     queued: usize,
     /// Operations that the kernel has.
@@ -113,8 +113,7 @@ impl<P: Pieces, C> Ring<P, C> {
             uring,
             event,
             file,
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slab::default(),
             queued: 0,
             under_way: 0,
             completed: Vec::new(),
@@ -133,13 +132,8 @@ impl<P: Pieces, C> Ring<P, C> {
 
     /// Queues an operation; the next [`reap`](Self::reap) hands it to the kernel.
     pub fn push(&mut self, operation: Operation<P>, context: C) {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        });
         let (entry, window) = entry(&self.file, &operation);
-        let entry = entry.user_data(index as u64);
-        self.slots[index] = Some(Slot { operation, _window: window, context });
+        let entry = entry.user_data(self.slots.insert(Slot { operation, _window: window, context }) as u64);
         // SAFETY: what the entry points to is owned by the slot, in heap memory that does not move, until the
         // completion arrives; `drop` waits for it. The file is open as long as the ring lives.
         while unsafe { self.uring.submission().push(&entry) }.is_err() {
@@ -195,11 +189,9 @@ impl<P: Pieces, C> Ring<P, C> {
         for completion in self.uring.completion() {
             self.under_way -= 1;
             let index = completion.user_data() as usize;
-            let Some(Slot { operation, context, .. }) = self.slots.get_mut(index).and_then(Option::take)
-            else {
+            let Some(Slot { operation, context, .. }) = self.slots.remove(index) else {
                 continue;
             };
-            self.free.push(index);
             let result = match completion.result() {
                 n if n >= 0 => Ok(n as usize),
                 code => Err(io::Error::from_raw_os_error(-code)),

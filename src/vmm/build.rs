@@ -8,15 +8,16 @@ use super::console::ConsoleInput;
 use super::machine::{Guest, Machine, registers};
 use super::message::Outbox;
 use super::platform::Platform;
+use super::snapshot::{LoadError, Restore};
 use super::vcpus::Buses;
 use super::workers::{Subscriber, WorkerThread};
 use super::{Error, host_console};
-use crate::arch::x86_64::kernel::Kernel;
-use crate::arch::x86_64::{Initrd, layout};
+use crate::arch::x86_64::layout;
 use crate::config::VmConfig;
 use crate::devices::virtio::{Function, Place, Worker, mmio::Mmio};
 use crate::kvm;
 use crate::memory;
+use crate::memory::image::Origin;
 use crate::sys::signals::Termination;
 
 /// What a monitor gets from the program around it: the library itself reads no environment.
@@ -27,21 +28,31 @@ pub struct Environment {
     pub termination: Option<Termination>,
     /// How long a guest may take to switch itself off when it is asked to.
     pub grace: Duration,
+    /// The machine stands still until it is told to go on.
+    pub paused: bool,
 }
 
-/// Builds a machine and switches it on; its vCPUs stand still. Also returns what is to run on the machine's event loop.
+/// Builds a machine and switches it on, or gives it what was saved; its vCPUs stand still. Also returns what is to run
+/// on the machine's event loop.
 pub(super) fn machine(
     config: &VmConfig,
-    kernel_cache: &Option<PathBuf>,
+    restore: Option<&Restore>,
+    kernel_cache: Option<PathBuf>,
     outbox: &Outbox,
 ) -> Result<(Machine, Vec<Subscriber>), Error> {
     let kvm = kvm::open()?;
     let vcpus = config.machine_config.vcpu_count;
     kvm::check_vcpus(&kvm, vcpus)?;
-    let kernel = Kernel::open(&config.boot_source.kernel_image_path, kernel_cache.as_deref())?;
-    let initrd = config.boot_source.initrd_path.as_deref().map(Initrd::open).transpose()?;
+    let mut guest = Guest::new(config.boot_source.clone(), kernel_cache);
+    if restore.is_none() {
+        guest.open()?;
+    }
     let ranges = layout::ram_ranges(config.machine_config.mem_size_mib << 20);
-    let memory = Arc::new(memory::allocate(&ranges, config.machine_config.huge_pages.into())?);
+    let (memory, origin) = match restore {
+        Some(restore) => restore.memory().map(&ranges, false).map_err(LoadError::Image)?,
+        None => (memory::allocate(&ranges, config.machine_config.huge_pages.into())?, Origin::default()),
+    };
+    let memory = Arc::new(memory);
     let notifier = outbox.notifier();
     let console = host_console::open(&config.console)?;
     if let Some(place) = &console.place {
@@ -80,10 +91,17 @@ pub(super) fn machine(
         cpuid: kvm::supported_cpuid(&kvm)?,
         kvm,
         config: config.machine_config.clone(),
-        guest: Guest { kernel, initrd, command_line: config.boot_source.boot_args.clone() },
+        guest,
         memory,
+        origin,
         outbox: outbox.clone(),
     };
-    machine.power_on()?;
+    match restore {
+        Some(restore) => {
+            machine.power_on_empty()?;
+            machine.load(restore)?;
+        }
+        None => machine.power_on()?,
+    }
     Ok((machine, subscribers))
 }

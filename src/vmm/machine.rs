@@ -6,6 +6,7 @@
 //!              └────────── power_off, reset ◄────────────────┘  restart in place
 //! ```
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_cpuid_entry2;
@@ -17,10 +18,13 @@ use super::platform::Platform;
 use super::vcpus::{Buses, Vcpus};
 use super::workers::WorkerThread;
 use crate::arch::x86_64::kernel::{Kernel, Preference};
-use crate::arch::x86_64::{Initrd, acpi, boot, cpuid, layout, msr};
-use crate::config::MachineConfig;
+use crate::arch::x86_64::{self as arch, Initrd, acpi, boot, cpuid, layout, msr};
+use crate::config::{BootSource, MachineConfig};
+use crate::devices::ged::Event;
 use crate::devices::virtio::{Function, mmio};
+use crate::devices::vmgenid;
 use crate::kvm::{self, Reserved, Vcpu, Vm};
+use crate::memory::image::Origin;
 use crate::memory::{self, Memory};
 
 /// A machine and all that it has on the host.
@@ -37,44 +41,90 @@ pub struct Machine {
     pub(super) config: MachineConfig,
     pub(super) guest: Guest,
     pub(super) memory: Arc<Memory>,
+    /// What of memory is mapped from a snapshot.
+    pub(super) origin: Origin,
     pub(super) outbox: Outbox,
 }
 
 /// What KVM holds of a machine that is on.
 pub(super) struct Powered {
-    vcpus: Vcpus,
-    _vm: Vm,
+    pub vcpus: Vcpus,
+    pub vm: Vm,
 }
 
-/// What is loaded into memory when the machine is switched on.
+/// What is loaded into memory when the machine is switched on. A restored machine opens it only when it restarts.
 pub(super) struct Guest {
-    pub kernel: Kernel,
-    pub initrd: Option<Initrd>,
-    pub command_line: String,
+    source: BootSource,
+    cache: Option<PathBuf>,
+    open: Option<(Kernel, Option<Initrd>)>,
+}
+
+impl Guest {
+    pub fn new(source: BootSource, cache: Option<PathBuf>) -> Self {
+        Guest { source, cache, open: None }
+    }
+
+    /// Opens the files, if they are not open.
+    pub fn open(&mut self) -> Result<(), arch::Error> {
+        if self.open.is_none() {
+            let kernel = Kernel::open(&self.source.kernel_image_path, self.cache.as_deref())?;
+            let initrd = self.source.initrd_path.as_deref().map(Initrd::open).transpose()?;
+            self.open = Some((kernel, initrd));
+        }
+        Ok(())
+    }
 }
 
 impl Machine {
     /// Switches the machine on: memory is loaded, vCPUs are at their first instruction and paused.
     pub fn power_on(&mut self) -> Result<(), Error> {
+        self.guest.open()?;
+        let vm = self.create()?;
+        let vcpus = self.vcpus(&vm)?;
+        self.load_guest(&vcpus)?;
+        self.start(vm, vcpus)
+    }
+
+    /// Switches the machine on with vCPUs that have no state yet and memory as it is.
+    pub fn power_on_empty(&mut self) -> Result<(), Error> {
+        let vm = self.create()?;
+        let vcpus = self.vcpus(&vm)?;
+        self.start(vm, vcpus)
+    }
+
+    /// Makes the machine in KVM, with every interrupt and every doorbell connected.
+    fn create(&self) -> Result<Vm, Error> {
         let vm = Vm::new(&self.kvm, &self.memory, &RESERVED)?;
         self.wire(&vm)?;
-        let vcpus = (0..self.config.vcpu_count).map(|index| vm.vcpu(index)).collect::<Result<Vec<_>, _>>()?;
-        self.load_guest(&vcpus)?;
+        Ok(vm)
+    }
+
+    fn vcpus(&self, vm: &Vm) -> Result<Vec<Vcpu>, Error> {
+        Ok((0..self.config.vcpu_count).map(|index| vm.vcpu(index)).collect::<Result<_, _>>()?)
+    }
+
+    fn start(&mut self, vm: Vm, vcpus: Vec<Vcpu>) -> Result<(), Error> {
         let outbox = self.outbox.clone();
         let report = move |index, exit| outbox.send(Message::Exit(index, exit));
-        self.powered = Some(Powered { vcpus: Vcpus::start(vcpus, &self.buses, report)?, _vm: vm });
+        self.powered = Some(Powered { vcpus: Vcpus::start(vcpus, &self.buses, report)?, vm });
         Ok(())
+    }
+
+    pub(super) fn powered(&self) -> Result<&Powered, Error> {
+        self.powered.as_ref().ok_or(Error::Off)
     }
 
     /// Loads the kernel with its tables and puts every vCPU at its start: the first at the kernel's entry, the
     /// others waiting to be called.
     fn load_guest(&self, vcpus: &[Vcpu]) -> Result<(), Error> {
+        let (kernel, initrd) = self.guest.open.as_ref().ok_or(Error::Off)?;
+        vmgenid::renew(&self.memory, layout::VMGENID)?;
         let hardware = self.acpi();
         let config = boot::Config {
-            kernel: &self.guest.kernel,
+            kernel,
             preference: Preference::default(),
-            initrd: self.guest.initrd.as_ref(),
-            cmdline: &self.guest.command_line,
+            initrd: initrd.as_ref(),
+            cmdline: &self.guest.source.boot_args,
             acpi: Some(&hardware),
             gib_pages: cpuid::has_gib_pages(&self.cpuid),
         };
@@ -96,6 +146,14 @@ impl Machine {
         Ok(())
     }
 
+    /// The guest goes on from a saved state: it must not use random numbers twice.
+    pub(super) fn new_generation(&self) {
+        match vmgenid::renew(&self.memory, layout::VMGENID) {
+            Ok(()) => self.platform.ged.raise(Event::NewGeneration),
+            Err(error) => log::warn!("the guest keeps its generation: {error}"),
+        }
+    }
+
     /// What the guest is told of its hardware.
     fn acpi(&self) -> acpi::Config {
         let device = |slot: usize| acpi::MmioDevice {
@@ -109,7 +167,7 @@ impl Machine {
             com1: true,
             i8042: false,
             pvpanic: true,
-            vmgenid: None,
+            vmgenid: Some(layout::VMGENID),
         }
     }
 
@@ -127,11 +185,12 @@ impl Machine {
     }
 
     /// Switches the machine off: same devices, same disks, empty memory.
-    pub fn power_off(&mut self) {
+    pub fn power_off(&mut self) -> Result<(), Error> {
         self.powered = None;
         self.platform.reset();
         self.functions.iter().for_each(|function| lock(function).reset());
-        memory::discard(&self.memory);
+        self.origin = Origin::default();
+        Ok(memory::clear(&self.memory)?)
     }
 
     /// Lets devices that could not go on try again.

@@ -14,10 +14,12 @@ pub mod message;
 mod platform;
 pub mod request;
 mod signals;
+pub mod snapshot;
 mod vcpus;
 mod workers;
 
 use std::io;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -36,7 +38,8 @@ use crate::{bus, console as host_console};
 pub use build::Environment;
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
-use request::{Request, Response, RunState};
+use request::{Request, Response, RunState, Save};
+use snapshot::{Capture, Restore};
 use workers::{Subscriber, Wake};
 
 /// Why a machine could not be built or run.
@@ -71,6 +74,12 @@ pub enum Error {
         /// How many there can be.
         limit: usize,
     },
+    /// A saved machine.
+    #[error(transparent)]
+    Load(#[from] snapshot::LoadError),
+    /// The machine is switched off.
+    #[error("The machine is switched off")]
+    Off,
     /// An event descriptor, a thread or the event loop.
     #[error("Cannot set up the event loop")]
     Loop(#[from] io::Error),
@@ -117,12 +126,13 @@ pub struct Vmm {
     stalled: Option<String>,
     deadline: signals::Deadline,
     grace: Duration,
+    paused: bool,
     milestones: Vec<Milestone>,
 }
 
 impl Vmm {
-    /// Builds the machine. It is ready to run and stands still.
-    pub fn new(config: VmConfig, environment: Environment) -> Result<Self, Error> {
+    /// Builds the machine: as it is when it is switched on, or as it was saved. It stands still.
+    pub fn new(config: VmConfig, restore: Option<&Restore>, environment: Environment) -> Result<Self, Error> {
         let inbox = Inbox::new()?;
         let mut events = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
         events.add_subscriber(Box::new(Wake(inbox.wake().clone())));
@@ -131,8 +141,9 @@ impl Vmm {
         if let Some(termination) = environment.termination {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
-        let grace = environment.grace;
-        let (machine, subscribers) = build::machine(&config, &environment.kernel_cache, inbox.outbox())?;
+        let Environment { grace, paused, .. } = environment;
+        let (machine, subscribers) =
+            build::machine(&config, restore, environment.kernel_cache, inbox.outbox())?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }
@@ -145,6 +156,7 @@ impl Vmm {
             stalled: None,
             deadline,
             grace,
+            paused,
             milestones: Vec::new(),
         })
     }
@@ -162,7 +174,9 @@ impl Vmm {
     /// Runs the machine until it ends.
     pub fn run(&mut self) -> Outcome {
         self.milestones.push(Milestone { code: FIRST_RUN, at: Instant::now() });
-        self.resume();
+        if !self.paused {
+            self.resume();
+        }
         loop {
             while let Some(message) = self.inbox.take() {
                 if let Some(outcome) = self.handle(message) {
@@ -186,10 +200,14 @@ impl Vmm {
             }),
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
+            Message::Request(Request::Save(save), sender) => {
+                self.save(save, sender);
+                None
+            }
             Message::Request(request, sender) => {
-                let ends = matches!(request, Request::Stop { force: true });
-                let _ = sender.send(self.request(request));
-                ends.then_some(Outcome::Stopped)
+                let (response, outcome) = self.request(request);
+                let _ = sender.send(response);
+                outcome
             }
         }
     }
@@ -201,10 +219,10 @@ impl Vmm {
             Notice::Reset if self.config.no_reboot => return Some(Outcome::Reboot),
             Notice::Reset => {
                 info!("the guest restarts");
-                self.machine.power_off();
+                let off = self.machine.power_off();
                 // A guest that wants to restart tries in several ways; the first has worked.
                 self.inbox.forget_guest();
-                if let Err(error) = self.machine.power_on() {
+                if let Err(error) = off.and_then(|()| self.machine.power_on()) {
                     return Some(Outcome::Failed(format!("the restart failed: {}", chain(&error))));
                 }
                 self.resume();
@@ -219,26 +237,49 @@ impl Vmm {
         None
     }
 
-    fn request(&mut self, request: Request) -> Response {
-        request.check(self.state)?;
+    /// The answer, and the end of the machine if that was asked for.
+    fn request(&mut self, request: Request) -> (Response, Option<Outcome>) {
+        if let Err(error) = request.check(self.state) {
+            return (Err(error), None);
+        }
+        let mut outcome = None;
         match request {
-            Request::Describe => return Ok(self.describe()),
+            Request::Describe => return (Ok(self.describe()), None),
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
-            Request::Stop { force: false } => {
-                self.press_power_button();
-            }
-            Request::Stop { force: true } => {}
+            Request::Stop { force: false } => outcome = self.press_power_button(),
+            // Answered when it is written: see `save`.
+            Request::Save(_) => {}
+            Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
-        Ok(json!({ "state": self.state }))
+        (Ok(json!({ "state": self.state })), outcome)
+    }
+
+    /// Takes a snapshot; the answer is sent when it has been written.
+    fn save(&mut self, save: Save, answer: Sender<Response>) {
+        let start = Instant::now();
+        self.machine.pause();
+        let capture = Capture::take(&self.machine, &self.config, start);
+        if self.state == RunState::Running {
+            self.machine.resume();
+        }
+        match capture {
+            Ok(capture) => capture.write(save, self.inbox.outbox().clone(), answer),
+            Err(error) => {
+                let _ = answer.send(Err(request::Error::Save(chain(&error))));
+            }
+        }
     }
 
     fn describe(&self) -> serde_json::Value {
+        let uptime = self.milestones.first().map_or(Duration::ZERO, |first| first.at.elapsed());
         json!({
             "state": self.state,
             "stalled": self.stalled,
             "pid": std::process::id(),
+            "uptime_ms": uptime.as_millis() as u64,
+            "stop_timeout_ms": self.grace.as_millis() as u64,
             "vmm_version": env!("CARGO_PKG_VERSION"),
             "config": self.config,
         })

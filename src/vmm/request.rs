@@ -1,12 +1,13 @@
 //! What can be asked of a running machine, by whomever: the API, the command line, the console's escape keys.
 //!
 //! ```text
-//!              Describe  Pause  Resume  PowerButton  Stop
-//!   running       x        x              x           x
-//!   paused        x               x                   x
+//!              Describe  Save  Pause  Resume  PowerButton  Stop
+//!   running       x       x      x              x           x
+//!   paused        x       x             x                   x
 //! ```
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,11 +23,24 @@ pub enum Request {
     Resume,
     /// Press the power button: the guest is asked to shut down.
     PowerButton,
+    /// Save the machine; it runs on meanwhile. The answer comes when the snapshot is written.
+    Save(Save),
     /// End the machine: with the power button first and by force after a time, or by force at once.
     Stop {
         /// At once.
         force: bool,
     },
+}
+
+/// Where a machine is saved to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Save {
+    /// The directory to be made, absolute.
+    pub target: PathBuf,
+    /// An earlier snapshot: only what differs from it is written.
+    pub base: Option<PathBuf>,
+    /// End the machine when it is saved.
+    pub stop: bool,
 }
 
 /// What a machine does at the moment.
@@ -61,6 +75,9 @@ pub enum Error {
         /// What the machine does.
         state: RunState,
     },
+    /// A snapshot could not be taken or written.
+    #[error("Cannot save the machine: {0}")]
+    Save(String),
     /// The machine has ended meanwhile.
     #[error("The machine has ended")]
     Ended,
@@ -70,7 +87,7 @@ impl Request {
     /// Whether a machine in `state` takes this request: the one table.
     pub fn check(&self, state: RunState) -> Result<(), Error> {
         let allowed = match (self, state) {
-            (Request::Describe | Request::Stop { .. }, _) => true,
+            (Request::Describe | Request::Save(_) | Request::Stop { .. }, _) => true,
             (Request::Pause | Request::PowerButton, state) => state == RunState::Running,
             (Request::Resume, state) => state == RunState::Paused,
         };
@@ -86,6 +103,7 @@ impl Request {
             Request::Pause => "be paused",
             Request::Resume => "be resumed",
             Request::PowerButton => "take the power button",
+            Request::Save(_) => "be saved",
             Request::Stop { .. } => "be stopped",
         }
     }

@@ -186,6 +186,7 @@ fn run(vcpu: &Mutex<Vcpu>, buses: &Buses, shared: &Shared, report: impl Fn(Exit)
                 }
             }
         }
+        vcpu.settle();
     }
 }
 

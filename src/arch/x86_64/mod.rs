@@ -82,6 +82,14 @@ pub enum Error {
         /// Its offset in bytes.
         offset: usize,
     },
+    /// No CPU feature has this name.
+    #[error("Unknown CPU feature {name:?}, the nearest that is known is {nearest:?}")]
+    CpuFeature {
+        /// What was given.
+        name: String,
+        /// The name that is most like it.
+        nearest: &'static str,
+    },
     /// So many CPUs that their description is longer than its place.
     #[error("ACPI tables have {size} bytes, at most {limit} fit")]
     AcpiSize {

@@ -9,6 +9,7 @@
 
 mod config;
 mod request;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -22,13 +23,12 @@ use std::io;
 use std::os::fd::RawFd;
 
 use log::warn;
-use serde::{Deserialize, Serialize};
 
 use super::{Chain, Context, Error, Lent, VirtioDevice, Violation};
 use crate::disk::{self, Disk, Done, Request};
 use crate::memory::Buffers;
 use crate::notice::{Notice, Notifier};
-use crate::snapshot::{self, Persist, Saved};
+use crate::sys::slab::Slab;
 
 pub use config::{Cache, Config};
 
@@ -62,12 +62,13 @@ pub struct Block {
     features: u64,
     /// What the driver wrote to `writeback` since the last reset.
     wanted_writeback: Option<bool>,
-    pending: Vec<Option<Pending>>,
-    free: Vec<usize>,
+    pending: Slab<Pending>,
     /// Requests that the disk has and has not finished.
     under_way: usize,
     /// Requests that wait for space on the host.
     stalled: Vec<(u64, Request)>,
+    /// Chains that were waiting so when the machine was saved: they begin anew.
+    restored: Vec<u16>,
     done: Vec<Done>,
     errors: u64,
 }
@@ -100,10 +101,10 @@ impl Block {
             space: [0; 60],
             features: 0,
             wanted_writeback: None,
-            pending: Vec::new(),
-            free: Vec::new(),
+            pending: Slab::default(),
             under_way: 0,
             stalled: Vec::new(),
+            restored: Vec::new(),
             done: Vec::new(),
             errors: 0,
         };
@@ -149,10 +150,15 @@ impl Block {
 
     /// Takes chains while there is room for them, and gives back what is done.
     fn pump(&mut self, lent: &mut Lent) -> Result<(), Violation> {
+        for head in std::mem::take(&mut self.restored) {
+            if let Some(chain) = lent.take_again(0, head)? {
+                self.begin(chain, lent)?;
+            }
+        }
         let blocking = self.disk.events().is_empty();
         loop {
             let mut empty = false;
-            while !empty && self.pending.len() - self.free.len() < usize::from(QUEUE_SIZE) {
+            while !empty && self.pending.len() < usize::from(QUEUE_SIZE) {
                 match lent.take(0)? {
                     Some(chain) => self.begin(chain, lent)?,
                     None => empty = true,
@@ -164,7 +170,7 @@ impl Block {
                 }
             }
             self.collect(lent)?;
-            let full = self.pending.len() - self.free.len() >= usize::from(QUEUE_SIZE);
+            let full = self.pending.len() >= usize::from(QUEUE_SIZE);
             if empty || full {
                 return Ok(());
             }
@@ -189,7 +195,7 @@ impl Block {
             Ok(requests) if !requests.is_empty() => {
                 let pending =
                     Pending { head, status, written, left: requests.len(), to_sync, failed: false };
-                let tag = self.keep(pending);
+                let tag = self.pending.insert(pending) as u64;
                 for request in requests {
                     self.submit(tag, request);
                 }
@@ -197,19 +203,6 @@ impl Block {
             }
             Ok(_) => answer(lent, head, &status, VIRTIO_BLK_S_OK, written),
             Err(code) => answer(lent, head, &status, code, 1),
-        }
-    }
-
-    fn keep(&mut self, pending: Pending) -> u64 {
-        match self.free.pop() {
-            Some(index) => {
-                self.pending[index] = Some(pending);
-                index as u64
-            }
-            None => {
-                self.pending.push(Some(pending));
-                self.pending.len() as u64 - 1
-            }
         }
     }
 
@@ -247,8 +240,7 @@ impl Block {
                 failed = true;
             }
             let through = self.write_through();
-            let Some(slot) = self.pending.get_mut(tag as usize) else { continue };
-            let Some(pending) = slot else { continue };
+            let Some(pending) = self.pending.get_mut(tag as usize) else { continue };
             pending.failed |= failed;
             pending.left -= 1;
             if pending.left > 0 {
@@ -260,8 +252,7 @@ impl Block {
                 self.submit(tag, Request::Flush);
                 continue;
             }
-            if let Some(pending) = slot.take() {
-                self.free.push(tag as usize);
+            if let Some(pending) = self.pending.remove(tag as usize) {
                 let (code, written) =
                     if pending.failed { (VIRTIO_BLK_S_IOERR, 1) } else { (VIRTIO_BLK_S_OK, pending.written) };
                 answer(lent, pending.head, &pending.status, code, written)?;
@@ -365,49 +356,10 @@ impl VirtioDevice for Block {
         self.done.clear();
         self.under_way = 0;
         self.stalled.clear();
+        self.restored.clear();
         self.pending.clear();
-        self.free.clear();
         self.features = 0;
         self.wanted_writeback = None;
         self.set_writeback();
-    }
-}
-
-const KIND: &str = "virtio-block";
-const VERSION: u32 = 1;
-
-#[derive(Serialize, Deserialize)]
-struct State {
-    size: u64,
-    read_only: bool,
-    wanted_writeback: Option<bool>,
-}
-
-impl Persist for Block {
-    fn save(&self) -> Saved {
-        let geometry = self.disk.geometry();
-        let state = State {
-            size: geometry.size,
-            read_only: geometry.read_only,
-            wanted_writeback: self.wanted_writeback,
-        };
-        Saved::pack(KIND, VERSION, &state)
-    }
-
-    fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
-        let state: State = saved.unpack(KIND, VERSION)?;
-        let geometry = self.disk.geometry();
-        let invalid = |reason| Err(snapshot::Error::Invalid { kind: KIND, reason });
-        if state.size != geometry.size {
-            return invalid(format!(
-                "disk {} had {} bytes and has {} now",
-                self.name, state.size, geometry.size
-            ));
-        }
-        if geometry.read_only && !state.read_only {
-            return invalid(format!("disk {} was writable and is read-only now", self.name));
-        }
-        self.wanted_writeback = state.wanted_writeback;
-        Ok(())
     }
 }

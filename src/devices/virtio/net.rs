@@ -62,11 +62,13 @@ struct Net {
     /// The driver has shown that it provides ample room. When there is none, it is about to give more, and waiting
     /// loses nothing. For another driver, it is better to lose the frames that do not fit than to wait forever.
     ample: bool,
+    /// Receive chains that were taken ahead. They stay between calls, since most frames need one and the largest many.
+    pool: Pool,
 }
 
 impl Net {
     fn new(name: String, mac: Mac, link: Box<dyn Link>) -> Self {
-        let mut net = Net { name, mac, link, down: false, config: [0; 12], mergeable: false, ample: false };
+        let mut net = Net { name, mac, link, down: false, config: [0; 12], mergeable: false, ample: false, pool: Pool::default() };
         net.describe();
         net
     }
@@ -109,13 +111,6 @@ impl Net {
     }
 
     fn receive(&mut self, lent: &mut Lent) -> Result<(), Violation> {
-        let mut pool = Pool::default();
-        let result = self.receive_batch(&mut pool, lent);
-        pool.put_back(lent);
-        result
-    }
-
-    fn receive_batch(&mut self, pool: &mut Pool, lent: &mut Lent) -> Result<(), Violation> {
         let mut room = Buffers::new(lent.memory());
         for _ in 0..BATCH {
             if self.down {
@@ -131,13 +126,13 @@ impl Net {
                     return Ok(());
                 }
             };
-            pool.gather(wanted, lent)?;
-            if pool.chains.is_empty() || pool.len < wanted && self.ample {
+            self.pool.gather(wanted, lent)?;
+            if self.pool.chains.is_empty() || self.pool.len < wanted && self.ample {
                 return Ok(());
             }
-            pool.show(wanted, &mut room);
+            self.pool.show(wanted, &mut room);
             match self.link.receive(&room) {
-                Ok(Received::Frame(len)) => pool.give(len, lent)?,
+                Ok(Received::Frame(len)) => self.pool.give(len, lent)?,
                 Ok(Received::Dropped) => {}
                 Ok(Received::Nothing) => return Ok(()),
                 Err(error) => self.lost(&error, lent),
@@ -150,11 +145,8 @@ impl Net {
     /// Looks how much room the driver provides.
     fn measure(&mut self, lent: &mut Lent) -> Result<(), Violation> {
         if self.mergeable && !self.ample {
-            let mut pool = Pool::default();
-            let result = pool.gather(AMPLE, lent);
-            self.ample = pool.len >= AMPLE;
-            pool.put_back(lent);
-            result?;
+            self.pool.gather(AMPLE, lent)?;
+            self.ample = self.pool.len >= AMPLE;
         }
         Ok(())
     }
@@ -228,8 +220,8 @@ impl Pool {
         Ok(())
     }
 
-    fn put_back(self, lent: &mut Lent) {
-        for _ in self.chains {
+    fn put_back(&mut self, lent: &mut Lent) {
+        for _ in std::mem::take(self).chains {
             lent.put_back(RECEIVE);
         }
     }
@@ -313,9 +305,15 @@ impl VirtioDevice for Net {
         self.receive(lent)
     }
 
+    fn drain(&mut self, lent: &mut Lent) -> Result<(), Violation> {
+        self.pool.put_back(lent);
+        Ok(())
+    }
+
     fn reset(&mut self) {
         self.mergeable = false;
         self.ample = false;
+        self.pool = Pool::default();
     }
 }
 

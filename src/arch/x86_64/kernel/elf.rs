@@ -1,6 +1,8 @@
 //! ELF kernels (System V ABI, chapters 4 and 5; the PVH note is XEN_ELFNOTE_PHYS32_ENTRY of Xen's elfnote.h).
 
 use linux_loader::elf::{EM_386, EM_AARCH64, EM_ARM, EM_RISCV, EM_X86_64, PT_INTERP, PT_LOAD, PT_NOTE};
+mod pack;
+
 use linux_loader::elf::{ET_CORE, ET_DYN, ET_EXEC, ET_REL, Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr};
 use vm_memory::{ByteValued, GuestAddress};
 
@@ -58,11 +60,6 @@ impl Elf {
             elf.check_entry(*entry)?;
         }
         Ok(elf)
-    }
-
-    /// Guest-physical address of the PVH entry, if the kernel has one.
-    pub fn pvh_entry(&self) -> Option<GuestAddress> {
-        self.pvh_entry.map(GuestAddress)
     }
 
     /// Copies the segments into `memory`, which must read as zeroes there. What the file does not fill is not touched.

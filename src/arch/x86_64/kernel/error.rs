@@ -33,6 +33,22 @@ pub enum Error {
         /// Where the file ends.
         len: u64,
     },
+    /// The kernel in a boot image does not decompress.
+    #[error("Its {compression} payload does not decompress")]
+    Payload {
+        /// How it is compressed.
+        compression: &'static str,
+        /// What the decompressor said.
+        source: io::Error,
+    },
+    /// The kernel in a boot image is too large to be one.
+    #[error("Its payload decompresses to {size_mib} MiB, at most {limit_mib} MiB are possible")]
+    PayloadSize {
+        /// What it says of itself, in MiB, rounded up.
+        size_mib: u32,
+        /// What is possible.
+        limit_mib: u32,
+    },
     /// The header contradicts itself.
     #[error("It is damaged: {what}")]
     Damaged {

@@ -1,5 +1,6 @@
 //! Kernels small enough to be made in a test.
 
+use linux_loader::bootparam::setup_header;
 use linux_loader::elf::{EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use vm_memory::ByteValued;
 
@@ -93,4 +94,36 @@ pub fn note(align: usize, name: &[u8], kind: u32, description: &[u8]) -> Vec<u8>
 /// Bytes that compress, yet differ.
 pub fn text(len: usize) -> Vec<u8> {
     (0..len).map(|index| (index / 7 * index % 251) as u8).collect()
+}
+
+/// A boot image around `payload`, which is compressed already and has its size behind it.
+pub fn bzimage(payload: &[u8]) -> Vec<u8> {
+    let code = [vec![0x90; 0x400], payload.to_vec()].concat();
+    let header = setup_header {
+        setup_sects: 3,
+        syssize: code.len().div_ceil(16) as u32,
+        boot_flag: 0xaa55,
+        // A short jump over the header, which thereby says how long it is.
+        jump: 0x6aeb,
+        header: 0x5372_6448,
+        version: 0x020f,
+        loadflags: 1,
+        code32_start: 0x10_0000,
+        initrd_addr_max: 0x7fff_ffff,
+        kernel_alignment: 0x20_0000,
+        relocatable_kernel: 1,
+        xloadflags: 0x7f,
+        cmdline_size: 2047,
+        payload_offset: 0x400,
+        payload_length: payload.len() as u32,
+        pref_address: START,
+        init_size: 0x20_0000,
+        ..Default::default()
+    };
+    let mut file = vec![0; 0x1f1];
+    file.extend_from_slice(header.as_slice());
+    file.resize(4 * 512, 0);
+    file.extend_from_slice(&code);
+    file.resize(file.len().next_multiple_of(16), 0);
+    file
 }

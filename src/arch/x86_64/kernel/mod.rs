@@ -7,23 +7,30 @@
 //!                          └─ not decompressible: the kernel's own decompressor runs in the guest
 //! ```
 
-pub mod elf;
+mod bzimage;
+mod cache;
+mod elf;
 mod error;
 #[cfg(test)]
 mod fake;
 mod identify;
+mod payload;
 pub(super) mod source;
 
 pub use error::Error;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use linux_loader::bootparam::setup_header;
 use vm_memory::GuestAddress;
 
+use self::bzimage::BzImage;
+use self::cache::Cache;
 use self::elf::Elf;
+use self::identify::Format;
+use self::payload::Compression;
 use self::source::Source;
 use crate::memory::Memory;
 
@@ -80,17 +87,18 @@ pub struct Kernel {
 #[derive(Debug)]
 enum Image {
     Elf(Elf),
+    BzImage(BzImage),
 }
 
 impl Kernel {
-    /// Opens the kernel at `path` and finds out what it is.
+    /// Opens the kernel at `path` and finds out what it is. What has to be decompressed is kept in the directory
+    /// `cache` for the next time, if it can be.
     ///
     /// # Errors
     /// [`super::Error::Kernel`], whose source says what is wrong with the file.
-    pub fn open(path: &Path, _cache: Option<&Path>) -> Result<Self, super::Error> {
-        let refused = |source| super::Error::Kernel { path: path.into(), source };
-        let source = open(path).map_err(refused)?;
-        let image = Self::understand(&source).map_err(refused)?;
+    pub fn open(path: &Path, cache: Option<&Path>) -> Result<Self, super::Error> {
+        let (source, image) =
+            understand(path, cache).map_err(|source| super::Error::Kernel { path: path.into(), source })?;
         Ok(Kernel { path: path.into(), source, image })
     }
 
@@ -101,22 +109,69 @@ impl Kernel {
     pub fn load(&self, memory: &Memory, preference: Preference) -> Result<Entry, super::Error> {
         let entry = match &self.image {
             Image::Elf(elf) => elf.load(&self.source, memory, preference),
+            Image::BzImage(image) => image.load(&self.source, memory),
         };
         entry.map_err(|source| super::Error::Kernel { path: self.path.clone(), source })
     }
+}
 
-    fn understand(source: &Source) -> Result<Image, Error> {
-        let mut head = [0; identify::HEAD];
-        let len = source.read_some(&mut head).map_err(Error::Read)?;
-        match identify::identify(&head[..len])? {
-            identify::Format::Elf => Ok(Image::Elf(Elf::parse(source)?)),
-            identify::Format::BzImage => Err(Error::NotKernel { looks: "a bzImage" }),
+fn understand(path: &Path, cache: Option<&Path>) -> Result<(Source, Image), Error> {
+    // Without waiting, should the path be a pipe.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(Error::Open)?;
+    let metadata = file.metadata().map_err(Error::Open)?;
+    let source = Source::file(file).map_err(Error::Open)?;
+    let mut head = [0; identify::HEAD];
+    let len = source.read_some(&mut head).map_err(Error::Read)?;
+    match identify::identify(&head[..len])? {
+        Format::Elf => {
+            let elf = Elf::parse(&source)?;
+            Ok((source, Image::Elf(elf)))
+        }
+        Format::BzImage => unpack(source, &metadata, cache),
+    }
+}
+
+/// Gets the ELF out of a boot image. One that rvmm cannot decompress stays as it is.
+fn unpack(source: Source, metadata: &Metadata, cache: Option<&Path>) -> Result<(Source, Image), Error> {
+    let image = BzImage::parse(&source)?;
+    let cache = cache.and_then(|directory| {
+        let refused = |error: &_| log::warn!("Cannot keep the decompressed kernel in {directory:?}: {error}");
+        Cache::open(directory).inspect_err(refused).ok()
+    });
+    if let Some(known) = cache.as_ref().and_then(|cache| elf(cache.recall(metadata)?)) {
+        return Ok(known);
+    }
+    let Some(payload) = image.payload(&source)? else { return Ok((source, Image::BzImage(image))) };
+    let Some(compression) = Compression::detect(&payload) else { return Ok((source, Image::BzImage(image))) };
+    let cache = cache.map(|cache| (cache, blake3::hash(&payload)));
+    if let Some(known) = cache.as_ref().and_then(|(cache, digest)| elf(cache.find(digest, metadata)?)) {
+        return Ok(known);
+    }
+    let kernel = Source::Bytes(compression.decompress(&payload)?);
+    let packed = match (Elf::parse(&kernel), &kernel) {
+        (Ok(elf), Source::Bytes(bytes)) => Source::Bytes(elf.pack(bytes)),
+        _ => return Ok((source, Image::BzImage(image))),
+    };
+    let elf = Elf::parse(&packed)?;
+    Ok((keep(packed, cache, metadata), Image::Elf(elf)))
+}
+
+fn elf(source: Source) -> Option<(Source, Image)> {
+    let elf = Elf::parse(&source).ok()?;
+    Some((source, Image::Elf(elf)))
+}
+
+/// Puts a decompressed kernel into the cache, and takes it from there from now on.
+fn keep(kernel: Source, cache: Option<(Cache, blake3::Hash)>, metadata: &Metadata) -> Source {
+    let (Source::Bytes(bytes), Some((cache, digest))) = (&kernel, cache) else { return kernel };
+    match cache.store(&digest, metadata, bytes) {
+        Ok(file) => file,
+        Err(error) => {
+            log::warn!("Cannot keep the decompressed kernel: {error}");
+            kernel
         }
     }
 }
 
-/// Opens without waiting, should the path be a pipe.
-fn open(path: &Path) -> Result<Source, Error> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(Error::Open)?;
-    Source::file(file).map_err(Error::Open)
-}
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,7 @@ fn the_note_is_found_among_others() {
             note(align, b"Xen\0", 18, &(PVH).to_le_bytes()),
         ];
         let elf = FakeElf::new(START).segment(START, 0x1000, b"").notes(align as u64, &notes.concat());
-        assert_eq!(parse(&elf).unwrap().pvh_entry(), Some(GuestAddress(PVH)), "alignment {align}");
+        assert_eq!(parse(&elf).unwrap().pvh_entry, Some(PVH), "alignment {align}");
     }
 }
 
@@ -156,4 +156,42 @@ fn no_flipped_byte_panics() {
             }
         }
     }
+}
+
+#[test]
+fn a_packed_kernel_loads_the_same() {
+    let zeroes = vec![0; 300 << 10];
+    let first = [&text(5000)[..], &zeroes, &text(5000), &zeroes[..40 << 10], b"end", &zeroes].concat();
+    let second = [&zeroes[..], b"tail"].concat();
+    let file = FakeElf::new(START + 8)
+        .segment(START, 1 << 20, &first)
+        .segment(START + (2 << 20), 1 << 20, &second)
+        .segment(START + (4 << 20), 0x1000, &zeroes[..0x1000])
+        .segment(START + (5 << 20), 0x1000, b"");
+    for file in [file.notes(4, &note(4, b"Xen\0", 18, &(PVH as u32).to_le_bytes())), FakeElf::linux()] {
+        let kernel = file.build();
+        let whole = Source::Bytes(kernel.clone());
+        let elf = Elf::parse(&whole).unwrap();
+        let packed = Source::Bytes(elf.pack(&kernel));
+        let again = Elf::parse(&packed).unwrap();
+        for preference in [Preference::Pvh, Preference::Linux64] {
+            let (one, other) = (memory(32), memory(32));
+            let entry = elf.load(&whole, &one, preference).unwrap();
+            assert_eq!(again.load(&packed, &other, preference).unwrap(), entry);
+            assert!(read(&one, START, 8 << 20) == read(&other, START, 8 << 20));
+        }
+        let loaded: u64 = elf.segments.iter().map(|segment| segment.file_size).sum();
+        assert!(packed.len() < 60_000 || packed.len() < loaded / 2, "{} of {loaded} bytes", packed.len());
+    }
+}
+
+#[test]
+fn a_kernel_with_many_holes_keeps_some() {
+    let contents = [vec![1; 0x1000], vec![0; 64 << 10]].concat().repeat(200);
+    let file = FakeElf::new(START).segment(START, contents.len() as u64, &contents).build();
+    let elf = Elf::parse(&Source::Bytes(file.clone())).unwrap();
+    let packed = Source::Bytes(elf.pack(&file));
+    let (again, memory) = (Elf::parse(&packed).unwrap(), memory(64));
+    again.load(&packed, &memory, Preference::Pvh).unwrap();
+    assert!(read(&memory, START, contents.len()) == contents);
 }

@@ -1,0 +1,134 @@
+//! What a 4 KiB random read or write costs through the `Disk` trait, and what opening a disk costs.
+//!
+//! `cargo bench --bench disk [-- DIRECTORY]` makes a file of 1 GiB there (default: the system's temporary directory).
+//! Every row is the median of five runs that take turns with the other rows.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rvmm::disk::{self, Disk, Done, Engine, Request};
+use rvmm::memory::{Buffers, Memory, Pages, allocate};
+use vm_memory::GuestAddress;
+
+const SIZE: u64 = 1 << 30;
+const BLOCK: u64 = 4096;
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let directory = arguments.first().map_or_else(std::env::temp_dir, Into::into);
+    let path = tempfile::Builder::new().prefix("disk-bench").tempfile_in(directory).expect("make a file");
+    let content = vec![0x5a; 1 << 20];
+    for _ in 0..SIZE >> 20 {
+        std::io::Write::write_all(&mut path.as_file(), &content).expect("fill the file");
+    }
+    path.as_file().sync_all().expect("sync the file");
+    let memory = Arc::new(allocate(&[(GuestAddress(0), 1 << 20)], Pages::Transparent).expect("map memory"));
+
+    let mut rows: Vec<(String, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
+    for (name, engine) in [("sync", Engine::Sync), ("io_uring", Engine::Uring)] {
+        let config = disk::Config { engine: Some(engine), ..disk::Config::new(path.path()) };
+        rows.push((format!("{name}: open and close, us"), {
+            let config = config.clone();
+            Box::new(move || per(200, || drop(disk::open(&config).expect("open"))))
+        }));
+        for depth in [1, 32] {
+            for (what, write, cold) in [
+                ("read, in the page cache", false, false),
+                ("write", true, false),
+                ("read, cache dropped", false, true),
+            ] {
+                let (config, memory, path) = (config.clone(), Arc::clone(&memory), path.path());
+                let run = move || random_io(&config, &memory, path, depth, write, cold);
+                rows.push((format!("{name}: 4 KiB random {what}, depth {depth}, us"), Box::new(run)));
+            }
+        }
+    }
+    let mut results = vec![Vec::new(); rows.len()];
+    for _ in 0..5 {
+        for ((_, run), results) in rows.iter_mut().zip(&mut results) {
+            results.push(run());
+        }
+    }
+    for ((name, _), results) in rows.iter().zip(&mut results) {
+        results.sort_by(f64::total_cmp);
+        println!("{name:<64} {:>9.2}   ({:.2} to {:.2})", results[2], results[0], results[4]);
+    }
+}
+
+/// Microseconds per call.
+fn per(calls: u32, mut call: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    (0..calls).for_each(|_| call());
+    start.elapsed().as_secs_f64() * 1e6 / f64::from(calls)
+}
+
+/// Microseconds per request with `depth` of them in flight.
+fn random_io(
+    config: &disk::Config,
+    memory: &Arc<Memory>,
+    path: &Path,
+    depth: u64,
+    write: bool,
+    cold: bool,
+) -> f64 {
+    let mut disk = disk::open(config).expect("open");
+    if cold {
+        drop_cache(path);
+    } else {
+        std::io::copy(&mut std::fs::File::open(path).expect("open"), &mut std::io::sink()).expect("read");
+    }
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % (SIZE / BLOCK) * BLOCK
+    };
+    let mut submit = |disk: &mut dyn Disk, tag: u64| {
+        let mut buffers = Buffers::new(memory);
+        buffers.push(GuestAddress(tag * BLOCK), BLOCK as usize).expect("in memory");
+        let offset = next();
+        disk.submit(
+            tag,
+            if write { Request::Write { offset, buffers } } else { Request::Read { offset, buffers } },
+        );
+    };
+    let (start, limit) = (Instant::now(), Duration::from_millis(500));
+    let (mut finished, mut done) = (0u64, Vec::<Done>::new());
+    (0..depth).for_each(|tag| submit(disk.as_mut(), tag));
+    while start.elapsed() < limit {
+        disk.finished(&mut done);
+        if done.is_empty() {
+            wait(disk.as_ref());
+        }
+        for Done { tag, result, .. } in done.drain(..) {
+            result.expect("I/O");
+            finished += 1;
+            submit(disk.as_mut(), tag);
+        }
+    }
+    let elapsed = start.elapsed().as_secs_f64() * 1e6;
+    disk.drain(&mut done);
+    elapsed / finished as f64
+}
+
+/// Sleeps until the disk has something, as an event loop does.
+fn wait(disk: &dyn Disk) {
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+    thread_local!(static EPOLL: Epoll = Epoll::new().expect("epoll"));
+    EPOLL.with(|epoll| {
+        for fd in disk.events() {
+            // Added anew each time: another disk may have had the number before.
+            let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+            let _ = epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0));
+        }
+        let _ = epoll.wait(1000, &mut [EpollEvent::default()]);
+    });
+}
+
+fn drop_cache(path: &Path) {
+    let file = std::fs::File::open(path).expect("open");
+    // Dirty pages cannot be dropped.
+    file.sync_all().expect("sync");
+    // SAFETY: advice about a file that is open.
+    unsafe { libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}

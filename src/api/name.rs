@@ -1,0 +1,90 @@
+//! Names of machines: what a user may choose, and a short one for who does not care.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::str::FromStr;
+
+/// The longest name in bytes. It is part of a socket's path, which Linux limits to 107 bytes.
+const MAX: usize = 63;
+
+const MANNERS: [&str; 32] = [
+    "agile", "brave", "brisk", "calm", "clear", "cosy", "crisp", "eager", "early", "fair", "fleet", "fond",
+    "glad", "grand", "jolly", "keen", "kind", "light", "lucid", "merry", "mild", "neat", "noble", "plain",
+    "proud", "quick", "quiet", "sharp", "sleek", "sunny", "warm", "witty",
+];
+const ANIMALS: [&str; 32] = [
+    "adder", "badger", "beaver", "bison", "crane", "dingo", "eagle", "egret", "falcon", "finch", "gecko",
+    "heron", "ibis", "koala", "lemur", "llama", "lynx", "marten", "moose", "newt", "ocelot", "otter", "owl",
+    "panda", "puffin", "raven", "robin", "seal", "stork", "tapir", "weasel", "wren",
+];
+
+/// A valid name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(String);
+
+/// Why a name was refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{name}` cannot be a name: it takes 1 to {MAX} letters, digits, dots, dashes and underscores, and starts with a letter or digit"
+)]
+pub struct Error {
+    name: String,
+}
+
+impl Name {
+    /// A name that most likely no machine has, such as `quiet-otter-3f`.
+    pub fn random() -> Self {
+        // The standard library seeds every hasher with random numbers of the host's kernel.
+        let number = RandomState::new().hash_one(0) as usize;
+        let (manner, animal) = (MANNERS[number % 32], ANIMALS[(number >> 5) % 32]);
+        Name(format!("{manner}-{animal}-{:02x}", number >> 10 & 0xff))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let starts = text.starts_with(|first: char| first.is_ascii_alphanumeric());
+        let inside = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        match starts && inside && text.len() <= MAX {
+            true => Ok(Name(text.into())),
+            false => Err(Error { name: text.into() }),
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_makes_a_good_file_name() {
+        for good in ["a", "web-1", "0.x_Y", &"x".repeat(63)] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", "-a", "_a", ".a", "a/b", "../a", "a b", "a\n", "ä", "a\0", &"x".repeat(64)]
+        {
+            assert!(bad.parse::<Name>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn makes_good_names() {
+        for _ in 0..1000 {
+            let name = Name::random();
+            assert_eq!(name.as_str().parse(), Ok(name));
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! The runtime directory: which machines of a user run, and where they listen.
+//!
+//! ```text
+//!   DIRECTORY/           0700, of this user
+//!   └─ NAME/             one machine
+//!      ├─ lock           locked (flock(2)) as long as the machine lives; holds its process ID
+//!      └─ api.sock
+//!
+//!   claim:   mkdir NAME ─► open lock ─► flock ─► is it still the file at this path? ─► ours
+//!                ▲                        │ held          │ no: somebody removed it meanwhile
+//!                └────────────────────────┴───────────────┘ again; held for long: the name is taken
+//!   remove:  (with the lock) everything in it ─► lock ─► NAME
+//! ```
+//!
+//! An entry whose lock is free is stale: its process was killed. Whoever finds it removes it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use super::name::Name;
+use crate::sys::user;
+
+/// How often a lock is asked for before its name counts as taken, and the time between. Whoever only looks whether a
+/// machine lives holds its lock for a moment, too.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Why an entry could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else could put entries there.
+    #[error("The runtime directory {path} is not safe: {reason}")]
+    Unsafe {
+        /// Its path.
+        path: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The name is taken.
+    #[error("A machine with the name `{name}` runs already{}", process(.pid))]
+    Taken {
+        /// The name.
+        name: String,
+        /// Process of the machine, if it is known.
+        pid: Option<u32>,
+    },
+    /// The host refused.
+    #[error("Cannot {doing} {path}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+fn process(pid: &Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+fn host(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.display().to_string();
+    move |source| Error::Host { doing, path, source }
+}
+
+/// A runtime directory, which need not exist yet.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// The one at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Directory { path }
+    }
+
+    /// Takes `name` for a machine of this process.
+    ///
+    /// # Errors
+    /// [`Error::Taken`], or when the directory cannot be used.
+    pub fn claim(&self, name: &Name) -> Result<Entry, Error> {
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700);
+        // Only the last part: a mistyped path is an error and not a new tree.
+        match builder.create(&self.path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(host("make the runtime directory", &self.path)(error));
+            }
+            _ => self.check()?,
+        }
+        let path = self.path.join(name.as_str());
+        let mut pid = None;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                thread::sleep(PAUSE);
+            }
+            match builder.create(&path) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(host("make the directory", &path)(error));
+                }
+                _ => {}
+            }
+            let lock = match open_lock(&path, true) {
+                // Somebody removed a stale directory meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                lock => lock.map_err(host("open a lock in", &path))?,
+            };
+            match lock.try_lock() {
+                Ok(()) if is_lock_of(&lock, &path) => return Entry::new(name, path, lock),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => pid = read_pid(&lock),
+                Err(TryLockError::Error(error)) => return Err(host("lock", &path)(error)),
+            }
+        }
+        Err(Error::Taken { name: name.to_string(), pid })
+    }
+
+    /// Takes a random name for a machine of this process.
+    ///
+    /// # Errors
+    /// When the directory cannot be used.
+    pub fn claim_any(&self) -> Result<Entry, Error> {
+        loop {
+            match self.claim(&Name::random()) {
+                Err(Error::Taken { .. }) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// All machines that run, by name. Stale entries are removed on the way.
+    ///
+    /// # Errors
+    /// When the directory is there and cannot be used.
+    pub fn machines(&self) -> Result<Vec<Machine>, Error> {
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(host("read the runtime directory", &self.path))?,
+        };
+        self.check()?;
+        let mut machines: Vec<Machine> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<Name>().ok())
+            .filter_map(|name| Machine::find(&self.path.join(name.as_str()), &name))
+            .collect();
+        machines.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(machines)
+    }
+
+    /// Nobody else may be able to put entries in.
+    fn check(&self) -> Result<(), Error> {
+        let found = fs::symlink_metadata(&self.path).map_err(host("look at", &self.path))?;
+        let reason = if !found.is_dir() {
+            "it is not a directory"
+        } else if found.uid() != user::effective() {
+            "it belongs to another user"
+        } else if found.mode() & 0o022 != 0 {
+            "others may write to it"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Unsafe { path: self.path.display().to_string(), reason })
+    }
+}
+
+fn open_lock(path: &Path, create: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(create).mode(0o600).open(path.join("lock"))
+}
+
+/// Whether `lock` is the lock that others would find in the entry at `path`.
+fn is_lock_of(lock: &File, path: &Path) -> bool {
+    let identity = |found: io::Result<fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+    identity(lock.metadata()).is_some_and(|ours| Some(ours) == identity(fs::metadata(path.join("lock"))))
+}
+
+fn read_pid(mut lock: &File) -> Option<u32> {
+    let mut text = String::new();
+    lock.rewind().ok()?;
+    lock.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Removes the entry at `path`, whose lock the caller holds. The lock goes last: until then nobody else can claim the name.
+fn remove(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_name() != "lock" {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let _ = fs::remove_file(path.join("lock"));
+    // Not when somebody has claimed the name in this moment: a directory that is not empty stays.
+    let _ = fs::remove_dir(path);
+}
+
+/// The entry of a machine of this process. It is removed when this value is dropped, and stale when the process is killed.
+#[derive(Debug)]
+pub struct Entry {
+    name: Name,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Entry {
+    fn new(name: &Name, path: PathBuf, mut lock: File) -> Result<Self, Error> {
+        // What a killed machine may have left.
+        let _ = fs::remove_file(path.join("api.sock"));
+        let write = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        let entry = Entry { name: name.clone(), path, _lock: lock };
+        write.map_err(host("write to", &entry.path))?;
+        Ok(entry)
+    }
+
+    /// Name of the machine.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Opens the socket of the machine.
+    ///
+    /// # Errors
+    /// When the host refuses, for example because the path is too long.
+    pub fn listen(&self) -> Result<UnixListener, Error> {
+        let path = self.path.join("api.sock");
+        UnixListener::bind(&path).map_err(host("listen at", &path))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// A machine of any process that was alive a moment ago.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// Its process, if it has told already.
+    pub pid: Option<u32>,
+    /// Where it listens, or will.
+    pub socket: PathBuf,
+    lock: File,
+}
+
+impl Machine {
+    fn find(path: &Path, name: &Name) -> Option<Self> {
+        let lock = match open_lock(path, false) {
+            Ok(lock) => lock,
+            Err(_) => {
+                // Perhaps the directory of somebody who was killed between two steps; not removed if there is more in it.
+                let _ = fs::remove_dir(path);
+                return None;
+            }
+        };
+        if lock.try_lock().is_ok() {
+            if is_lock_of(&lock, path) {
+                remove(path);
+            }
+            return None;
+        }
+        let pid = read_pid(&lock);
+        Some(Machine { name: name.to_string(), pid, socket: path.join("api.sock"), lock })
+    }
+
+    /// Whether the machine has ended, and all that it held is free.
+    pub fn is_gone(&self) -> bool {
+        // Shared, so that others who look at the same time are not taken for the machine.
+        let gone = self.lock.try_lock_shared().is_ok();
+        let _ = self.lock.unlock();
+        gone
+    }
+
+    /// Ends the machine's process, however busy it is.
+    ///
+    /// # Errors
+    /// When the process is not known, or belongs to another user.
+    pub fn kill(&self) -> io::Result<()> {
+        let process = user::Process::open(self.pid.ok_or(ErrorKind::NotFound)?)?;
+        // While the lock is held, the number means the machine.
+        if self.is_gone() { Ok(()) } else { process.kill() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn directory() -> (tempfile::TempDir, Directory) {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = Directory::new(parent.path().join("rvmm"));
+        (parent, directory)
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn names(directory: &Directory) -> Vec<String> {
+        directory.machines().unwrap().into_iter().map(|machine| machine.name).collect()
+    }
+
+    #[test]
+    fn entries_come_and_go() {
+        let (_parent, directory) = directory();
+        assert_eq!(names(&directory), [""; 0]);
+        let web = directory.claim(&name("web")).unwrap();
+        let other = directory.claim_any().unwrap();
+        let listener = web.listen().unwrap();
+        let machines = directory.machines().unwrap();
+        assert_eq!(machines.len(), 2);
+        let machine = machines.iter().find(|machine| machine.name == "web").unwrap();
+        assert_eq!(machine.pid, Some(std::process::id()));
+        assert!(machine.socket.exists() && !machine.is_gone());
+        let error = directory.claim(&name("web")).unwrap_err();
+        assert!(matches!(error, Error::Taken { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
+        drop((web, listener));
+        assert!(machine.is_gone());
+        assert_eq!(names(&directory), [other.name()]);
+        drop(other);
+        assert_eq!(fs::read_dir(&directory.path).unwrap().count(), 0);
+        assert_eq!(fs::metadata(&directory.path).unwrap().mode() & 0o777, 0o700);
+    }
+
+    /// What a killed machine leaves: everything but its hold on the lock.
+    fn leave_stale(directory: &Directory, name: &Name) {
+        let entry = directory.claim(name).unwrap();
+        drop(entry.listen().unwrap());
+        entry._lock.unlock().unwrap();
+        std::mem::forget(entry);
+    }
+
+    #[test]
+    fn stale_entries_are_removed_by_who_finds_them() {
+        let (_parent, directory) = directory();
+        leave_stale(&directory, &name("a"));
+        leave_stale(&directory, &name("b"));
+        fs::create_dir(directory.path.join("c")).unwrap();
+        fs::write(directory.path.join("d"), "not an entry").unwrap();
+        let a = directory.claim(&name("a")).unwrap();
+        a.listen().unwrap();
+        assert_eq!(names(&directory), ["a"]);
+        assert!(!directory.path.join("b").exists() && !directory.path.join("c").exists());
+    }
+
+    #[test]
+    fn unsafe_directories_are_refused() {
+        let (parent, directory) = directory();
+        let reason = |directory: &Directory| match directory.claim(&name("a")) {
+            Err(Error::Unsafe { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        };
+        fs::create_dir(&directory.path).unwrap();
+        fs::set_permissions(&directory.path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(reason(&directory), "others may write to it");
+        assert!(matches!(directory.machines(), Err(Error::Unsafe { .. })));
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink(parent.path(), &link).unwrap();
+        assert_eq!(reason(&Directory::new(link)), "it is not a directory");
+        let nowhere = Directory::new(parent.path().join("x/y"));
+        assert!(matches!(nowhere.claim(&name("a")), Err(Error::Host { .. })));
+    }
+
+    #[test]
+    fn one_of_many_wins_a_name() {
+        let (_parent, directory) = directory();
+        for round in 0..50 {
+            if round % 2 == 0 {
+                leave_stale(&directory, &name("a"));
+            }
+            let (start, ready) = (Barrier::new(6), AtomicUsize::new(0));
+            let winners: usize = thread::scope(|scope| {
+                let claims: Vec<_> = (0..4)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            start.wait();
+                            let entry = directory.claim(&name("a"));
+                            ready.fetch_add(1, Ordering::SeqCst);
+                            // Winners hold the name until all have tried.
+                            while ready.load(Ordering::SeqCst) < 4 {
+                                thread::yield_now();
+                            }
+                            usize::from(entry.is_ok())
+                        })
+                    })
+                    .collect();
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        start.wait();
+                        while ready.load(Ordering::SeqCst) < 4 {
+                            let _ = directory.machines();
+                        }
+                    });
+                }
+                claims.into_iter().map(|claim| claim.join().unwrap()).sum()
+            });
+            assert_eq!(winners, 1, "round {round}");
+        }
+    }
+}

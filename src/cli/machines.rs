@@ -1,0 +1,174 @@
+//! Machines that run, by name: what commands share that speak to them.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::output::{Failure, complain, print, print_json};
+use super::{Common, exit};
+use crate::api::client;
+use crate::api::runtime::{Directory, Machine};
+use crate::options;
+use crate::sys::user;
+use crate::vmm::chain;
+
+/// How long a machine may take to answer.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why a command could not be carried out for a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such machine.
+    #[error("There is no machine `{name}`, did you mean `{nearest}`?")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The machine whose name looks most like it.
+        nearest: String,
+    },
+    /// No machine at all.
+    #[error("There is no machine `{name}`, none is running")]
+    None {
+        /// What was asked for.
+        name: String,
+    },
+    /// It did not do it.
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    /// It is still there.
+    #[error("The machine still runs after {seconds} s, `rvmm stop --force` ends it")]
+    StillThere {
+        /// How long it had.
+        seconds: u64,
+    },
+    /// Its process could not be ended.
+    #[error("Cannot end the machine's process")]
+    Kill(#[source] std::io::Error),
+}
+
+/// What became of a command for each machine, by name.
+pub type Results<T> = Vec<(String, Result<T, Error>)>;
+
+/// Where machines of this user are found.
+pub fn directory(common: &Common) -> Directory {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let told = common.runtime_dir.clone().or_else(|| variable("RVMM_RUNTIME_DIR"));
+    let path = told.unwrap_or_else(|| {
+        use std::os::unix::fs::MetadataExt;
+        let id = user::effective();
+        // After `su` or `sudo` the variable may still be the one of the other user.
+        let ours = |path: &PathBuf| {
+            path.is_absolute() && std::fs::metadata(path).is_ok_and(|found| found.uid() == id)
+        };
+        match variable("XDG_RUNTIME_DIR").filter(ours) {
+            Some(base) => base.join("rvmm"),
+            None if id == 0 => "/run/rvmm".into(),
+            None => format!("/tmp/rvmm-{id}").into(),
+        }
+    });
+    Directory::new(path)
+}
+
+/// All machines that run.
+pub fn all(common: &Common) -> Result<Vec<Machine>, Failure> {
+    directory(common).machines().map_err(Failure::refused)
+}
+
+/// The machines with these names, in their order.
+fn by_name(common: &Common, names: &[String]) -> Result<Results<Machine>, Failure> {
+    let mut machines = all(common)?;
+    let known: Vec<String> = machines.iter().map(|machine| machine.name.clone()).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let find = |name: &String| {
+        let found = machines.iter().position(|machine| machine.name == *name);
+        let machine = found.map(|place| machines.swap_remove(place)).ok_or_else(|| {
+            let name = name.clone();
+            match options::nearest(&name, &known) {
+                Some(nearest) => Error::Unknown { nearest: nearest.into(), name },
+                None => Error::None { name },
+            }
+        });
+        (name.clone(), machine)
+    };
+    let mut unique: Vec<String> = Vec::new();
+    names.iter().for_each(|name| {
+        if !unique.contains(name) {
+            unique.push(name.clone())
+        }
+    });
+    Ok(unique.iter().map(find).collect())
+}
+
+/// Which machines a command is for.
+pub enum Selection<'a> {
+    /// Those with these names.
+    Names(&'a [String]),
+    /// All that run.
+    All,
+}
+
+/// Does the same to several machines at once. Returns name and result of each.
+pub fn each<T: Send>(
+    common: &Common,
+    selection: Selection,
+    act: impl Fn(&Machine) -> Result<T, Error> + Sync,
+) -> Result<Results<T>, Failure> {
+    let machines = match selection {
+        Selection::Names(names) => by_name(common, names)?,
+        Selection::All => {
+            all(common)?.into_iter().map(|machine| (machine.name.clone(), Ok(machine))).collect()
+        }
+    };
+    let act = &act;
+    Ok(thread::scope(|scope| {
+        let started: Vec<_> =
+            machines.into_iter().map(|(name, machine)| (name, scope.spawn(move || act(&machine?)))).collect();
+        let join = |(name, thread): (String, thread::ScopedJoinHandle<_>)| match thread.join() {
+            Ok(result) => (name, result),
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        started.into_iter().map(join).collect()
+    }))
+}
+
+/// Says for which machines it was done and for which not; returns the program's status.
+pub fn report(common: &Common, results: &Results<()>) -> Result<u8, Failure> {
+    if common.json {
+        let line = |(name, result): &(String, Result<(), Error>)| match result {
+            Ok(()) => json!({ "name": name, "done": true }),
+            Err(error) => json!({ "name": name, "done": false, "error": chain(error) }),
+        };
+        print_json(&results.iter().map(line).collect::<Vec<_>>())?;
+    } else {
+        for (name, result) in results {
+            match result {
+                Ok(()) => print(name)?,
+                Err(error) => complain_about(common, name, error),
+            }
+        }
+    }
+    Ok(if results.iter().all(|(_, result)| result.is_ok()) { 0 } else { exit::REFUSED })
+}
+
+/// Says on standard error what is wrong with one machine.
+pub fn complain_about(common: &Common, name: &str, error: &Error) {
+    match error {
+        Error::Unknown { .. } | Error::None { .. } => complain(common.json, exit::REFUSED, &chain(error)),
+        error => complain(common.json, exit::REFUSED, &format!("{name}: {}", chain(error))),
+    }
+}
+
+/// Asks a machine for something. One that only starts is waited for.
+pub fn ask(machine: &Machine, method: &str, path: &str, body: Option<Value>) -> Result<Value, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match client::call(&machine.socket, method, path, body.as_ref(), PATIENCE) {
+            Err(client::Error::Absent { .. }) if Instant::now() < deadline && !machine.is_gone() => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result.map_err(Error::from),
+        }
+    }
+}

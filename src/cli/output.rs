@@ -1,0 +1,58 @@
+//! What commands print: results on standard output, failures on standard error.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::exit;
+use crate::vmm::chain;
+
+/// Why a command failed, with the status the program ends with.
+pub struct Failure {
+    pub(super) status: u8,
+    pub(super) error: Box<dyn std::error::Error>,
+}
+
+impl Failure {
+    /// Nothing was started: bad usage, a missing file, a machine that cannot be had.
+    pub fn usage(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        Failure { status: exit::USAGE, error: error.into() }
+    }
+
+    /// The command could not do what it was asked for.
+    pub fn refused(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        Failure { status: exit::REFUSED, error: error.into() }
+    }
+
+    /// Says so on standard error; returns the status.
+    pub fn report(&self, json: bool) -> u8 {
+        complain(json, self.status, &chain(self.error.as_ref()));
+        self.status
+    }
+}
+
+/// Says on standard error what is wrong, in one line.
+pub fn complain(json: bool, status: u8, message: &str) {
+    let _ = match json {
+        true => writeln!(io::stderr(), "{}", json!({ "error": message, "status": status })),
+        false => writeln!(io::stderr(), "rvmm: {message}"),
+    };
+}
+
+/// Prints a result.
+pub fn print(text: impl Display) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        // Whoever read has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failure::refused(format!("Cannot write to standard output: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Prints a result as JSON that people can read, too.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    print(serde_json::to_string_pretty(value).map_err(Failure::refused)?)
+}

@@ -1,0 +1,175 @@
+//! `rvmm ps`: the machines that run.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::output::{Failure, print, print_json};
+use super::{Common, machines};
+use crate::api::client::{self, Client};
+use crate::api::runtime::Machine;
+
+/// Options of `ps`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm ps
+  rvmm ps --json | jq -r '.[] | select(.state == \"Paused\") | .name'
+  rvmm stop $(rvmm ps -q)
+
+States:
+  running     its vCPUs run
+  paused      somebody paused it: `rvmm resume` lets it go on
+  stalled     it paused itself, `rvmm inspect` says why: put that right, then `rvmm resume`
+  starting    it is being made, or just ends
+  silent      its process does not answer: `rvmm stop --force` ends it")]
+pub struct Args {
+    /// Print names only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// One line of the table.
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    state: String,
+    pid: Option<u64>,
+    vcpu_count: Option<u64>,
+    mem_size_mib: Option<u64>,
+    uptime_ms: Option<u64>,
+    kernel: Option<String>,
+}
+
+/// Lists machines.
+pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
+    let machines = machines::all(common)?;
+    if args.quiet {
+        let names: Vec<_> = machines.iter().map(|machine| &machine.name).collect();
+        match common.json {
+            true => print_json(&names)?,
+            false => names.iter().try_for_each(print)?,
+        }
+        return Ok(0);
+    }
+    // All are asked before the first answer is waited for: many that do not answer take no longer than one.
+    let ask = |machine: &Machine| {
+        let mut client = Client::connect(&machine.socket, machines::PATIENCE)?;
+        client.send("GET", "/vm", None)?;
+        Ok(client)
+    };
+    let asked: Vec<_> = machines.iter().map(|machine| (machine, ask(machine))).collect();
+    let mut lines = Vec::new();
+    for (machine, client) in asked {
+        let answer = client.and_then(|mut client| client.receive());
+        // A machine that has ended since is no news.
+        if answer.is_ok() || !machine.is_gone() {
+            lines.push(Line::new(machine, answer));
+        }
+    }
+    match common.json {
+        true => print_json(&lines)?,
+        false => print(table(&lines).trim_end())?,
+    }
+    Ok(0)
+}
+
+impl Line {
+    fn new(machine: &Machine, answer: Result<Value, client::Error>) -> Self {
+        let state = match &answer {
+            Ok(said) if said["stalled"].is_string() => "Stalled",
+            Ok(said) => said["state"].as_str().unwrap_or("Unknown"),
+            Err(client::Error::Absent { .. } | client::Error::Lost(_)) => "Starting",
+            Err(_) => "Silent",
+        };
+        let state = state.to_string();
+        let said = answer.unwrap_or_default();
+        let config = &said["config"];
+        Line {
+            name: machine.name.clone(),
+            state,
+            pid: machine.pid.map(u64::from).or(said["pid"].as_u64()),
+            vcpu_count: config["machine-config"]["vcpu_count"].as_u64(),
+            mem_size_mib: config["machine-config"]["mem_size_mib"].as_u64(),
+            uptime_ms: said["uptime_ms"].as_u64(),
+            kernel: config["boot-source"]["kernel_image_path"].as_str().map(String::from),
+        }
+    }
+
+    fn cells(&self) -> [String; 7] {
+        let number = |number: Option<u64>| number.map_or("-".into(), |number| number.to_string());
+        [
+            self.name.clone(),
+            self.state.to_lowercase(),
+            number(self.pid),
+            number(self.vcpu_count),
+            self.mem_size_mib.map_or("-".into(), memory),
+            self.uptime_ms.map_or("-".into(), |millis| uptime(millis / 1000)),
+            self.kernel.clone().unwrap_or("-".into()),
+        ]
+    }
+}
+
+/// Columns as wide as their longest cell.
+fn table(lines: &[Line]) -> String {
+    let head = ["NAME", "STATE", "PID", "CPUS", "MEMORY", "UPTIME", "KERNEL"].map(String::from);
+    let rows: Vec<_> = std::iter::once(head).chain(lines.iter().map(Line::cells)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 7] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  "));
+        text.push_str(cells.collect::<String>().trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A size as users write it.
+fn memory(mib: u64) -> String {
+    if mib.is_multiple_of(1024) { format!("{}G", mib / 1024) } else { format!("{mib}M") }
+}
+
+fn uptime(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn draws_a_table() {
+        assert_eq!(table(&[]), "NAME  STATE  PID  CPUS  MEMORY  UPTIME  KERNEL\n");
+        let config = json!({
+            "machine-config": { "vcpu_count": 12, "mem_size_mib": 2048 },
+            "boot-source": { "kernel_image_path": "/boot/vmlinuz" },
+        });
+        let said = json!({ "state": "Running", "pid": 42, "uptime_ms": 61_000, "config": config });
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = crate::api::runtime::Directory::new(directory.path().join("r"));
+        let _entry = runtime.claim(&"quiet-otter-3f".parse().unwrap()).unwrap();
+        let machine = runtime.machines().unwrap().remove(0);
+        let mut lines = vec![Line::new(&machine, Ok(said)), Line::new(&machine, Err(client::Error::Silent))];
+        lines.iter_mut().for_each(|line| line.pid = line.pid.map(|_| 42));
+        assert_eq!(
+            table(&lines),
+            "NAME            STATE    PID  CPUS  MEMORY  UPTIME  KERNEL\n\
+             quiet-otter-3f  running  42   12    2G      1m      /boot/vmlinuz\n\
+             quiet-otter-3f  silent   42   -     -       -       -\n"
+        );
+    }
+
+    #[test]
+    fn shortens_times() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (200_000, "2d")] {
+            assert_eq!(uptime(seconds), text);
+        }
+        assert_eq!((memory(512), memory(1024)), ("512M".into(), "1G".into()));
+    }
+}

@@ -1,0 +1,104 @@
+//! `rvmm stop`: ends machines, orderly if the guest listens.
+//!
+//! ```text
+//!                    Stop                  the guest switches itself off, or its machine's --stop-timeout passes ──► gone
+//!   --timeout S      PowerButton, S s, Kill                                                                      ──► gone
+//!   --force          Kill, or SIGKILL for a process that does not answer                                         ──► gone
+//! ```
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::Common;
+use super::machines::{self, Error, Selection, ask};
+use super::output::Failure;
+use crate::api::client;
+use crate::api::runtime::Machine;
+
+/// How long the end of a machine may take after it was told to end.
+const TEARDOWN: Duration = Duration::from_secs(10);
+
+/// Options of `stop`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm stop web                  press the power button; by force after the machine's --stop-timeout
+  rvmm stop --timeout 60 web     give the guest a minute
+  rvmm stop --force --all        end all machines at once, as if their power failed
+
+The command waits until the machines are gone: their disks are free and their names can be taken again.")]
+pub struct Args {
+    /// Machines, as `rvmm ps` names them
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME")]
+    names: Vec<String>,
+    /// All machines of this user
+    #[arg(short, long)]
+    all: bool,
+    /// Do not ask the guest
+    #[arg(short, long, conflicts_with = "timeout")]
+    force: bool,
+    /// How long a guest may take to switch itself off [default: its machine's --stop-timeout]
+    #[arg(short, long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+/// Stops machines and waits until they are gone.
+pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
+    let selection = if args.all { Selection::All } else { Selection::Names(&args.names) };
+    let results = machines::each(common, selection, |machine| {
+        // A machine that ends by itself meanwhile breaks a connection, and is what was wanted.
+        stop(machine, args).or_else(|error| if machine.is_gone() { Ok(()) } else { Err(error) })
+    })?;
+    machines::report(common, &results)
+}
+
+fn stop(machine: &Machine, args: &Args) -> Result<(), Error> {
+    match args.timeout.map(Duration::from_secs) {
+        _ if args.force => force(machine),
+        Some(time) => {
+            let pressed = act(machine, "PowerButton");
+            match pressed {
+                // It cannot hear the button.
+                Err(Error::Client(client::Error::Refused { status: 409, .. })) => {}
+                pressed => {
+                    pressed?;
+                    if wait(machine, time).is_ok() {
+                        return Ok(());
+                    }
+                }
+            }
+            force(machine)
+        }
+        None => {
+            let description = ask(machine, "GET", "/vm", None)?;
+            let grace = Duration::from_millis(description["stop_timeout_ms"].as_u64().unwrap_or(0));
+            act(machine, "Stop")?;
+            wait(machine, grace.saturating_add(TEARDOWN))
+        }
+    }
+}
+
+fn act(machine: &Machine, action: &str) -> Result<Value, Error> {
+    ask(machine, "PUT", "/actions", Some(json!({ "action_type": action })))
+}
+
+/// Ends a machine at once.
+fn force(machine: &Machine) -> Result<(), Error> {
+    if let Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })) = act(machine, "Kill") {
+        machine.kill().map_err(Error::Kill)?;
+    }
+    wait(machine, TEARDOWN)
+}
+
+/// Waits until the machine is gone.
+fn wait(machine: &Machine, time: Duration) -> Result<(), Error> {
+    let start = Instant::now();
+    while !machine.is_gone() {
+        if start.elapsed() > time {
+            return Err(Error::StillThere { seconds: time.as_secs() });
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! A copy-on-write overlay: what is written stays here, what is not is read from the disk below.
+//!
+//! Offsets here are those of the disk, in blocks of 4 KiB; [`map`] tells where each block is, [`file`] how both are
+//! kept. An overlay without a name is gone with its machine.
+//!
+//! ```text
+//!            ┌─ blocks in the overlay ──────────────────────► top (a sparse file)
+//!  request ──┼─ blocks in the base ─────────────────────────► base (any disk)
+//!            └─ part of a block that is not here: read it from the base, change it, write it to the top
+//!
+//!  flush:  top is synced ─► pages of the map that changed before are written ─► top is synced
+//!  seal:   nothing is written here any more (at once); made durable and marked later, on any thread
+//! ```
+//!
+//! A request that changes the state of blocks has them for itself until it is done: another change of the same blocks
+//! waits. The new state counts from the moment when the bytes are written.
+
+mod file;
+mod flush;
+mod map;
+mod parts;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Disk, Done, Engine, Error, Geometry, Raw, Request, raw};
+use crate::memory::Buffers;
+use crate::sys::slab::Slab;
+
+use file::Layout;
+use map::{BLOCK, Map};
+
+pub use flush::Sealing;
+pub use map::State;
+
+/// Tag of the requests that a flush makes.
+const FLUSH: u64 = u64::MAX;
+
+/// An overlay over another disk.
+pub struct Overlay {
+    base: Box<dyn Disk>,
+    top: Raw,
+    file: Arc<File>,
+    layout: Layout,
+    geometry: Geometry,
+    map: Map,
+    /// Gone with the machine: nothing has to be durable.
+    nameless: bool,
+    under_way: Slab<parts::Parent>,
+    /// Changes that wait for another change of the same blocks.
+    waiting: VecDeque<(u64, Request)>,
+    flushing: flush::Flushing,
+    /// Requests that `top` and `base` have and have not finished.
+    left: usize,
+    /// Something was submitted to `top` or `base` since they were asked for what they finished.
+    submitted: bool,
+    /// Blocks of memory to complete partial writes in.
+    scratch: Vec<Buffers>,
+    done: Vec<Done>,
+    parts_done: Vec<Done>,
+}
+
+impl Overlay {
+    /// Makes a new overlay in the file `path`, which must not exist.
+    pub fn create(path: &Path, base: Box<dyn Disk>, engine: Option<Engine>) -> Result<Self, Error> {
+        let failed = |source| Error::Io { action: "create overlay", path: path.into(), source };
+        File::create_new(path).map_err(failed)?;
+        let file = raw::open_locked(path, true)?;
+        let layout = Layout { size: base.geometry().size };
+        layout.format(&file).map_err(failed)?;
+        Self::new(file, path, layout, Map::new(layout.blocks()), base, engine)
+    }
+
+    /// Opens an overlay that was created before. One that is sealed is read-only.
+    pub fn open(path: &Path, base: Box<dyn Disk>, engine: Option<Engine>) -> Result<Self, Error> {
+        let mut file = raw::open_locked(path, false)?;
+        let (layout, mut map, sealed) = file::load(&file, path)?;
+        if !sealed {
+            drop(file);
+            file = raw::open_locked(path, true)?;
+            // Somebody may have had it in between.
+            (_, map, _) = file::load(&file, path)?;
+        }
+        if layout.size != base.geometry().size {
+            let reason =
+                format!("it is for a disk of {} bytes, this one has {}", layout.size, base.geometry().size);
+            return Err(Error::Overlay { path: path.into(), reason });
+        }
+        let mut overlay = Self::new(file, path, layout, map, base, engine)?;
+        overlay.geometry.read_only = sealed;
+        Ok(overlay)
+    }
+
+    /// Makes an overlay without a name in `directory`. It is gone when it is dropped, or when its process ends.
+    pub fn nameless(directory: &Path, base: Box<dyn Disk>, engine: Option<Engine>) -> Result<Self, Error> {
+        let failed = |source| Error::Io { action: "create overlay in", path: directory.into(), source };
+        let file = file::nameless(directory).map_err(failed)?;
+        let layout = Layout { size: base.geometry().size };
+        layout.format(&file).map_err(failed)?;
+        let mut overlay = Self::new(file, directory, layout, Map::new(layout.blocks()), base, engine)?;
+        overlay.nameless = true;
+        Ok(overlay)
+    }
+
+    fn new(
+        file: File,
+        path: &Path,
+        layout: Layout,
+        map: Map,
+        base: Box<dyn Disk>,
+        engine: Option<Engine>,
+    ) -> Result<Self, Error> {
+        let top = Raw::new(file, path, false, engine)?;
+        let below = base.geometry();
+        let geometry = Geometry {
+            size: below.size,
+            physical_block: below.physical_block.max(BLOCK as u32),
+            read_only: false,
+            discard: true,
+        };
+        Ok(Overlay {
+            file: Arc::clone(top.file()),
+            base,
+            top,
+            layout,
+            geometry,
+            map,
+            nameless: false,
+            under_way: Slab::default(),
+            waiting: VecDeque::new(),
+            flushing: flush::Flushing::default(),
+            left: 0,
+            submitted: false,
+            scratch: Vec::new(),
+            done: Vec::new(),
+            parts_done: Vec::new(),
+        })
+    }
+
+    /// What differs from the base: ranges of bytes in order, with [`State::Data`] or [`State::Zero`].
+    /// The last may end after the end of the disk.
+    pub fn changes(&self) -> impl Iterator<Item = (Range<u64>, State)> + '_ {
+        self.map.runs().map(|(blocks, state)| (blocks.start * BLOCK..blocks.end * BLOCK, state))
+    }
+
+    fn ask_base(&mut self, tag: u64, request: Request) {
+        self.left += 1;
+        self.submitted = true;
+        self.base.submit(tag, request);
+    }
+
+    fn ask_top(&mut self, tag: u64, request: Request) {
+        self.left += 1;
+        self.submitted = true;
+        self.top.submit(tag, request);
+    }
+
+    /// Goes on with what `top` and `base` have finished.
+    fn settle_parts(&mut self) {
+        let mut parts = std::mem::take(&mut self.parts_done);
+        self.left -= parts.len();
+        for part in parts.drain(..) {
+            match part.tag {
+                FLUSH => self.continue_flush(part.result),
+                _ => self.settle(part),
+            }
+        }
+        self.parts_done = parts;
+    }
+
+    fn is_idle(&self) -> bool {
+        self.left == 0 && self.under_way.is_empty() && self.waiting.is_empty()
+    }
+}
+
+impl Disk for Overlay {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn submit(&mut self, tag: u64, request: Request) {
+        match request {
+            Request::Read { offset, buffers } => self.read(tag, offset, buffers),
+            Request::Flush => self.flush(tag),
+            request if self.geometry.read_only => {
+                let result = Err(io::Error::from_raw_os_error(libc::EROFS));
+                self.done.push(Done { tag, request, result });
+            }
+            request => self.change(tag, request),
+        }
+    }
+
+    fn finished(&mut self, done: &mut Vec<Done>) {
+        loop {
+            self.submitted = false;
+            self.base.finished(&mut self.parts_done);
+            self.top.finished(&mut self.parts_done);
+            self.settle_parts();
+            if !self.submitted {
+                break;
+            }
+        }
+        done.append(&mut self.done);
+    }
+
+    fn events(&self) -> Vec<RawFd> {
+        [self.base.events(), self.top.events()].concat()
+    }
+
+    fn drain(&mut self, done: &mut Vec<Done>) {
+        while !self.is_idle() {
+            self.base.drain(&mut self.parts_done);
+            self.top.drain(&mut self.parts_done);
+            self.settle_parts();
+        }
+        done.append(&mut self.done);
+    }
+}
+
+/// Where an overlay is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Without a name, on the file system of this directory.
+    Nameless(PathBuf),
+    /// In this file; it is made if it does not exist.
+    File(PathBuf),
+}

@@ -1,0 +1,163 @@
+//! Making an overlay durable: first its blocks, then the pages of the map that tell about them.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::file::{self, Layout};
+use super::map::{PAGE, Words};
+use super::{Done, FLUSH, Overlay, Request};
+use crate::memory::{Buffers, Pages, allocate};
+
+/// What is being flushed. One flush at a time: what is asked meanwhile is answered by the next.
+#[derive(Default)]
+pub struct Flushing {
+    /// Asked and not started.
+    waiting: Vec<u64>,
+    /// Answered by the flush that is running.
+    tags: Vec<u64>,
+    /// Pages as they were when it started: what changed later is not durable yet.
+    pages: Vec<(u64, Box<Words>)>,
+    step: Step,
+    /// Requests of this step that are not finished.
+    left: usize,
+    error: Option<io::Error>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Step {
+    #[default]
+    None,
+    Blocks,
+    Pages,
+    Last,
+}
+
+impl Overlay {
+    pub(super) fn flush(&mut self, tag: u64) {
+        if self.nameless {
+            return self.done.push(Done { tag, request: Request::Flush, result: Ok(()) });
+        }
+        self.flushing.waiting.push(tag);
+        if self.flushing.step == Step::None {
+            self.start_flush();
+        }
+    }
+
+    fn start_flush(&mut self) {
+        self.flushing.tags = std::mem::take(&mut self.flushing.waiting);
+        self.flushing.pages = self.map.take_dirty();
+        self.sync(Step::Blocks);
+    }
+
+    fn sync(&mut self, step: Step) {
+        self.flushing.step = step;
+        self.flushing.left = 1;
+        self.ask_top(FLUSH, Request::Flush);
+    }
+
+    /// A request of the running flush is finished.
+    pub(super) fn continue_flush(&mut self, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.flushing.error.get_or_insert(error);
+        }
+        self.flushing.left -= 1;
+        if self.flushing.left > 0 {
+            return;
+        }
+        match self.flushing.step {
+            Step::Blocks if self.flushing.error.is_none() && !self.flushing.pages.is_empty() => {
+                self.write_pages()
+            }
+            Step::Pages if self.flushing.error.is_none() => self.sync(Step::Last),
+            _ => self.end_flush(),
+        }
+    }
+
+    fn write_pages(&mut self) {
+        let pages = &self.flushing.pages;
+        let len = pages.len() as u64 * PAGE;
+        let memory = match allocate(&[(GuestAddress(0), len)], Pages::Transparent) {
+            Ok(memory) => Arc::new(memory),
+            Err(error) => {
+                self.flushing.error = Some(io::Error::other(error));
+                return self.end_flush();
+            }
+        };
+        let mut writes = Vec::with_capacity(pages.len());
+        for (place, (index, words)) in (0..).step_by(PAGE as usize).map(GuestAddress).zip(pages) {
+            let mut buffers = Buffers::new(&memory);
+            // Both lie within `memory` by its length.
+            let _ = memory.write_slice(&file::bytes(words), place);
+            let _ = buffers.push(place, PAGE as usize);
+            writes.push(Request::Write { offset: self.layout.page(*index), buffers });
+        }
+        self.flushing.step = Step::Pages;
+        self.flushing.left = writes.len();
+        for write in writes {
+            self.ask_top(FLUSH, write);
+        }
+    }
+
+    fn end_flush(&mut self) {
+        let error = self.flushing.error.take();
+        let pages = std::mem::take(&mut self.flushing.pages);
+        if error.is_some() {
+            pages.iter().for_each(|(index, _)| self.map.put_back(*index));
+        }
+        for tag in std::mem::take(&mut self.flushing.tags) {
+            let result = error.as_ref().map_or(Ok(()), |error| Err(copy(error)));
+            self.done.push(Done { tag, request: Request::Flush, result });
+        }
+        self.flushing.step = Step::None;
+        if !self.flushing.waiting.is_empty() {
+            self.start_flush();
+        }
+    }
+
+    /// Ends writing to this overlay, at once and without I/O: it is read-only from now on and can be the base of
+    /// another. [`Sealing::finish`] makes it durable.
+    ///
+    /// # Errors
+    /// Requests are under way: drain them first.
+    pub fn seal(&mut self) -> io::Result<Sealing> {
+        if !self.is_idle() {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        self.geometry.read_only = true;
+        self.geometry.discard = false;
+        Ok(Sealing { file: Arc::clone(&self.file), layout: self.layout, pages: self.map.take_dirty() })
+    }
+}
+
+/// The rest of sealing an overlay, which takes time and can be done on any thread.
+#[must_use = "the overlay is not durable until it is finished"]
+pub struct Sealing {
+    file: Arc<File>,
+    layout: Layout,
+    pages: Vec<(u64, Box<Words>)>,
+}
+
+impl Sealing {
+    /// Makes the overlay durable and marks it as sealed.
+    ///
+    /// # Errors
+    /// The host's, as it was. The overlay can still be read, and is not sealed when it is opened again.
+    pub fn finish(self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.layout.write_pages(&self.file, &self.pages)?;
+        self.file.sync_data()?;
+        self.layout.write_footer(&self.file, true)?;
+        self.file.sync_all()
+    }
+}
+
+/// An error for several askers.
+fn copy(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}

@@ -1,0 +1,264 @@
+//! From images to guest RAM: what a chain of images says of each page, mapped copy-on-write or copied.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::index::{CHUNK_PAGES, Index, Kind, Run};
+use super::{Error, PAGES_FILE, file};
+use crate::memory::{self, Memory, Pages};
+use crate::sys::frozen::PAGE;
+
+/// Runs shorter than this are copied: a mapping of its own costs more than a few pages.
+const WORTH_MAPPING: u64 = 16;
+/// Holes up to this length between two runs of one file are mapped with them: they read as zeroes, as they should.
+const GAP: u64 = 64;
+
+/// Images from the top to the last, each with its pages open.
+pub struct Chain {
+    layers: Vec<Layer>,
+    ram: u64,
+}
+
+struct Layer {
+    path: PathBuf,
+    pages: File,
+    index: Index,
+}
+
+/// A run of pages with the layer that has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    first: u64,
+    count: u64,
+    layer: usize,
+}
+
+impl Piece {
+    fn end(&self) -> u64 {
+        self.first + self.count
+    }
+}
+
+/// Which pages of a guest's RAM are mapped from files, and from which chain: they have contents although this process
+/// has never touched them.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// Runs of (first page, pages), sorted.
+    pub mapped: Vec<(u64, u64)>,
+    /// The top of the chain: device and inode of its pages.
+    top: Option<(u64, u64)>,
+}
+
+impl Chain {
+    /// Opens the images in `directories`, the top first.
+    pub fn open<P: AsRef<Path>>(directories: &[P]) -> Result<Self, Error> {
+        let mut chain = Chain { layers: Vec::with_capacity(directories.len()), ram: 0 };
+        for directory in directories {
+            let index = Index::read(directory.as_ref())?;
+            let path = directory.as_ref().join(PAGES_FILE);
+            let pages = File::open(&path).map_err(file("open", &path))?;
+            if chain.layers.is_empty() {
+                chain.ram = index.ram;
+            } else if index.ram != chain.ram {
+                return Err(Error::Size { path, found: index.ram, wanted: chain.ram });
+            }
+            chain.layers.push(Layer { path, pages, index });
+        }
+        Ok(chain)
+    }
+
+    /// Bytes of RAM.
+    pub fn ram(&self) -> u64 {
+        self.ram
+    }
+
+    /// Bytes of RAM that the files hold.
+    pub fn data(&self) -> u64 {
+        self.pieces().iter().map(|piece| piece.count * PAGE as u64).sum()
+    }
+
+    /// For every page that is not zero, the layer that has it.
+    fn pieces(&self) -> Vec<Piece> {
+        let mut said: Vec<(Run, usize)> = Vec::new();
+        for (layer, Layer { index, .. }) in self.layers.iter().enumerate() {
+            said = merge(&said, &index.runs, layer);
+        }
+        let data = said.iter().filter(|(run, _)| run.kind == Kind::Data);
+        data.map(|&(run, layer)| Piece { first: run.first, count: run.count.into(), layer }).collect()
+    }
+
+    /// Maps the memory that the chain describes over `ranges` of (address, bytes), copy-on-write: nothing is read yet.
+    ///
+    /// # Errors
+    /// The ranges are not as long as the chain's RAM, or the host cannot map.
+    pub fn map(&self, ranges: &[(GuestAddress, u64)], copy: bool) -> Result<(Memory, Origin), Error> {
+        let wanted = ranges.iter().map(|range| range.1).sum();
+        if wanted != self.ram {
+            let path = self.layers.first().map(|layer| layer.path.clone()).unwrap_or_default();
+            return Err(Error::Size { path, found: self.ram, wanted });
+        }
+        let memory = memory::allocate(ranges, Pages::Transparent)?;
+        let mut origin = Origin { mapped: Vec::new(), top: self.identity() };
+        let pieces = if copy { self.pieces() } else { self.join(self.pieces()) };
+        for piece in pieces {
+            for (region, piece, offset) in split(&memory, piece) {
+                let layer = &self.layers[piece.layer];
+                let at = piece.first * PAGE as u64;
+                if copy || piece.count < WORTH_MAPPING {
+                    let len = (piece.count * PAGE as u64) as usize;
+                    memory::read_file(region, offset, &layer.pages, at, len)
+                        .map_err(file("read", &layer.path))?;
+                } else {
+                    memory::map_file(region, offset, &layer.pages, at, piece.count * PAGE as u64)
+                        .map_err(file("map", &layer.path))?;
+                    origin.mapped.push((piece.first, piece.count));
+                }
+            }
+        }
+        Ok((memory, origin))
+    }
+
+    /// Joins pieces of one layer over short gaps, where its file has holes.
+    fn join(&self, pieces: Vec<Piece>) -> Vec<Piece> {
+        let mut joined: Vec<Piece> = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            match joined.last_mut() {
+                Some(last)
+                    if last.layer == piece.layer && self.is_hole(piece.layer, last.end()..piece.first) =>
+                {
+                    last.count = piece.end() - last.first;
+                }
+                _ => joined.push(piece),
+            }
+        }
+        joined
+    }
+
+    /// Whether a short run of pages has no data in the layer. A page that an upper layer says is zero may have some.
+    fn is_hole(&self, layer: usize, pages: Range<u64>) -> bool {
+        let runs = &self.layers[layer].index.runs;
+        let from = runs.partition_point(|run| run.end() <= pages.start);
+        let mut within = runs[from..].iter().take_while(|run| run.first < pages.end);
+        pages.end - pages.start <= GAP && within.all(|run| run.kind == Kind::Zero)
+    }
+
+    /// Reads one page as the chain describes it.
+    pub fn read_page(&self, page: u64, to: &mut [u8; PAGE]) -> Result<(), Error> {
+        for layer in &self.layers {
+            let found = layer.index.runs.partition_point(|run| run.end() <= page);
+            match layer.index.runs.get(found).filter(|run| run.first <= page) {
+                Some(Run { kind: Kind::Zero, .. }) => break,
+                Some(_) => {
+                    let read = layer.pages.read_exact_at(to, page * PAGE as u64);
+                    return read.map_err(file("read", &layer.path));
+                }
+                None => {}
+            }
+        }
+        to.fill(0);
+        Ok(())
+    }
+
+    /// Whether `origin`'s memory was mapped from this very chain.
+    pub fn is_origin(&self, origin: &Origin) -> bool {
+        origin.top.is_some() && origin.top == self.identity()
+    }
+
+    fn identity(&self) -> Option<(u64, u64)> {
+        let metadata = self.layers.first()?.pages.metadata().ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    }
+
+    /// The pages that are not zero, as runs of (first, pages).
+    pub fn present(&self) -> Vec<(u64, u64)> {
+        self.pieces().iter().map(|piece| (piece.first, piece.count)).collect()
+    }
+
+    /// Reads every page and compares it with its digest. `progress` is told the bytes after each chunk.
+    pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<(), Error> {
+        for layer in &self.layers {
+            let mut bytes = Vec::new();
+            for (chunk, digest) in layer.index.chunks().into_iter().zip(&layer.index.digests) {
+                let (start, end) = (chunk * CHUNK_PAGES, (chunk + 1) * CHUNK_PAGES);
+                let mut hash = blake3::Hasher::new();
+                let from = layer.index.runs.partition_point(|run| run.end() <= start);
+                let runs = layer.index.runs[from..].iter().take_while(|run| run.first < end);
+                for run in runs.filter(|run| run.kind == Kind::Data) {
+                    let (first, last) = (run.first.max(start), run.end().min(end));
+                    bytes.resize(((last - first) * PAGE as u64) as usize, 0);
+                    let read = layer.pages.read_exact_at(&mut bytes, first * PAGE as u64);
+                    read.map_err(file("read", &layer.path))?;
+                    hash.update(&bytes);
+                    progress(bytes.len() as u64);
+                }
+                if hash.finalize().as_bytes() != digest {
+                    return Err(Error::Pages { path: layer.path.clone(), offset: start * PAGE as u64 });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds what a lower layer says to what the layers above have said.
+fn merge(above: &[(Run, usize)], below: &[Run], layer: usize) -> Vec<(Run, usize)> {
+    let mut merged = above.to_vec();
+    for &run in below {
+        let part = |first: u64, end: u64| (Run { first, count: (end - first) as u32, ..run }, layer);
+        let mut at = run.first;
+        let from = above.partition_point(|(top, _)| top.end() <= run.first);
+        for (top, _) in above[from..].iter().take_while(|(top, _)| top.first < run.end()) {
+            if top.first > at {
+                merged.push(part(at, top.first));
+            }
+            at = top.end();
+        }
+        if at < run.end() {
+            merged.push(part(at, run.end()));
+        }
+    }
+    merged.sort_unstable_by_key(|(run, _)| run.first);
+    merged
+}
+
+/// The parts of a piece in each region of RAM, with their offset in the region in bytes.
+fn split(memory: &Memory, piece: Piece) -> Vec<(&vm_memory::GuestRegionMmap, Piece, u64)> {
+    let (mut start, mut parts) = (0, Vec::new());
+    for region in memory.iter() {
+        let end = start + region.len() / PAGE as u64;
+        let (first, last) = (piece.first.max(start), piece.end().min(end));
+        if first < last {
+            parts.push((
+                region,
+                Piece { first, count: last - first, ..piece },
+                (first - start) * PAGE as u64,
+            ));
+        }
+        start = end;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: u64, count: u32) -> Run {
+        Run { first, count, kind: Kind::Data }
+    }
+
+    #[test]
+    fn the_upper_layer_wins() {
+        let above = [(run(2, 2), 0), (run(6, 1), 0)];
+        let merged = merge(&above, &[run(0, 8), run(10, 1)], 1);
+        let expected =
+            [(run(0, 2), 1), (run(2, 2), 0), (run(4, 2), 1), (run(6, 1), 0), (run(7, 1), 1), (run(10, 1), 1)];
+        assert_eq!(merged, expected);
+        assert_eq!(merge(&[(run(0, 9), 0)], &[run(3, 2)], 1), [(run(0, 9), 0)]);
+        assert_eq!(merge(&[], &[run(3, 2)], 1), [(run(3, 2), 1)]);
+    }
+}

@@ -1,0 +1,291 @@
+//! From a frozen machine to an image: which pages count, and writing them while the machine runs on.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::index::{CHUNK_PAGES, Index, Kind};
+use super::{Chain, Error, INDEX_FILE, Origin, PAGES_FILE, file};
+use crate::memory::Memory;
+use crate::sys::frozen::{Frozen, PAGE, Page};
+
+/// Called with the bytes of RAM that are done and all bytes of RAM.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Bytes of pages with data in the image.
+    pub data: u64,
+    /// Bytes of pages that the image says are zero.
+    pub zero: u64,
+}
+
+/// Writes the image of a frozen machine into `directory` and makes it durable.
+///
+/// `memory` is the machine's, of which `frozen` is a copy at the same addresses; `origin` says which of it is mapped from
+/// files. Without a base the image is whole: it holds every page that is not zero. With one it holds exactly the pages
+/// that differ from what the base describes.
+pub fn write(
+    frozen: &Frozen,
+    memory: &Memory,
+    origin: &Origin,
+    base: Option<&Chain>,
+    directory: &Path,
+    progress: Progress,
+) -> Result<Written, Error> {
+    let ram: u64 = memory.iter().map(|region| region.len()).sum();
+    let path = directory.join(PAGES_FILE);
+    let create = || File::options().write(true).create_new(true).mode(0o600).open(&path);
+    let pages =
+        create().and_then(|pages| pages.set_len(ram).map(|()| pages)).map_err(file("create", &path))?;
+    let mut writer = Writer {
+        frozen,
+        base,
+        pages,
+        path: &path,
+        index: Index::new(ram),
+        buffer: vec![0; CHUNK_PAGES as usize * PAGE],
+    };
+    let mut candidates = Candidates::new(origin, base);
+    let mut number = 0;
+    for region in memory.iter() {
+        let mut done = 0;
+        while done < region.len() {
+            let start = region.as_ptr() as usize + done as usize;
+            // A chunk never crosses the border of a region: regions are multiples of 2 MiB or the last one.
+            let count = CHUNK_PAGES.min((region.len() - done) / PAGE as u64);
+            let mut places = [Page::Absent; CHUNK_PAGES as usize];
+            let places = &mut places[..count as usize];
+            frozen.pages(start, places).map_err(Error::Memory)?;
+            let look: Vec<bool> =
+                places.iter().zip(number..).map(|(&place, page)| candidates.look(place, page)).collect();
+            writer.chunk(start, number, &look)?;
+            (number, done) = (number + count, done + count * PAGE as u64);
+            progress(number * PAGE as u64, ram);
+        }
+    }
+    writer.finish(directory)
+}
+
+/// Decides for each page, in order, whether it may have to be written. A page that is not the process's own is what it
+/// was when memory was mapped: the file's page, or zero.
+struct Candidates {
+    mapped: Cursor,
+    told: Cursor,
+    /// The base is what the memory was mapped from, so what is still mapped is as the base says.
+    same: bool,
+}
+
+impl Candidates {
+    fn new(origin: &Origin, base: Option<&Chain>) -> Self {
+        Candidates {
+            mapped: Cursor::new(origin.mapped.clone()),
+            told: Cursor::new(base.map(Chain::present).unwrap_or_default()),
+            same: base.is_some_and(|base| base.is_origin(origin)),
+        }
+    }
+
+    fn look(&mut self, place: Page, page: u64) -> bool {
+        let (mapped, told) = (self.mapped.contains(page), self.told.contains(page));
+        place == Page::Private || if self.same { told && !mapped } else { told || mapped }
+    }
+}
+
+/// Sorted runs, asked about one page after the other.
+struct Cursor {
+    runs: std::vec::IntoIter<(u64, u64)>,
+    current: (u64, u64),
+}
+
+impl Cursor {
+    fn new(runs: Vec<(u64, u64)>) -> Self {
+        Cursor { runs: runs.into_iter(), current: (0, 0) }
+    }
+
+    fn contains(&mut self, page: u64) -> bool {
+        while self.current.0 + self.current.1 <= page {
+            match self.runs.next() {
+                Some(run) => self.current = run,
+                None => return false,
+            }
+        }
+        page >= self.current.0
+    }
+}
+
+struct Writer<'a> {
+    frozen: &'a Frozen,
+    base: Option<&'a Chain>,
+    pages: File,
+    path: &'a Path,
+    index: Index,
+    buffer: Vec<u8>,
+}
+
+impl Writer<'_> {
+    /// Writes what is to be written of one chunk: `look` says which of its pages to look at.
+    fn chunk(&mut self, address: usize, number: u64, look: &[bool]) -> Result<(), Error> {
+        let mut hash = None;
+        let mut at = 0;
+        while at < look.len() {
+            let run = look[at..].iter().take_while(|&&look| look).count();
+            if run > 0 {
+                self.run(address + at * PAGE, number + at as u64, run, &mut hash)?;
+            }
+            at += run.max(1);
+        }
+        self.index.digests.extend(hash.map(|hash: blake3::Hasher| *hash.finalize().as_bytes()));
+        Ok(())
+    }
+
+    /// Looks at neighbouring pages and writes those that count, each run of them at once.
+    fn run(
+        &mut self,
+        address: usize,
+        number: u64,
+        count: usize,
+        hash: &mut Option<blake3::Hasher>,
+    ) -> Result<(), Error> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let bytes = &mut buffer[..count * PAGE];
+        self.frozen.read(address, bytes).map_err(Error::Memory)?;
+        let mut start = 0;
+        for (at, page) in bytes.as_chunks::<PAGE>().0.iter().enumerate() {
+            let kind = self.kind(page, number + at as u64)?;
+            if let Some(kind) = kind {
+                self.index.push(number + at as u64, kind);
+            }
+            if kind != Some(Kind::Data) {
+                self.store(&bytes[start * PAGE..at * PAGE], number + start as u64, hash)?;
+                start = at + 1;
+            }
+        }
+        self.store(&bytes[start * PAGE..], number + start as u64, hash)?;
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    /// What the image has to say about a page, if anything.
+    fn kind(&self, page: &[u8; PAGE], number: u64) -> Result<Option<Kind>, Error> {
+        let zero = page.iter().all(|&byte| byte == 0);
+        let Some(base) = self.base else { return Ok((!zero).then_some(Kind::Data)) };
+        let mut before = [0; PAGE];
+        base.read_page(number, &mut before)?;
+        Ok((before != *page).then_some(if zero { Kind::Zero } else { Kind::Data }))
+    }
+
+    fn store(&self, bytes: &[u8], number: u64, hash: &mut Option<blake3::Hasher>) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        hash.get_or_insert_default().update(bytes);
+        self.pages.write_all_at(bytes, number * PAGE as u64).map_err(file("write", self.path))
+    }
+
+    /// Makes the pages durable, then the index that speaks of them.
+    fn finish(self, directory: &Path) -> Result<Written, Error> {
+        self.pages.sync_all().map_err(file("write", self.path))?;
+        let path = directory.join(INDEX_FILE);
+        let write = || {
+            let index = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+            index.write_all_at(&self.index.to_bytes(), 0)?;
+            index.sync_all()
+        };
+        write().map_err(file("write", &path))?;
+        let bytes = |kind| {
+            let runs = self.index.runs.iter().filter(|run| run.kind == kind);
+            runs.map(|run| u64::from(run.count) * PAGE as u64).sum()
+        };
+        Ok(Written { ram: self.index.ram, data: bytes(Kind::Data), zero: bytes(Kind::Zero) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Pages, allocate};
+    use crate::testing::Random;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const RANGES: [(GuestAddress, u64); 2] = [(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 2 << 20)];
+
+    fn capture(memory: &Memory, origin: &Origin, base: Option<&Chain>) -> (tempfile::TempDir, Written) {
+        let directory = tempfile::tempdir().unwrap();
+        let frozen = Frozen::fork().unwrap();
+        let written = write(&frozen, memory, origin, base, directory.path(), &mut |_, _| {}).unwrap();
+        (directory, written)
+    }
+
+    fn contents(memory: &Memory) -> Vec<u8> {
+        let mut bytes = vec![0; 6 << 20];
+        memory.read_slice(&mut bytes[..4 << 20], GuestAddress(0)).unwrap();
+        memory.read_slice(&mut bytes[4 << 20..], GuestAddress(1 << 32)).unwrap();
+        bytes
+    }
+
+    fn scribble(memory: &Memory, random: &mut Random, pages: u64) {
+        for _ in 0..pages {
+            let page = random.below(1536);
+            let address = if page < 1024 { page * 4096 } else { (1 << 32) + (page - 1024) * 4096 };
+            let value = if random.below(4) == 0 { [0; 4096] } else { [random.below(256) as u8; 4096] };
+            memory.write_slice(&value, GuestAddress(address)).unwrap();
+        }
+    }
+
+    /// Ten generations, each restored from the chain of all before, by mapping and by copying in turn.
+    #[test]
+    fn generations_come_back_exactly() {
+        let mut random = Random(7);
+        let mut memory = allocate(&RANGES, Pages::Transparent).unwrap();
+        let mut origin = Origin::default();
+        let mut directories: Vec<tempfile::TempDir> = Vec::new();
+        for generation in 0..10 {
+            scribble(&memory, &mut random, 300);
+            let before = contents(&memory);
+            let paths: Vec<_> = directories.iter().rev().map(|directory| directory.path()).collect();
+            let base = Chain::open(&paths).unwrap();
+            let base = (!paths.is_empty()).then_some(&base);
+            directories.push(capture(&memory, &origin, base).0);
+            let paths: Vec<_> = directories.iter().rev().map(|directory| directory.path()).collect();
+            let chain = Chain::open(&paths).unwrap();
+            chain.verify(|_| {}).unwrap();
+            (memory, origin) = chain.map(&RANGES, generation % 3 == 2).unwrap();
+            assert!(contents(&memory) == before, "generation {generation}");
+        }
+        // A whole image of a machine that was restored ten times stands for itself.
+        let before = contents(&memory);
+        let (whole, _) = capture(&memory, &origin, None);
+        let (memory, _) = Chain::open(&[whole.path()]).unwrap().map(&RANGES, false).unwrap();
+        assert!(contents(&memory) == before);
+    }
+
+    #[test]
+    fn a_difference_holds_exactly_what_differs() {
+        let memory = allocate(&RANGES, Pages::Transparent).unwrap();
+        memory.write_slice(&[1; 8 * 4096], GuestAddress(4096)).unwrap();
+        let (base, written) = capture(&memory, &Origin::default(), None);
+        assert_eq!((written.data, written.zero), (8 * 4096, 0));
+        memory.write_slice(&[0; 4096], GuestAddress(4096)).unwrap();
+        memory.write_slice(&[1; 4096], GuestAddress(2 * 4096)).unwrap();
+        memory.write_slice(&[2; 4096], GuestAddress(1 << 32)).unwrap();
+        let chain = Chain::open(&[base.path()]).unwrap();
+        let (_, written) = capture(&memory, &Origin::default(), Some(&chain));
+        assert_eq!((written.data, written.zero), (4096, 4096));
+    }
+
+    #[test]
+    fn damaged_pages_are_found() {
+        let memory = allocate(&RANGES, Pages::Transparent).unwrap();
+        memory.write_slice(&[1; 8192], GuestAddress(3 << 20)).unwrap();
+        let (image, _) = capture(&memory, &Origin::default(), None);
+        let pages = File::options().write(true).open(image.path().join(PAGES_FILE)).unwrap();
+        pages.write_all_at(&[2], (3 << 20) + 5000).unwrap();
+        let error = Chain::open(&[image.path()]).unwrap().verify(|_| {}).unwrap_err();
+        assert!(matches!(error, Error::Pages { offset: 0x20_0000, .. }), "{error}");
+    }
+}

@@ -1,0 +1,234 @@
+//! Saving a whole machine while it runs, and giving a machine what was saved.
+//!
+//! ```text
+//!  run ──► stop vCPUs ─ hold devices still ─ read state ─ fork ──► run on
+//!                                                          └─► writer thread: memory, state ─► bundle ─► answer
+//!          └────────────────── pause ────────────────────────┘
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::machine::{Machine, lock};
+use super::message::{Message, Outbox};
+use super::request::{Response, Save};
+use super::{Error, request};
+use crate::config::VmConfig;
+use crate::kvm::state::{VcpuState, VmState};
+use crate::memory::Memory;
+use crate::memory::image::{self, Chain, Origin};
+use crate::snapshot::bundle::{self, Bundle, Draft};
+use crate::snapshot::{Persist, Saved};
+use crate::sys::frozen::Frozen;
+
+/// File of the machine's state in a bundle.
+const STATE: &str = "state.json";
+/// File of the configuration.
+const CONFIG: &str = "config.json";
+
+/// The state of a machine, without its memory and its disks.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Wall-clock time of the host, nanoseconds since 1970.
+    time: u64,
+    vm: VmState,
+    vcpus: Vec<VcpuState>,
+    serial: Saved,
+    ged: Saved,
+    virtio: Vec<Saved>,
+}
+
+/// Why a saved machine was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] bundle::Error),
+    /// Its memory.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// A file in it has the wrong form.
+    #[error("{file} of {path} is damaged")]
+    Form {
+        /// The file.
+        file: &'static str,
+        /// The bundle.
+        path: PathBuf,
+        /// What does not fit.
+        source: serde_json::Error,
+    },
+    /// It does not fit the machine that its own configuration describes.
+    #[error("The snapshot has {found} {what}, its configuration {wanted}")]
+    Count {
+        /// What was counted.
+        what: &'static str,
+        /// How many the state has.
+        found: usize,
+        /// How many there should be.
+        wanted: usize,
+    },
+    /// The state of one device.
+    #[error(transparent)]
+    Device(#[from] crate::snapshot::Error),
+}
+
+/// A saved machine, opened and checked.
+pub struct Restore {
+    config: VmConfig,
+    state: State,
+    memory: Chain,
+}
+
+impl Restore {
+    /// Opens the bundle at `path`.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let bundle = Bundle::open(path)?;
+        let form = |file| move |source| LoadError::Form { file, path: path.into(), source };
+        let config = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
+        let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
+        Ok(Restore { config, state, memory: Chain::open(&bundle.memory()?)? })
+    }
+
+    /// The configuration of the machine that was saved.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &Chain {
+        &self.memory
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
+
+impl Machine {
+    /// Reads the state of all but memory and disks. Everything stands still.
+    fn save(&self) -> Result<State, Error> {
+        let powered = self.powered()?;
+        let msrs = crate::kvm::state::msr_indices(&self.kvm)?;
+        Ok(State {
+            time: now(),
+            vm: powered.vm.save()?,
+            vcpus: powered.vcpus.each().map(|vcpu| vcpu.save(&msrs)).collect::<Result<_, _>>()?,
+            serial: self.platform.serial.as_ref().save(),
+            ged: self.platform.ged.as_ref().save(),
+            virtio: self.functions.iter().map(|function| lock(function).save()).collect(),
+        })
+    }
+
+    /// Gives a machine that was switched on without a kernel its saved state. Its clocks go on at the time it is now.
+    pub(super) fn load(&self, restore: &Restore) -> Result<(), Error> {
+        let state = &restore.state;
+        let powered = self.powered()?;
+        let count = |what, found, wanted| match found == wanted {
+            true => Ok(()),
+            false => Err(LoadError::Count { what, found, wanted }),
+        };
+        count("vCPUs", state.vcpus.len(), self.config.vcpu_count as usize)?;
+        count("virtio devices", state.virtio.len(), self.functions.len())?;
+        let ahead = now().saturating_sub(state.time);
+        powered.vm.load(&state.vm, ahead)?;
+        for (vcpu, state) in powered.vcpus.each().zip(&state.vcpus) {
+            let cycles = u128::from(ahead) * u128::from(state.tsc_khz()) / 1_000_000;
+            vcpu.load(state, cycles as u64)?;
+        }
+        // Devices last: what they still owe the guest is an interrupt that arrives at once.
+        self.platform.serial.as_ref().load(&state.serial).map_err(LoadError::Device)?;
+        self.platform.ged.as_ref().load(&state.ged).map_err(LoadError::Device)?;
+        for (function, saved) in self.functions.iter().zip(&state.virtio) {
+            lock(function).load(saved).map_err(LoadError::Device)?;
+        }
+        self.new_generation();
+        Ok(())
+    }
+}
+
+/// A capture that has been taken and is still to be written.
+pub(super) struct Capture {
+    frozen: Frozen,
+    memory: Arc<Memory>,
+    origin: Origin,
+    state: State,
+    config: VmConfig,
+    pause: Duration,
+}
+
+impl Capture {
+    /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns.
+    pub fn take(machine: &Machine, config: &VmConfig, paused: Instant) -> Result<Self, Error> {
+        machine.functions.iter().for_each(|function| lock(function).freeze());
+        let taken = machine.save().and_then(|state| Ok((state, Frozen::fork()?)));
+        machine.retry();
+        let (state, frozen) = taken?;
+        Ok(Capture {
+            frozen,
+            memory: Arc::clone(&machine.memory),
+            origin: machine.origin.clone(),
+            state,
+            config: config.clone(),
+            pause: paused.elapsed(),
+        })
+    }
+
+    /// Writes the bundle on a thread of its own, then answers; a machine that is to stop is stopped then.
+    pub fn write(self, save: Save, outbox: Outbox, answer: Sender<Response>) {
+        let work = move || {
+            let stop = save.stop;
+            let result = self.bundle(&save);
+            let stopped = stop && result.is_ok();
+            let _ = answer.send(result.map_err(|error| request::Error::Save(super::chain(error.as_ref()))));
+            if stopped {
+                outbox.send(Message::Terminate { force: true });
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("snapshot".into()).spawn(work) {
+            log::error!("cannot start the thread that writes a snapshot: {error}");
+        }
+    }
+
+    fn bundle(&self, save: &Save) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+        let start = Instant::now();
+        let mut draft = Draft::new(&save.target)?;
+        let base = save.base.as_deref().map(Path::canonicalize).transpose()?;
+        let chain =
+            base.as_deref().map(|base| Chain::open(&Bundle::open(base)?.memory()?).map_err(LoadError::from));
+        let chain = chain.transpose()?;
+        draft.add(CONFIG, &serde_json::to_vec_pretty(&self.config)?)?;
+        draft.add(STATE, &serde_json::to_vec(&self.state)?)?;
+        let written = image::write(
+            &self.frozen,
+            &self.memory,
+            &self.origin,
+            chain.as_ref(),
+            draft.path(),
+            &mut |_, _| {},
+        )?;
+        let parent = match &base {
+            Some(base) => {
+                // The draft stands beside its target, so the way from one is the way from the other.
+                let from = draft.path().canonicalize()?;
+                Some(bundle::relative(&from, base))
+            }
+            None => None,
+        };
+        draft.publish(parent, Vec::new())?;
+        Ok(json!({
+            "path": save.target,
+            "pause_us": self.pause.as_micros() as u64,
+            "write_us": start.elapsed().as_micros() as u64,
+            "ram_bytes": written.ram,
+            "data_bytes": written.data,
+            "zero_bytes": written.zero,
+        }))
+    }
+}
