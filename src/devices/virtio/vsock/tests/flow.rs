@@ -145,13 +145,13 @@ fn buffers_are_shared_fairly() {
 }
 
 /// Moves random pieces both ways until all has come.
-fn exchange(mut guest: Guest, mut host: UnixStream, mut peer: Peer, seed: u64) {
-    const TOTAL: usize = 3 << 20;
+fn exchange(mut guest: Guest, mut host: UnixStream, mut peer: Peer, seed: u64, total: usize) {
     let mut random = Random(seed);
-    let down = Random(seed ^ 1).bytes(TOTAL);
-    let up = Random(seed ^ 2).bytes(TOTAL);
+    let down = Random(seed ^ 1).bytes(total);
+    let up = Random(seed ^ 2).bytes(total);
     let (sent, expected) = (down.clone(), up.clone());
     let mut reader = host.try_clone().unwrap();
+    reader.set_read_timeout(None).unwrap();
     let writer = thread::spawn(move || {
         let mut random = Random(seed ^ 3);
         let mut rest = &sent[..];
@@ -168,7 +168,7 @@ fn exchange(mut guest: Guest, mut host: UnixStream, mut peer: Peer, seed: u64) {
         assert!(got == expected, "what the guest sent");
     });
     let (mut got, mut gone, mut known, mut closed) = (Vec::new(), 0, 0, false);
-    while got.len() < TOTAL || gone < TOTAL || !closed {
+    while got.len() < total || gone < total || !closed {
         guest.fetch();
         while let Some((header, data)) = guest.packets.pop_front() {
             known = header.fwd_cnt;
@@ -181,7 +181,7 @@ fn exchange(mut guest: Guest, mut host: UnixStream, mut peer: Peer, seed: u64) {
         }
         peer.fwd_cnt = got.len() as u32;
         let room = WINDOW - (gone as u32).wrapping_sub(known);
-        let len = (1 + random.below(65_536) as usize).min(room as usize).min(TOTAL - gone);
+        let len = (1 + random.below(65_536) as usize).min(room as usize).min(total - gone);
         if len > 0 {
             guest.send(&peer.data(&up[gone..gone + len]), &up[gone..gone + len]);
             gone += len;
@@ -198,13 +198,15 @@ fn exchange(mut guest: Guest, mut host: UnixStream, mut peer: Peer, seed: u64) {
 
 #[test]
 fn every_byte_comes_in_order_whatever_the_sizes() {
-    for (seed, room, buf_alloc) in [(10, 4096, 1 << 18), (20, 100, 3000), (30, 8000, 100_000)] {
+    for (seed, room, buf_alloc, total) in
+        [(10, 4096, 1 << 18, 3 << 20), (20, 100, 3000, 300_000), (30, 8000, 100_000, 3 << 20)]
+    {
         within(Duration::from_secs(100), move || {
             let mut guest = Guest::without_buffers();
             guest.room = HEADER + room;
             (0..BUFFERS).for_each(|index| guest.post(index));
             let (client, peer) = guest.accept_client();
-            exchange(guest, client, Peer { buf_alloc, ..peer }, seed);
+            exchange(guest, client, Peer { buf_alloc, ..peer }, seed, total);
         });
     }
 }

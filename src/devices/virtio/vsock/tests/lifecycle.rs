@@ -260,16 +260,10 @@ fn restored(events: u16) -> (Guest, UnixStream, Peer) {
     drop(function);
     // A copy of the machine: same memory, another device.
     let directory = tempfile::tempdir().unwrap();
-    let function = Function::new(device(&directory), &guest.driver.memory).unwrap();
-    let function = std::sync::Arc::new(std::sync::Mutex::new(function));
-    function.lock().unwrap().load(&saved).unwrap();
-    guest.driver.registers = super::super::super::mmio::Mmio::new(&function);
-    guest.driver.function = function;
-    guest.directory = directory;
+    let driver = guest.driver.restored(Driver::new(device(&directory)), &saved);
+    guest = Guest { driver, directory, ..guest };
     (guest, client, peer)
 }
-
-use crate::devices::virtio::Function;
 
 #[test]
 fn a_restored_guest_learns_that_its_connections_are_gone() {
