@@ -5,6 +5,7 @@ pub mod file;
 pub mod frozen;
 pub mod process;
 pub mod random;
+pub mod release;
 pub mod signals;
 pub mod slab;
 pub mod socket;
