@@ -4,7 +4,7 @@ use crate::vmm::Outcome;
 
 /// A command did not do all that it was asked for.
 pub const REFUSED: u8 = 1;
-/// Nothing was started: bad usage, a missing file, a machine that cannot be had here.
+/// Nothing was started: bad usage, a missing file, a machine that is not possible here.
 pub const USAGE: u8 = 125;
 const FAILED: u8 = 126;
 const PANIC: u8 = 127;
@@ -13,9 +13,9 @@ const STOPPED: u8 = 130;
 
 /// The table, for `--help`.
 pub const HELP: &str = "Exit status:
-  0    the guest switched itself off (or restarted, with --no-reboot); a command did all it was asked for
-  1    a command failed for one of its machines; doctor: Linux guests cannot run directly here
-  125  nothing was started: bad usage, a missing file, a machine that cannot be had here
+  0    the guest switched itself off (or restarted, with --no-reboot); a command succeeded
+  1    a command failed; doctor: Linux guests do not run directly here
+  125  nothing was started: bad usage, a missing file, a machine that is not possible here
   126  internal error of KVM or rvmm
   127  the guest's kernel panicked
   128  the guest crashed with a triple fault

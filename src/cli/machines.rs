@@ -48,6 +48,9 @@ pub enum Error {
     Kill(#[source] std::io::Error),
 }
 
+/// What became of a command for each machine, by name.
+pub type Results<T> = Vec<(String, Result<T, Error>)>;
+
 /// Where machines of this user are found.
 pub fn directory(common: &Common) -> Directory {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -74,7 +77,7 @@ pub fn all(common: &Common) -> Result<Vec<Machine>, Failure> {
 }
 
 /// The machines with these names, in their order.
-fn by_name(common: &Common, names: &[String]) -> Result<Vec<(String, Result<Machine, Error>)>, Failure> {
+fn by_name(common: &Common, names: &[String]) -> Result<Results<Machine>, Failure> {
     let mut machines = all(common)?;
     let known: Vec<String> = machines.iter().map(|machine| machine.name.clone()).collect();
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -111,7 +114,7 @@ pub fn each<T: Send>(
     common: &Common,
     selection: Selection,
     act: impl Fn(&Machine) -> Result<T, Error> + Sync,
-) -> Result<Vec<(String, Result<T, Error>)>, Failure> {
+) -> Result<Results<T>, Failure> {
     let machines = match selection {
         Selection::Names(names) => by_name(common, names)?,
         Selection::All => {
@@ -131,7 +134,7 @@ pub fn each<T: Send>(
 }
 
 /// Says for which machines it was done and for which not; returns the program's status.
-pub fn report(common: &Common, results: &[(String, Result<(), Error>)]) -> Result<u8, Failure> {
+pub fn report(common: &Common, results: &Results<()>) -> Result<u8, Failure> {
     if common.json {
         let line = |(name, result): &(String, Result<(), Error>)| match result {
             Ok(()) => json!({ "name": name, "done": true }),

@@ -42,6 +42,14 @@ struct Line {
 /// Lists machines.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let machines = machines::all(common)?;
+    if args.quiet {
+        let names: Vec<_> = machines.iter().map(|machine| &machine.name).collect();
+        match common.json {
+            true => print_json(&names)?,
+            false => names.iter().try_for_each(print)?,
+        }
+        return Ok(0);
+    }
     // All are asked before the first answer is waited for: many that do not answer take no longer than one.
     let ask = |machine: &Machine| {
         let mut client = Client::connect(&machine.socket, machines::PATIENCE)?;
@@ -57,11 +65,9 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
             lines.push(Line::new(machine, answer));
         }
     }
-    match (args.quiet, common.json) {
-        (true, true) => print_json(&lines.iter().map(|line| &line.name).collect::<Vec<_>>())?,
-        (true, false) => lines.iter().try_for_each(|line| print(&line.name))?,
-        (false, true) => print_json(&lines)?,
-        (false, false) => print(table(&lines).trim_end())?,
+    match common.json {
+        true => print_json(&lines)?,
+        false => print(table(&lines).trim_end())?,
     }
     Ok(0)
 }

@@ -34,22 +34,48 @@ pub struct Man {
 /// Commands that take names of machines.
 const ON_MACHINES: [&str; 4] = ["stop", "pause", "resume", "inspect"];
 
+/// What gives these names in every shell.
+const NAMES: &str = "$(rvmm ps -q 2>/dev/null)";
+
 impl Completions {
     /// Prints the script.
     pub fn run(&self) -> Result<u8, Failure> {
-        let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "rvmm", &mut script);
-        let mut script = String::from_utf8_lossy(&script).into_owned();
-        if self.shell == Shell::Fish {
-            for command in ON_MACHINES {
-                script.push_str(&format!(
-                    "complete -c rvmm -n \"__fish_seen_subcommand_from {command}\" -f -a \"(rvmm ps -q 2>/dev/null)\"\n"
-                ));
-            }
-        }
-        print(script.trim_end())?;
+        print(script(self.shell).trim_end())?;
         Ok(0)
     }
+}
+
+/// The script of clap, to which the names of the machines that run are added for the common shells.
+fn script(shell: Shell) -> String {
+    let mut command = Cli::command();
+    if shell == Shell::Bash {
+        // Words are listed in double quotes: the shell runs what stands there when it completes.
+        let names = |argument: clap::Arg| argument.value_parser([NAMES]);
+        for on_machines in ON_MACHINES {
+            command = command.mut_subcommand(on_machines, |command| command.mut_arg("names", names));
+        }
+    }
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "rvmm", &mut script);
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    if shell == Shell::Zsh {
+        let lines: Vec<String> = script.lines().map(String::from).collect();
+        let complete = format!(":{{compadd -- ${{(f)\"{NAMES}\"}}}}'");
+        let names = |line: String| match line.starts_with("'*::names") {
+            true => line.replace(":_default'", &complete),
+            false => line,
+        };
+        script = lines.into_iter().map(names).collect::<Vec<_>>().join("\n");
+    }
+    if shell == Shell::Fish {
+        for command in ON_MACHINES {
+            let condition = format!("__fish_seen_subcommand_from {command}");
+            script.push_str(&format!(
+                "complete -c rvmm -n \"{condition}\" -f -a \"(rvmm ps -q 2>/dev/null)\"\n"
+            ));
+        }
+    }
+    script
 }
 
 impl Man {
@@ -67,5 +93,18 @@ impl Man {
             }
         }
         Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_completed() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            assert_eq!(script(shell).matches("rvmm ps -q").count(), ON_MACHINES.len(), "{shell}");
+        }
+        assert!(script(Shell::Elvish).contains("inspect"));
     }
 }

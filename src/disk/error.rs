@@ -58,6 +58,30 @@ pub enum Error {
         /// The host's answer.
         source: io::Error,
     },
+    /// The file begins like a qcow2 image and was not said to be one, and is no raw disk either.
+    #[error("Disk {} begins like a qcow2 image and is not named like one: say `format=qcow2` if it is one", path.display())]
+    Ambiguous {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The file is not a qcow2 image that can be used.
+    #[error("Disk {} cannot be used as qcow2: {reason}", path.display())]
+    Qcow2 {
+        /// Where it is.
+        path: PathBuf,
+        /// What is in the way.
+        reason: String,
+    },
+    /// What the image stands on cannot be used.
+    #[error("Disk {} stands on backing file {backing}, {reason}", path.display())]
+    Backing {
+        /// The image that names it.
+        path: PathBuf,
+        /// The backing file as the image names it.
+        backing: String,
+        /// What is in the way, and what to do about it.
+        reason: String,
+    },
     /// The file of an overlay is not one, or not for this disk.
     #[error("Overlay {} is not valid: {reason}", path.display())]
     Overlay {

@@ -14,6 +14,7 @@ mod holder;
 mod model;
 mod open;
 mod overlay;
+mod qcow2;
 mod raw;
 mod target;
 
@@ -25,6 +26,7 @@ use crate::memory::Buffers;
 pub use error::Error;
 pub use open::{Config, Engine, Format, open};
 pub use overlay::{Overlay, Place, Sealing, State};
+pub use qcow2::Qcow2;
 pub use raw::Raw;
 
 /// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).

@@ -1,10 +1,12 @@
 //! From what the user asked for to a disk.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Disk, Error, Raw};
+use super::overlay::{Overlay, Place};
+use super::{Disk, Error, Qcow2, Raw, qcow2};
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,16 +15,27 @@ pub struct Config {
     pub path: PathBuf,
     /// Refuse writes; several machines may use the disk at once.
     pub read_only: bool,
-    /// How the bytes are laid out in the file.
+    /// How the bytes are laid out in the file; by [`Format::by_name`] if not given.
     pub format: Option<Format>,
-    /// How I/O is done; `None` takes the best that works here.
+    /// How I/O is done; `None` takes the best that works here. A qcow2 disk knows only one way.
     pub engine: Option<Engine>,
+    /// What a qcow2 disk stands on, instead of what its header names.
+    pub backing: Option<PathBuf>,
+    /// Keep what is written here; the disk itself is opened read-only.
+    pub overlay: Option<Place>,
 }
 
 impl Config {
     /// The disk in `path` with nothing asked beyond that.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Config { path: path.into(), read_only: false, format: None, engine: None }
+        Config {
+            path: path.into(),
+            read_only: false,
+            format: None,
+            engine: None,
+            backing: None,
+            overlay: None,
+        }
     }
 }
 
@@ -34,6 +47,24 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
+}
+
+impl Format {
+    /// The format of a file of which the user did not say it: qcow2 if it both is named so and begins so, else raw.
+    /// What is in a file alone decides nothing: a guest can write a qcow2 header into its raw disk.
+    pub fn by_name(path: &Path) -> Self {
+        if !qcow2::has_magic(path) {
+            return Format::Raw;
+        }
+        if path.extension() == Some(OsStr::new("qcow2")) {
+            return Format::Qcow2;
+        }
+        log::warn!(
+            "disk {} begins like a qcow2 image and is used as raw: say `format=qcow2` if it is one",
+            path.display()
+        );
+        Format::Raw
+    }
 }
 
 /// How the host does I/O.
@@ -48,5 +79,27 @@ pub enum Engine {
 
 /// Opens the disk that `config` asks for.
 pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
-    Ok(Box::new(Raw::open(config)?))
+    let Some(place) = config.overlay.as_ref().filter(|_| !config.read_only) else {
+        return open_below(config);
+    };
+    let base = open_below(&Config { read_only: true, ..config.clone() })?;
+    let overlay = match place {
+        Place::Nameless(directory) => Overlay::nameless(directory, base, config.engine),
+        Place::File(path) if path.exists() => Overlay::open(path, base, config.engine),
+        Place::File(path) => Overlay::create(path, base, config.engine),
+    };
+    Ok(Box::new(overlay?))
+}
+
+/// Opens the disk without its overlay.
+fn open_below(config: &Config) -> Result<Box<dyn Disk>, Error> {
+    match config.format.unwrap_or_else(|| Format::by_name(&config.path)) {
+        Format::Raw => match Raw::open(config) {
+            Err(Error::Size { path, .. }) if config.format.is_none() && qcow2::has_magic(&path) => {
+                Err(Error::Ambiguous { path })
+            }
+            other => Ok(Box::new(other?)),
+        },
+        Format::Qcow2 => Ok(Box::new(Qcow2::open(config)?)),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::{Error, Memory};
 use crate::sys::file::Pieces;
@@ -86,6 +86,15 @@ impl Buffers {
     /// The pieces, for vectored system calls and io_uring. They are valid while `self` lives.
     pub fn iovecs(&self) -> &[libc::iovec] {
         &self.iovecs
+    }
+
+    /// The pieces as other crates of the same family take them.
+    pub fn slices(&self) -> Vec<VolatileSlice<'_>> {
+        self.iovecs
+            .iter()
+            // SAFETY: each piece is mapped as long as `self` lives, and guest RAM is only accessed by raw copies.
+            .map(|piece| unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) })
+            .collect()
     }
 
     /// Cuts off and returns all bytes from `at` on; `self` keeps the first `at` bytes.

@@ -54,9 +54,9 @@ fn passt() -> Finding {
     let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     // The first line is `passt VERSION`.
-    match said.lines().next().and_then(|line| line.split_whitespace().nth(1)) {
+    match said.lines().next().and_then(|line| line.strip_prefix("passt ")) {
         Some(version) => {
-            let says = format!("passt {version} is there: --net user works without privileges");
+            let says = format!("passt ({version}) is there: --net user works without privileges");
             Finding::new("passt", Ok, says, json!({ "path": path, "version": version }))
         }
         None => {

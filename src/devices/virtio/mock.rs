@@ -20,6 +20,7 @@ use super::{Context, Function, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::memory::{Memory, Pages, allocate};
 use crate::notice::Notifier;
+use crate::snapshot::{Persist, Saved};
 
 pub const ACKNOWLEDGE: u32 = 1;
 pub const DRIVER: u32 = 2;
@@ -71,6 +72,8 @@ pub struct Driver {
     pub function: Arc<Mutex<Function>>,
     pub registers: Mmio,
     pub rings: Vec<Ring>,
+    /// The device's own descriptors, watched for edges as its worker does; none if it has none.
+    events: Option<Epoll>,
     next_buffer: u64,
 }
 
@@ -79,9 +82,10 @@ impl Driver {
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
         let ranges = RAM.map(|(start, len)| (GuestAddress(start), len));
         let memory = Arc::new(allocate(&ranges, Pages::Transparent).unwrap());
+        let events = watched(&device.events());
         let function = Arc::new(Mutex::new(Function::new(device, &memory).unwrap()));
         let registers = Mmio::new(&function);
-        Driver { memory, function, registers, rings: Vec::new(), next_buffer: BUFFERS }
+        Driver { memory, function, registers, rings: Vec::new(), events, next_buffer: BUFFERS }
     }
 
     /// A driver that has set `device` up with everything it offers.
@@ -89,6 +93,19 @@ impl Driver {
         let mut driver = Driver::new(device);
         driver.start(u64::MAX);
         driver
+    }
+
+    /// The same machine after a restore: the guest's memory as it is here, around the device of `fresh`.
+    pub fn restored(self, fresh: Driver, saved: &Saved) -> Self {
+        for (start, len) in RAM {
+            let mut bytes = vec![0; len as usize];
+            self.memory.read_slice(&mut bytes, GuestAddress(start)).unwrap();
+            fresh.memory.write_slice(&bytes, GuestAddress(start)).unwrap();
+        }
+        fresh.function.lock().unwrap().reset();
+        fresh.function.lock().unwrap().load(saved).unwrap();
+        fresh.work();
+        Driver { rings: self.rings, next_buffer: self.next_buffer, ..fresh }
     }
 
     pub fn read(&self, register: u64) -> u32 {
@@ -202,29 +219,38 @@ impl Driver {
 
     /// Does what the device's worker does, until there is nothing to do at once.
     pub fn work(&self) {
+        self.wait(Duration::ZERO);
+    }
+
+    /// Waits up to `limit` for something on the host to happen to the device, and lets it work.
+    pub fn wait(&self, limit: Duration) {
+        let mut fired = self.fired(limit);
         let mut function = self.function.lock().unwrap();
         for _ in 0..10_000 {
             let kicked: Vec<_> =
                 (0..function.kicks().len()).filter(|&i| function.kicks()[i].read().is_ok()).collect();
-            let events = function.device().events();
-            if kicked.is_empty() && !readable(&events, Duration::ZERO) {
+            if kicked.is_empty() && !fired {
                 return;
             }
             for index in kicked {
                 function.kick(index);
             }
-            if !events.is_empty() {
+            if self.events.is_some() {
                 function.ready();
             }
+            fired = self.fired(Duration::ZERO);
         }
         panic!("the device always finds more to do");
     }
 
-    /// Waits up to `limit` for something on the host to happen to the device, and lets it work.
-    pub fn wait(&self, limit: Duration) {
-        let events = self.function.lock().unwrap().device().events();
-        readable(&events, limit);
-        self.work();
+    /// Waits for an edge on one of the device's descriptors.
+    fn fired(&self, limit: Duration) -> bool {
+        let Some(epoll) = &self.events else {
+            std::thread::sleep(limit);
+            return false;
+        };
+        let mut found = [EpollEvent::default(); 8];
+        epoll.wait(limit.as_millis() as i32, &mut found).unwrap_or(0) > 0
     }
 
     /// The next chain that came back.
@@ -255,14 +281,21 @@ impl Driver {
         address
     }
 
-    /// Writes a chain of `readable` buffers and a writable part cut into `writable` lengths, makes it
-    /// available and kicks. Returns the head and where the writable parts are.
+    /// Posts a chain and kicks.
     pub fn submit(
         &mut self,
         queue: usize,
         readable: &[&[u8]],
         writable: &[usize],
     ) -> (u16, Vec<(u64, usize)>) {
+        let posted = self.post(queue, readable, writable);
+        self.kick(queue);
+        posted
+    }
+
+    /// Writes a chain of `readable` buffers and a writable part cut into `writable` lengths, and makes it
+    /// available. Returns the head and where the writable parts are.
+    pub fn post(&mut self, queue: usize, readable: &[&[u8]], writable: &[usize]) -> (u16, Vec<(u64, usize)>) {
         let mut parts = Vec::new();
         for bytes in readable {
             let address = self.buffer(bytes.len());
@@ -280,7 +313,6 @@ impl Driver {
             self.descriptor(table, index, address, len as u32, flags | more, (index + 1) % size);
         }
         self.offer(queue, head);
-        self.kick(queue);
         (head, places)
     }
 
@@ -322,16 +354,12 @@ pub fn context() -> Context {
     Context { memory, notifier: Notifier::new(|_| ()), index: 0 }
 }
 
-/// Waits for one of several descriptors.
-fn readable(descriptors: &[RawFd], limit: Duration) -> bool {
-    if descriptors.is_empty() {
-        std::thread::sleep(limit);
-        return false;
-    }
+/// Watches `descriptors` for edges.
+fn watched(descriptors: &[RawFd]) -> Option<Epoll> {
     let epoll = Epoll::new().unwrap();
+    let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
     for &descriptor in descriptors {
-        epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, 0)).unwrap();
+        epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(edges, 0)).unwrap();
     }
-    let mut found = [EpollEvent::default(); 1];
-    epoll.wait(limit.as_millis() as i32, &mut found).unwrap_or(0) > 0
+    (!descriptors.is_empty()).then_some(epoll)
 }

@@ -153,10 +153,12 @@ macro_rules! devices {
 
 // module: key in the configuration file, flag, its value, where its work is done
 devices! {
-    /// Disk: a regular file or a block device. `ro` refuses writes; `id=NAME` names it in requests;
-    /// `format=raw|qcow2` (raw, unless a file named .qcow2 is one); `cache=writeback|writethrough|unsafe`
-    /// says when writes are safe; `engine=uring|sync`; `serial=TEXT` is what the guest reads. May be repeated
-    block: "drives", "disk", "PATH[,ro][,id=NAME][,format=FORMAT][,cache=MODE][,engine=ENGINE][,serial=TEXT]", Own;
+    /// Disk: a file or a block device, repeatable. Options: ro refuses writes; overlay leaves the disk as it is and
+    /// forgets what is written when the machine ends, overlay=FILE keeps it in FILE; id=NAME names the disk in
+    /// requests; format=raw|qcow2 [default: raw, unless a file named .qcow2 is one]; backing=FILE is what a qcow2
+    /// image stands on, if it does not lie beside it; cache=writeback|writethrough|unsafe says when writes are safe;
+    /// engine=uring|sync; serial=TEXT is what the guest reads
+    block: "drives", "disk", "PATH[,OPTION]...", Own;
     /// Network interface: user (no privileges needed; the guest gets its address by DHCP), tap=NAME, or none.
     /// Options: publish=[ADDR:]HOST:GUEST[/udp] leads a port of the host to the guest (user; repeatable),
     /// map-gw lets the guest reach the host's loopback by its gateway's address (user), mac=ADDRESS, id=NAME

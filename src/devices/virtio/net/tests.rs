@@ -1,22 +1,20 @@
-//! A small driver and a link of plain memory, and the device between them.
+//! A link of plain memory and a driver, and the device between them.
 
-mod driver;
 mod tap;
+mod user;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use virtio_bindings::bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::devices::virtio::Function;
-use crate::memory::{Memory, Pages, allocate};
+use crate::devices::virtio::mock::{Driver, hostile};
 use crate::options;
-use driver::{Driver, frame};
-use vm_memory::GuestAddress;
 
 const MERGE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 const ALL_GUEST: u64 = MERGE
@@ -34,6 +32,8 @@ struct State {
     dropped: usize,
     full: bool,
     broken: bool,
+    /// Whenever it is looked at, some frames wait.
+    busy: bool,
     woken: usize,
     offloads: Offloads,
 }
@@ -81,7 +81,11 @@ impl Link for Wire {
         self.event.as_raw_fd()
     }
     fn wake(&mut self) -> io::Result<()> {
-        self.check()?.woken += 1;
+        let mut state = self.check()?;
+        state.woken += 1;
+        if state.busy {
+            state.incoming.resize(10, frame(100, 7));
+        }
         Ok(())
     }
     fn room(&mut self) -> io::Result<Option<usize>> {
@@ -108,110 +112,181 @@ impl Link for Wire {
     }
 }
 
-fn memory() -> Arc<Memory> {
-    Arc::new(allocate(&[(GuestAddress(0), 64 << 20)], Pages::Transparent).unwrap())
+fn net(wire: &Wire, mac: &str) -> Box<Net> {
+    Box::new(Net::new("eth0".into(), mac.parse().unwrap(), Box::new(wire.clone())))
 }
 
-fn machine(features: u64) -> (Wire, Driver) {
+fn machine(features: u64) -> (Wire, Guest) {
     let wire = Wire::new();
-    let mac = "02:00:00:00:00:07".parse().unwrap();
-    let net = Net::new("eth0".into(), mac, Box::new(wire.clone()));
-    let driver = Driver::new(Box::new(net), &memory(), features);
-    (wire, driver)
+    let guest = Guest::new(net(&wire, "02:00:00:00:00:07"), features);
+    wire.state().woken = 0;
+    (wire, guest)
+}
+
+/// A driver that posts without a kick, and looks into what came back.
+struct Guest {
+    driver: Driver,
+    /// Where the receive chains lie, by head.
+    places: Vec<Vec<(u64, usize)>>,
+}
+
+impl Guest {
+    fn new(device: Box<dyn VirtioDevice>, features: u64) -> Self {
+        let mut driver = Driver::new(device);
+        driver.start(features | 1 << 32);
+        driver.interrupted();
+        Guest { driver, places: vec![Vec::new(); 256] }
+    }
+
+    fn function(&self) -> MutexGuard<'_, Function> {
+        self.driver.function.lock().unwrap()
+    }
+
+    /// Puts a frame into the transmit queue, in pieces.
+    fn transmit(&mut self, pieces: &[&[u8]]) {
+        self.driver.post(TRANSMIT, pieces, &[]);
+    }
+
+    /// Puts a chain of buffers of these sizes into the receive queue; returns its head.
+    fn give(&mut self, sizes: &[usize]) -> u16 {
+        let (head, places) = self.driver.post(RECEIVE, &[], sizes);
+        self.places[usize::from(head)] = places;
+        head
+    }
+
+    /// One kick, and nothing that the device may want to do afterwards.
+    fn kick(&self, queue: usize) {
+        self.function().kick(queue);
+    }
+
+    fn ready(&self) {
+        self.function().ready();
+    }
+
+    /// What came back since the last call: heads with the bytes written.
+    fn used(&mut self, queue: usize) -> Vec<(u16, u32)> {
+        std::iter::from_fn(|| self.driver.used(queue)).map(|used| (used.head, used.len)).collect()
+    }
+
+    /// The first `len` bytes of a receive chain.
+    fn received(&self, head: u16, len: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for &(address, room) in &self.places[usize::from(head)] {
+            let mut piece = vec![0; room];
+            self.driver.memory.read_slice(&mut piece, GuestAddress(address)).unwrap();
+            bytes.extend(piece);
+        }
+        bytes.truncate(len as usize);
+        bytes
+    }
+
+    /// Which queues the device has kicked itself since the last call.
+    fn kicked_again(&self) -> [bool; 2] {
+        [0, 1].map(|queue: usize| self.function().kicks()[queue].read().is_ok())
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.function().device().config().to_vec()
+    }
+}
+
+/// A frame of `len` bytes, its header included: zeroes, then bytes that depend on `seed`.
+fn frame(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| if i < HEADER { 0 } else { (i as u8).wrapping_mul(31).wrapping_add(seed) }).collect()
 }
 
 #[test]
 fn offers_what_its_link_can_do() {
-    let (wire, driver) = machine(ALL_GUEST & !(1 << VIRTIO_NET_F_GUEST_TSO6));
-    let offered = driver.function.offered();
+    let (wire, guest) = machine(ALL_GUEST & !(1 << VIRTIO_NET_F_GUEST_TSO6));
+    let offered = guest.driver.offered();
     for feature in HOST.iter().chain(&GUEST) {
         assert_ne!(offered & 1 << feature, 0, "feature {feature}");
     }
     assert_eq!(wire.state().offloads, Offloads { tso6: false, ..Offloads::ALL });
-    assert_eq!(driver.function.device().config(), [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0xdc, 5]);
+    assert_eq!(guest.config(), [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0xdc, 5]);
 }
 
 #[test]
 fn segments_without_checksums_are_not_asked_for() {
-    let (wire, _driver) = machine(MERGE | 1 << VIRTIO_NET_F_GUEST_TSO4);
+    let (wire, _guest) = machine(MERGE | 1 << VIRTIO_NET_F_GUEST_TSO4);
     assert_eq!(wire.state().offloads, Offloads::default());
 }
 
 #[test]
 fn sends_a_frame_in_several_pieces() {
-    let (wire, mut driver) = machine(0);
+    let (wire, mut guest) = machine(0);
     let whole = frame(200, 1);
-    driver.transmit(&[&whole[..5], &whole[5..12], &whole[12..13], &whole[13..]]);
-    driver.kick(TRANSMIT);
+    guest.transmit(&[&whole[..5], &whole[5..12], &whole[12..13], &whole[13..]]);
+    guest.kick(TRANSMIT);
     assert_eq!(wire.state().sent, [whole]);
-    assert_eq!(driver.used(TRANSMIT).len(), 1);
-    assert!(driver.interrupted());
+    assert_eq!(guest.used(TRANSMIT).len(), 1);
+    assert!(guest.driver.interrupted());
 }
 
 #[test]
 fn drops_what_is_no_frame() {
-    let (wire, mut driver) = machine(0);
+    let (wire, mut guest) = machine(0);
     let long = vec![0; MAX_FRAME + 1];
     for bad in [&[][..], &[0; HEADER], &[0; MIN_FRAME - 1], &long] {
-        driver.transmit(&[bad]);
+        guest.transmit(&[bad]);
     }
-    driver.kick(TRANSMIT);
+    guest.kick(TRANSMIT);
     assert!(wire.state().sent.is_empty());
-    assert_eq!(driver.used(TRANSMIT).len(), 4);
-    assert_eq!(driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    assert_eq!(guest.used(TRANSMIT).len(), 4);
+    assert!(!guest.driver.needs_reset());
 }
 
 #[test]
 fn waits_for_a_full_link() {
-    let (wire, mut driver) = machine(0);
+    let (wire, mut guest) = machine(0);
     wire.state().full = true;
     for i in 0..3 {
-        driver.transmit(&[&frame(60, i)]);
+        guest.transmit(&[&frame(60, i)]);
     }
-    driver.kick(TRANSMIT);
-    assert!(driver.used(TRANSMIT).is_empty() && wire.state().sent.is_empty());
+    guest.kick(TRANSMIT);
+    assert!(guest.used(TRANSMIT).is_empty() && wire.state().sent.is_empty());
     wire.state().full = false;
-    driver.function.ready();
+    guest.ready();
     assert_eq!(wire.state().sent, [frame(60, 0), frame(60, 1), frame(60, 2)]);
-    assert_eq!(driver.used(TRANSMIT).len(), 3);
+    assert_eq!(guest.used(TRANSMIT).len(), 3);
     assert_eq!(wire.state().woken, 1);
 }
 
 #[test]
 fn lets_others_have_their_turn() {
-    let (wire, mut driver) = machine(0);
+    let (wire, mut guest) = machine(0);
     for i in 0..100 {
-        driver.transmit(&[&frame(60, i)]);
+        guest.transmit(&[&frame(60, i)]);
     }
-    driver.kick(TRANSMIT);
+    guest.kick(TRANSMIT);
     assert_eq!(wire.state().sent.len(), BATCH);
-    assert_eq!(driver.pending_kicks(), [0, 1]);
-    driver.kick(TRANSMIT);
+    assert_eq!(guest.kicked_again(), [false, true]);
+    guest.kick(TRANSMIT);
     assert_eq!(wire.state().sent.len(), 100);
-    assert_eq!(driver.pending_kicks(), [0, 0]);
+    assert_eq!(guest.kicked_again(), [false, false]);
     for i in 0..100 {
-        driver.give(&[2048]);
+        guest.give(&[2048]);
         wire.state().incoming.push_back(frame(60, i));
     }
-    driver.function.ready();
-    assert_eq!(driver.used(RECEIVE).len(), BATCH);
-    assert_eq!(driver.pending_kicks(), [1, 0]);
-    driver.kick(RECEIVE);
-    assert_eq!(driver.used(RECEIVE).len(), 100 - BATCH);
-    assert_eq!(driver.pending_kicks(), [0, 0]);
+    guest.ready();
+    assert_eq!(guest.used(RECEIVE).len(), BATCH);
+    assert_eq!(guest.kicked_again(), [true, false]);
+    guest.kick(RECEIVE);
+    assert_eq!(guest.used(RECEIVE).len(), 100 - BATCH);
+    assert_eq!(guest.kicked_again(), [false, false]);
 }
 
 #[test]
 fn receives_into_one_chain_without_merging() {
-    let (wire, mut driver) = machine(0);
-    let [small, large] = [driver.give(&[10, 20, 30]), driver.give(&[2000])];
+    let (wire, mut guest) = machine(0);
+    let [small, large] = [guest.give(&[10, 20, 30]), guest.give(&[2000])];
     wire.state().incoming.extend([frame(61, 1), frame(40, 2), frame(2000, 3)]);
-    driver.function.ready();
+    guest.ready();
     // The first does not fit, and its chain takes the next one.
-    assert_eq!(driver.used(RECEIVE), [(small, 40), (large, 2000)]);
+    assert_eq!(guest.used(RECEIVE), [(small, 40), (large, 2000)]);
     assert_eq!(wire.state().dropped, 1);
-    assert_eq!(driver.received(small, 40), numbered(frame(40, 2), 1));
-    assert_eq!(driver.received(large, 2000), numbered(frame(2000, 3), 1));
+    assert_eq!(guest.received(small, 40), numbered(frame(40, 2), 1));
+    assert_eq!(guest.received(large, 2000), numbered(frame(2000, 3), 1));
 }
 
 /// The frame as it arrives in `count` buffers.
@@ -222,120 +297,133 @@ fn numbered(mut frame: Vec<u8>, count: u16) -> Vec<u8> {
 
 #[test]
 fn merges_many_small_chains() {
-    let (wire, mut driver) = machine(ALL_GUEST);
-    let heads: Vec<_> = (0..10).map(|_| driver.give(&[7, 9])).collect();
+    let (wire, mut guest) = machine(ALL_GUEST);
+    let heads: Vec<_> = (0..10).map(|_| guest.give(&[7, 9])).collect();
     // Nine chains and a byte; then what fits into none of the others.
     wire.state().incoming.extend([frame(129, 1), frame(40, 2)]);
-    driver.function.ready();
-    let used = driver.used(RECEIVE);
+    guest.ready();
+    let used = guest.used(RECEIVE);
     let expected: Vec<_> =
         heads[..9].iter().map(|&head| (head, if head == heads[8] { 1 } else { 16 })).collect();
     assert_eq!(used, expected);
-    let got: Vec<u8> = used.iter().flat_map(|&(head, len)| driver.received(head, len)).collect();
+    let got: Vec<u8> = used.iter().flat_map(|&(head, len)| guest.received(head, len)).collect();
     assert_eq!(got, numbered(frame(129, 1), 9));
     assert_eq!(wire.state().dropped, 1);
     // The chain that was looked at and not used is still there.
     wire.state().incoming.push_back(frame(16, 3));
-    driver.function.ready();
-    assert_eq!(driver.used(RECEIVE), [(heads[9], 16)]);
+    guest.ready();
+    assert_eq!(guest.used(RECEIVE), [(heads[9], 16)]);
 }
 
 #[test]
 fn waits_for_a_driver_that_provides_well() {
-    let (wire, mut driver) = machine(ALL_GUEST);
+    let (wire, mut guest) = machine(ALL_GUEST);
     for _ in 0..100 {
-        driver.give(&[1536]);
+        guest.give(&[1536]);
     }
-    driver.kick(RECEIVE);
+    guest.kick(RECEIVE);
     for _ in 0..4 {
         wire.state().incoming.push_back(frame(65_000, 9));
     }
-    driver.function.ready();
-    assert_eq!(driver.used(RECEIVE).len(), 2 * 43);
+    guest.ready();
+    assert_eq!(guest.used(RECEIVE).len(), 2 * 43);
     assert_eq!(wire.left(), (2, 0));
     for _ in 0..80 {
-        driver.give(&[1536]);
+        guest.give(&[1536]);
     }
-    driver.kick(RECEIVE);
-    assert_eq!(driver.used(RECEIVE).len(), 2 * 43);
+    guest.kick(RECEIVE);
+    assert_eq!(guest.used(RECEIVE).len(), 2 * 43);
     assert_eq!(wire.left(), (0, 0));
 }
 
 #[test]
 fn survives_the_end_of_its_link() {
-    let (wire, mut driver) = machine(MERGE);
-    driver.give(&[2048]);
-    driver.kick(RECEIVE);
-    let generation = driver.function.generation();
+    let (wire, mut guest) = machine(MERGE);
+    guest.give(&[2048]);
+    guest.kick(RECEIVE);
+    let generation = guest.function().generation();
     wire.state().broken = true;
-    driver.function.ready();
-    assert_eq!(driver.function.device().config()[6], 0, "the link is up");
-    assert_ne!(driver.function.generation(), generation);
-    assert!(driver.interrupted());
-    driver.transmit(&[&frame(60, 0)]);
-    driver.kick(TRANSMIT);
-    driver.kick(RECEIVE);
-    assert_eq!(driver.used(TRANSMIT).len(), 1);
+    guest.ready();
+    assert_eq!(guest.config()[6], 0, "the link is up");
+    assert_ne!(guest.function().generation(), generation);
+    assert!(guest.driver.interrupted());
+    guest.transmit(&[&frame(60, 0)]);
+    guest.kick(TRANSMIT);
+    guest.kick(RECEIVE);
+    assert_eq!(guest.used(TRANSMIT).len(), 1);
     assert_eq!(wire.state().woken, 0);
-    assert_eq!(driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    assert!(!guest.driver.needs_reset());
 }
 
 #[test]
 fn refuses_buffers_without_room_for_a_header() {
-    let (wire, mut driver) = machine(MERGE);
-    driver.give(&[HEADER as u32 - 1]);
+    let (wire, mut guest) = machine(MERGE);
+    guest.give(&[HEADER - 1]);
     wire.state().incoming.push_back(frame(60, 0));
-    driver.function.ready();
-    assert_ne!(driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
-    driver.function.reset();
-    driver.start(MERGE);
-    driver.give(&[2048]);
-    driver.function.ready();
-    assert_eq!(driver.used(RECEIVE).len(), 1);
+    guest.ready();
+    assert!(guest.driver.needs_reset());
+    guest.driver.start(1 << 32 | MERGE);
+    guest.give(&[2048]);
+    guest.ready();
+    assert_eq!(guest.used(RECEIVE).len(), 1);
 }
 
 #[test]
 fn goes_on_after_a_restore() {
-    let (wire, mut driver) = machine(ALL_GUEST);
-    let heads = [driver.give(&[500]), driver.give(&[500]), driver.give(&[500])];
-    driver.kick(RECEIVE);
+    let (wire, mut guest) = machine(ALL_GUEST);
+    let heads = [guest.give(&[500]), guest.give(&[500]), guest.give(&[500])];
+    guest.kick(RECEIVE);
     wire.state().incoming.push_back(frame(400, 0));
-    driver.function.ready();
+    guest.ready();
     // The device has taken all three chains, and gives back the two that it did not use.
-    driver.function.freeze();
-    let saved = driver.function.save();
-    let mac = "02:00:00:00:00:01".parse().unwrap();
+    guest.function().freeze();
+    let saved = guest.function().save();
     let wire = Wire::new();
-    let net = Net::new("eth0".into(), mac, Box::new(wire.clone()));
-    driver.function = Function::new(Box::new(net), driver.memory()).unwrap();
-    driver.function.load(&saved).unwrap();
-    assert_eq!(driver.function.device().config()[..6], [2, 0, 0, 0, 0, 7]);
+    let mut restored = Function::new(net(&wire, "02:00:00:00:00:01"), &guest.driver.memory).unwrap();
+    restored.load(&saved).unwrap();
+    guest.driver.function = Arc::new(Mutex::new(restored));
+    assert_eq!(guest.config()[..6], [2, 0, 0, 0, 0, 7]);
     assert_eq!(wire.state().offloads, Offloads::ALL);
     wire.state().incoming.push_back(frame(900, 1));
-    driver.function.ready();
-    assert_eq!(driver.used(RECEIVE), [(heads[0], 400), (heads[1], 500), (heads[2], 400)]);
+    guest.ready();
+    assert_eq!(guest.used(RECEIVE), [(heads[0], 400), (heads[1], 500), (heads[2], 400)]);
 
     let mut hostile = saved.clone();
     for mac in ["ff:ff:ff:ff:ff:ff", "", "02:00:00:00:00:00:00"] {
         hostile.data["device"]["data"]["mac"] = mac.into();
-        assert!(driver.function.load(&hostile).is_err(), "{mac}");
+        assert!(guest.function().load(&hostile).is_err(), "{mac}");
     }
-    assert_eq!(driver.function.device().config()[..6], [2, 0, 0, 0, 0, 7]);
+    assert_eq!(guest.config()[..6], [2, 0, 0, 0, 0, 7]);
 }
 
 #[test]
 fn goes_on_after_a_pause() {
-    let (wire, mut driver) = machine(ALL_GUEST);
+    let (wire, mut guest) = machine(ALL_GUEST);
     for _ in 0..100 {
-        driver.give(&[1536]);
+        guest.give(&[1536]);
     }
-    driver.kick(RECEIVE);
-    driver.function.freeze();
+    guest.kick(RECEIVE);
+    guest.function().freeze();
     wire.state().incoming.extend([frame(60_000, 1), frame(60_000, 2)]);
-    driver.function.ready();
-    assert!(driver.used(RECEIVE).is_empty());
-    driver.function.thaw();
-    assert_eq!(driver.used(RECEIVE).len(), 2 * 40);
+    guest.ready();
+    assert!(guest.used(RECEIVE).is_empty());
+    guest.function().thaw();
+    assert_eq!(guest.used(RECEIVE).len(), 2 * 40);
+}
+
+#[test]
+fn survives_a_hostile_driver() {
+    let wire = Wire::new();
+    wire.state().busy = true;
+    let other = wire.clone();
+    let works = move |driver: &mut Driver| {
+        let reply = driver.request(RECEIVE, &[], 2000);
+        assert_eq!((reply.len, &reply.bytes[..100]), (100, &numbered(frame(100, 7), 1)[..]));
+        other.state().sent.clear();
+        driver.request(TRANSMIT, &[&frame(60, 1)], 0);
+        assert_eq!(other.state().sent, [frame(60, 1)]);
+    };
+    hostile::suite(move || net(&wire, "02:00:00:00:00:07"), works);
 }
 
 #[test]
