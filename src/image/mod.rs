@@ -14,6 +14,7 @@ mod error;
 mod fault;
 mod files;
 mod gc;
+pub mod layer;
 mod lease;
 mod manifest;
 mod name;

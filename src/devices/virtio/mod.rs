@@ -23,6 +23,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use crate::disk;
 use crate::memory::Memory;
 use crate::notice::Notifier;
 use crate::snapshot::Persist;
@@ -72,6 +73,11 @@ pub trait VirtioDevice: Persist + Send {
     fn drain(&mut self, _lent: &mut Lent) -> Result<(), Violation> {
         Ok(())
     }
+    /// Freezes what the device keeps on the host for the guest, at once, with its name: what changes later goes
+    /// elsewhere. Everything was drained. `None` if there is nothing, or it cannot change.
+    fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
+        Ok(None)
+    }
     /// Back to the state before the driver came; what is under way on the host is waited for and forgotten.
     fn reset(&mut self);
 }
@@ -94,9 +100,9 @@ pub trait Config {
     fn open(&self, context: &Context) -> Result<Box<dyn VirtioDevice>, Error>;
 }
 
-/// Why a device could not be made.
+/// Why a device could not be made or saved.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot open {device}")]
+#[error("Cannot use {device}")]
 pub struct Error {
     /// The device as the user named it, for example `disk vda (root.ext4)`.
     pub device: String,
