@@ -25,11 +25,11 @@ use std::marker::PhantomData;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use crate::disk;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::disk;
 use crate::memory::Memory;
 use crate::notice::Notifier;
 use crate::snapshot::Persist;
