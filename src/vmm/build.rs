@@ -84,7 +84,7 @@ pub(super) fn machine(
     }
     let mut machine = Machine {
         powered: None,
-        workers,
+        _workers: workers,
         functions,
         platform,
         buses: Arc::new(buses),
