@@ -213,6 +213,14 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(powered) = &self.powered {
+            powered.vm.release_in_background();
+        }
+    }
+}
+
 /// Where the registers of a virtio device are.
 pub(super) fn registers(slot: usize) -> u64 {
     layout::VIRTIO + slot as u64 * layout::VIRTIO_STRIDE

@@ -9,6 +9,7 @@
 
 mod config;
 mod request;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -22,14 +23,12 @@ use std::io;
 use std::os::fd::RawFd;
 
 use log::warn;
-use serde::{Deserialize, Serialize};
 
 use super::{Chain, Context, Error, Lent, VirtioDevice, Violation};
 use crate::disk::{self, Disk, Done, Request};
 use crate::memory::Buffers;
 use crate::notice::{Notice, Notifier};
 use crate::sys::slab::Slab;
-use crate::snapshot::{self, Persist, Saved};
 
 pub use config::{Cache, Config};
 
@@ -68,6 +67,8 @@ pub struct Block {
     under_way: usize,
     /// Requests that wait for space on the host.
     stalled: Vec<(u64, Request)>,
+    /// Chains that were waiting so when the machine was saved: they begin anew.
+    restored: Vec<u16>,
     done: Vec<Done>,
     errors: u64,
 }
@@ -103,6 +104,7 @@ impl Block {
             pending: Slab::default(),
             under_way: 0,
             stalled: Vec::new(),
+            restored: Vec::new(),
             done: Vec::new(),
             errors: 0,
         };
@@ -148,6 +150,11 @@ impl Block {
 
     /// Takes chains while there is room for them, and gives back what is done.
     fn pump(&mut self, lent: &mut Lent) -> Result<(), Violation> {
+        for head in std::mem::take(&mut self.restored) {
+            if let Some(chain) = lent.take_again(0, head)? {
+                self.begin(chain, lent)?;
+            }
+        }
         let blocking = self.disk.events().is_empty();
         loop {
             let mut empty = false;
@@ -344,53 +351,23 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
+        let frozen = self.disk.freeze().map_err(|source| Error {
+            device: format!("disk {}", self.name),
+            source: source.into(),
+        });
+        Ok(frozen?.map(|contents| (self.name.clone(), contents)))
+    }
+
     fn reset(&mut self) {
         self.disk.drain(&mut self.done);
         self.done.clear();
         self.under_way = 0;
         self.stalled.clear();
+        self.restored.clear();
         self.pending.clear();
         self.features = 0;
         self.wanted_writeback = None;
         self.set_writeback();
-    }
-}
-
-const KIND: &str = "virtio-block";
-const VERSION: u32 = 1;
-
-#[derive(Serialize, Deserialize)]
-struct State {
-    size: u64,
-    read_only: bool,
-    wanted_writeback: Option<bool>,
-}
-
-impl Persist for Block {
-    fn save(&self) -> Saved {
-        let geometry = self.disk.geometry();
-        let state = State {
-            size: geometry.size,
-            read_only: geometry.read_only,
-            wanted_writeback: self.wanted_writeback,
-        };
-        Saved::pack(KIND, VERSION, &state)
-    }
-
-    fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
-        let state: State = saved.unpack(KIND, VERSION)?;
-        let geometry = self.disk.geometry();
-        let invalid = |reason| Err(snapshot::Error::Invalid { kind: KIND, reason });
-        if state.size != geometry.size {
-            return invalid(format!(
-                "disk {} had {} bytes and has {} now",
-                self.name, state.size, geometry.size
-            ));
-        }
-        if geometry.read_only && !state.read_only {
-            return invalid(format!("disk {} was writable and is read-only now", self.name));
-        }
-        self.wanted_writeback = state.wanted_writeback;
-        Ok(())
     }
 }

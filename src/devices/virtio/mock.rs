@@ -20,6 +20,7 @@ use super::{Context, Function, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::memory::{Memory, Pages, allocate};
 use crate::notice::Notifier;
+use crate::snapshot::{Persist, Saved};
 
 pub const ACKNOWLEDGE: u32 = 1;
 pub const DRIVER: u32 = 2;
@@ -92,6 +93,19 @@ impl Driver {
         let mut driver = Driver::new(device);
         driver.start(u64::MAX);
         driver
+    }
+
+    /// The same machine after a restore: the guest's memory as it is here, around the device of `fresh`.
+    pub fn restored(self, fresh: Driver, saved: &Saved) -> Self {
+        for (start, len) in RAM {
+            let mut bytes = vec![0; len as usize];
+            self.memory.read_slice(&mut bytes, GuestAddress(start)).unwrap();
+            fresh.memory.write_slice(&bytes, GuestAddress(start)).unwrap();
+        }
+        fresh.function.lock().unwrap().reset();
+        fresh.function.lock().unwrap().load(saved).unwrap();
+        fresh.work();
+        Driver { rings: self.rings, next_buffer: self.next_buffer, ..fresh }
     }
 
     pub fn read(&self, register: u64) -> u32 {

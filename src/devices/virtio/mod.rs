@@ -23,6 +23,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use crate::disk;
 use crate::memory::Memory;
 use crate::notice::Notifier;
 use crate::snapshot::Persist;
@@ -72,6 +73,11 @@ pub trait VirtioDevice: Persist + Send {
     fn drain(&mut self, _lent: &mut Lent) -> Result<(), Violation> {
         Ok(())
     }
+    /// Freezes what the device keeps on the host for the guest, at once, with its name: what changes later goes
+    /// elsewhere. Everything was drained. `None` if there is nothing, or it cannot change.
+    fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
+        Ok(None)
+    }
     /// Back to the state before the driver came; what is under way on the host is waited for and forgotten.
     fn reset(&mut self);
 }
@@ -94,9 +100,9 @@ pub trait Config {
     fn open(&self, context: &Context) -> Result<Box<dyn VirtioDevice>, Error>;
 }
 
-/// Why a device could not be made.
+/// Why a device could not be made or saved.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot open {device}")]
+#[error("Cannot use {device}")]
 pub struct Error {
     /// The device as the user named it, for example `disk vda (root.ext4)`.
     pub device: String,
@@ -153,10 +159,12 @@ macro_rules! devices {
 
 // module: key in the configuration file, flag, its value, where its work is done
 devices! {
-    /// Disk: a regular file or a block device. `ro` refuses writes; `id=NAME` names it in requests;
-    /// `format=raw|qcow2` (raw, unless a file named .qcow2 is one); `cache=writeback|writethrough|unsafe`
-    /// says when writes are safe; `engine=uring|sync`; `serial=TEXT` is what the guest reads. May be repeated
-    block: "drives", "disk", "PATH[,ro][,id=NAME][,format=FORMAT][,cache=MODE][,engine=ENGINE][,serial=TEXT]", Own;
+    /// Disk: a file or a block device, repeatable. Options: ro refuses writes; overlay leaves the disk as it is and
+    /// forgets what is written when the machine ends, overlay=FILE keeps it in FILE; id=NAME names the disk in
+    /// requests; format=raw|qcow2 [default: raw, unless a file named .qcow2 is one]; backing=FILE is what a qcow2
+    /// image stands on, if it does not lie beside it; cache=writeback|writethrough|unsafe says when writes are safe;
+    /// engine=uring|sync; serial=TEXT is what the guest reads
+    block: "drives", "disk", "PATH[,OPTION]...", Own;
     /// Network interface: user (no privileges needed; the guest gets its address by DHCP), tap=NAME, or none.
     /// Options: publish=[ADDR:]HOST:GUEST[/udp] leads a port of the host to the guest (user; repeatable),
     /// map-gw lets the guest reach the host's loopback by its gateway's address (user), mac=ADDRESS, id=NAME

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::function::{Interrupt, USED_BUFFERS};
 use crate::memory::{Buffers, Memory};
@@ -83,29 +85,59 @@ impl Lent<'_> {
             }
         };
         let head = chain.head_index();
-        let mut taken =
-            Chain { head, readable: Buffers::new(self.memory), writable: Buffers::new(self.memory) };
-        let invalid = |reason: &str| Violation::Chain { queue: index, reason: reason.into() };
-        let mut complete = false;
-        for (count, descriptor) in chain.enumerate() {
-            if count == MAX_PARTS {
-                return Err(invalid("it has too many parts"));
+        self.walk(index, head).map(Some)
+    }
+
+    /// Takes a chain again that was taken and not given back before the machine was saved.
+    pub fn take_again(&mut self, index: usize, head: u16) -> Result<Option<Chain>, Violation> {
+        match self.queues.get(index).is_some_and(QueueT::ready) {
+            true => self.walk(index, head).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Follows the descriptors from `head` on (2.7.5 and 2.7.7).
+    fn walk(&self, queue: usize, head: u16) -> Result<Chain, Violation> {
+        let invalid = |reason: &str| Violation::Chain { queue, reason: reason.into() };
+        let (mut readable, mut writable) = (Buffers::new(self.memory), Buffers::new(self.memory));
+        let mut table = GuestAddress(self.queues[queue].desc_table());
+        let mut len = u32::from(self.queues[queue].size());
+        let mut indirect = false;
+        let mut next = head;
+        for _ in 0..MAX_PARTS {
+            if u32::from(next) >= len {
+                return Err(invalid("it leads out of its table"));
             }
-            complete = !descriptor.has_next();
-            let side = if u32::from(descriptor.flags()) & VRING_DESC_F_WRITE != 0 {
-                &mut taken.writable
-            } else if taken.writable.is_empty() {
-                &mut taken.readable
+            let place = table.checked_add(16 * u64::from(next)).ok_or_else(|| invalid("its table wraps"))?;
+            let descriptor: Descriptor =
+                self.memory.read_obj(place).map_err(|_| invalid("its table is outside guest memory"))?;
+            let flags = u32::from(descriptor.flags());
+            if flags & VRING_DESC_F_INDIRECT != 0 {
+                let bytes = descriptor.len();
+                if indirect || flags & VRING_DESC_F_NEXT != 0 {
+                    return Err(invalid("an indirect table is not the last thing in it"));
+                }
+                if bytes == 0 || !bytes.is_multiple_of(16) || bytes / 16 > 1 << 16 {
+                    return Err(invalid("its indirect table has an odd size"));
+                }
+                (table, len, next, indirect) = (descriptor.addr(), bytes / 16, 0, true);
+                continue;
+            }
+            let side = if flags & VRING_DESC_F_WRITE != 0 {
+                &mut writable
+            } else if writable.is_empty() {
+                &mut readable
             } else {
                 return Err(invalid("a readable part follows a writable one"));
             };
             side.push(descriptor.addr(), descriptor.len() as usize)
                 .map_err(|error| invalid(&error.to_string()))?;
+            if flags & VRING_DESC_F_NEXT == 0 {
+                return Ok(Chain { head, readable, writable });
+            }
+            next = descriptor.next();
         }
-        if !complete {
-            return Err(invalid("it has no end, or its table is not valid"));
-        }
-        Ok(Some(taken))
+        Err(invalid("it has no end, or too many parts"))
     }
 
     /// Puts the chain that was taken last back: the next [`take`](Self::take) gives it again. Any number of chains

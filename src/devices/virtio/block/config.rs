@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{self, Engine, Format};
+use crate::disk::{self, Engine, Format, Place};
 use crate::options::{self, Options};
 
 /// What was asked for.
@@ -32,6 +32,16 @@ pub struct Config {
     /// How the bytes are laid out in the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// What a qcow2 disk stands on, instead of what its header names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<PathBuf>,
+    /// Keep what the guest writes here and leave the disk as it is: in this file, which is made if need be, or
+    /// without a name in this directory, to be gone with the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<PathBuf>,
+    /// Sealed overlays over the disk, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<PathBuf>,
     /// What the guest reads as the disk's serial number, up to 20 bytes; `drive_id` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -49,7 +59,11 @@ pub enum Cache {
     Unsafe,
 }
 
-const KEYS: [&str; 8] = ["ro", "root", "id", "format", "cache", "engine", "serial", "rw"];
+const KEYS: [&str; 10] =
+    ["ro", "rw", "overlay", "root", "id", "format", "backing", "cache", "engine", "serial"];
+
+/// Where overlays without a name are, unless told otherwise: on a disk, not in memory.
+const SCRATCH: &str = "/var/tmp";
 
 impl FromStr for Config {
     type Err = options::Error;
@@ -64,6 +78,8 @@ impl FromStr for Config {
             match key {
                 "ro" => config.is_read_only = options::switch(key, value)?,
                 "rw" => config.is_read_only = !options::switch(key, value)?,
+                "overlay" => config.overlay = Some(value.unwrap_or(SCRATCH).into()),
+                "backing" => config.backing = Some(options::required(key, value, "a path")?.into()),
                 "root" => config.is_root_device = options::switch(key, value)?,
                 "id" => config.drive_id = options::required(key, value, "a name")?.into(),
                 "serial" => config.serial = Some(options::required(key, value, "up to 20 bytes")?.into()),
@@ -121,6 +137,12 @@ impl Config {
             read_only: self.is_read_only,
             format: self.format,
             engine: self.io_engine,
+            backing: self.backing.clone(),
+            layers: self.layers.clone(),
+            overlay: self.overlay.as_ref().map(|path| match path.is_dir() {
+                true => Place::Nameless(path.clone()),
+                false => Place::File(path.clone()),
+            }),
             ..disk::Config::new(&self.path_on_host)
         }
     }
@@ -132,7 +154,7 @@ mod tests {
 
     #[test]
     fn command_line() {
-        let config: Config = "/a b.img,ro,id=root,format=raw,cache=unsafe,engine=sync,serial=x".parse().unwrap();
+        let config: Config = "/a b.img,ro,id=root,format=raw,cache=unsafe,engine=sync,serial=x,backing=b,overlay=o".parse().unwrap();
         let expected = Config {
             drive_id: "root".into(),
             path_on_host: "/a b.img".into(),
@@ -140,15 +162,19 @@ mod tests {
             cache_type: Cache::Unsafe,
             io_engine: Some(Engine::Sync),
             format: Some(Format::Raw),
+            backing: Some("b".into()),
+            overlay: Some("o".into()),
             serial: Some("x".into()),
             ..Config::default()
         };
         assert_eq!(config, expected);
+        let config: Config = "a,overlay".parse().unwrap();
+        assert_eq!(config.disk().overlay, Some(Place::Nameless("/var/tmp".into())));
         for (bad, message) in [
             ("", "A path of a disk is missing"),
             ("a,format=vmdk", "Option `format` cannot be `vmdk`: it takes raw or qcow2"),
             ("a,cache", "Option `cache` takes writeback or writethrough or unsafe"),
-            ("a,r", "Unknown option `r`, did you mean `ro`? Known are: ro, root, id, format, cache, engine, serial, rw"),
+            ("a,r", "Unknown option `r`, did you mean `ro`? Known are: ro, rw, overlay, root, id, format, backing, cache, engine, serial"),
         ] {
             assert_eq!(bad.parse::<Config>().unwrap_err().to_string(), message);
         }

@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 use super::*;
 use crate::devices::virtio::mock::{self, Driver, hostile};
 use crate::disk::{Engine, Geometry, SECTOR};
+use crate::snapshot::Persist;
 
 const SIZE: u64 = 1 << 20;
 
@@ -322,6 +323,22 @@ fn waits_when_the_host_is_full() {
     driver.function.lock().unwrap().thaw();
     assert_eq!(std::iter::from_fn(|| driver.used(0)).count(), 3);
     assert_eq!(notices.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn what_waited_for_space_is_done_after_a_restore() {
+    let (mut driver, script, _) = scripted(Cache::Writeback);
+    script.lock().unwrap().error = Some(libc::ENOSPC);
+    let head = driver.submit(0, &[&header(OUT, 3), &[1; 512]], &[1]).0;
+    driver.function.lock().unwrap().freeze();
+    let saved = driver.function.lock().unwrap().save();
+    // The same guest memory around another device.
+    let (fresh, script, notices) = scripted(Cache::Writeback);
+    let mut driver = driver.restored(fresh, &saved);
+    assert_eq!(driver.used(0).map(|used| used.head), Some(head));
+    assert_eq!(script.lock().unwrap().asked, ["write 1536"]);
+    assert!(notices.lock().unwrap().is_empty());
+    assert_eq!(ask(&mut driver, OUT, 0, &[1; 512]), 0);
 }
 
 #[test]

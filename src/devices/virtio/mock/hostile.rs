@@ -288,10 +288,17 @@ fn registers(driver: &mut Driver, queue: usize, random: &mut Random) {
     }
 }
 
-/// Random bytes all over the rings and the buffers, with addresses that often are RAM but never `HIGH`.
+/// Where random descriptors may lead: the rings themselves and this much of the buffers. The rest is guarded.
+const PLAYGROUND: u64 = 0x8000;
+
+/// Random bytes all over the rings and the buffers.
 fn random_rings(driver: &mut Driver, queue: usize, random: &mut Random) {
-    let guard: Vec<u8> = Random(7).bytes(RAM[1].1 as usize);
-    driver.memory.write_slice(&guard, GuestAddress(HIGH)).unwrap();
+    let guarded = [(BUFFERS + PLAYGROUND, RAM[0].1 - BUFFERS - PLAYGROUND), RAM[1]];
+    let guards = guarded.map(|(start, len)| {
+        let guard = Random(start).bytes(len as usize);
+        driver.memory.write_slice(&guard, GuestAddress(start)).unwrap();
+        guard
+    });
     for round in 0..3000 {
         // Now and then without event indexes, indirect descriptors or what else the device offers.
         let features = if round % 3 == 0 { 1 << 32 | random.next() } else { u64::MAX };
@@ -299,20 +306,7 @@ fn random_rings(driver: &mut Driver, queue: usize, random: &mut Random) {
         let Ring { descriptors: table, available, size, .. } = driver.rings[queue];
         plausible_bytes(driver, BUFFERS, 0x2000, random);
         for index in 0..size.min(64) {
-            let address = match random.below(16) {
-                0 => random.pick(&NOWHERE[..6]),
-                1 => table + random.below(0x1000),
-                2 => random.below(RAM[0].1),
-                _ => BUFFERS + random.below(0x2000),
-            };
-            let len = match random.below(16) {
-                0 => random.next() as u32,
-                1 => 0,
-                2..8 => random.pick(&[1, 12, 16, 20, 32]),
-                _ => random.pick(&[512, 1024, 4096, 513, 1500]),
-            };
-            // Nothing of it may reach what is guarded, so lengths end before the hole.
-            let len = if address < RAM[0].1 { len.min((RAM[0].1 - address) as u32) } else { len };
+            let (address, len) = random_piece(table, random);
             let flags = match random.below(16) {
                 0 => random.next() as u16,
                 1 => INDIRECT,
@@ -331,9 +325,27 @@ fn random_rings(driver: &mut Driver, queue: usize, random: &mut Random) {
         driver.kick(queue);
     }
     driver.write(0x70, 0);
-    let mut after = vec![0; guard.len()];
-    driver.memory.read_slice(&mut after, GuestAddress(HIGH)).unwrap();
-    assert!(after == guard, "the device wrote where no descriptor led");
+    for ((start, _), guard) in guarded.into_iter().zip(guards) {
+        let mut after = vec![0; guard.len()];
+        driver.memory.read_slice(&mut after, GuestAddress(start)).unwrap();
+        assert!(after == guard, "the device wrote where no descriptor led");
+    }
+}
+
+/// A piece of the rings or the playground, or one that is not all in RAM.
+fn random_piece(table: u64, random: &mut Random) -> (u64, u32) {
+    let (address, end) = match random.below(16) {
+        0 => (random.pick(&NOWHERE), u64::MAX),
+        1 => (table + random.below(0x1000), table + 0x1_0000),
+        _ => (BUFFERS + random.below(0x2000), BUFFERS + PLAYGROUND),
+    };
+    let len = match random.below(16) {
+        0 => return (address, u32::MAX - random.below(0x1000) as u32),
+        1 => 0,
+        2..8 => random.pick(&[1, 12, 16, 20, 32]),
+        _ => random.pick(&[512, 1024, 4096, 513, 1500]),
+    };
+    (address, len.min((end - address).min(u32::MAX.into()) as u32))
 }
 
 /// Bytes that look like requests more often than chance would have it.
