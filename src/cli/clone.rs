@@ -142,6 +142,8 @@ fn live(
         console::Config::Socket(path) => console::Config::Socket(place(path)),
         other => other.clone(),
     };
+    // Each has a channel of its own.
+    config.devices.vsock.iter_mut().for_each(|vsock| vsock.uds_path = None);
     let life = Life {
         name: Some(name),
         grace: Duration::from_secs(10),
