@@ -7,7 +7,7 @@
 //! floor 5   api                          what programs talk to
 //! floor 4   vmm                          one machine: build, run, save
 //! floor 3   kvm  config                  the kernel's interface; what was asked for
-//! floor 2   devices  arch                what the guest sees
+//! floor 2   devices  arch  image         what the guest sees; what it is made from
 //! floor 1   memory  bus  irq  notice  options  console  disk  net  snapshot
 //! floor 0   sys                          host facilities
 //! ```
@@ -22,6 +22,7 @@ pub mod config;
 pub mod console;
 pub mod devices;
 pub mod disk;
+pub mod image;
 pub mod irq;
 pub mod kvm;
 pub mod memory;

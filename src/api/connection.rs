@@ -1,9 +1,9 @@
 //! One client's connection, without its socket: bytes in, bytes out.
 //!
 //! ```text
-//!   receive ──► input ──► head ──► body complete ──► answer ──► output ──► sent
-//!                 ▲                                               │
-//!                 └── nothing is taken while output waits ◄───────┘
+//!   receive ──► input ──► head ──► body complete ──► request ─ ─ ► respond ──► output ──► sent
+//!                 ▲                                                              │
+//!                 └── nothing is taken while an answer is awaited or sent ◄──────┘
 //! ```
 
 use super::http::{CONTINUE, Head, Response};
@@ -14,6 +14,8 @@ pub struct Connection {
     input: Vec<u8>,
     /// The request whose body is awaited.
     head: Option<Head>,
+    /// The request that is being answered.
+    asked: Option<Head>,
     output: Vec<u8>,
     /// Nothing follows the output.
     last: bool,
@@ -21,48 +23,23 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes what a client sent, and answers the first complete request in it.
-    pub fn receive(&mut self, bytes: &[u8], answer: &dyn Fn(&Head, &[u8]) -> Response) {
+    /// Takes what a client sent.
+    pub fn receive(&mut self, bytes: &[u8]) {
         if !self.last {
             self.input.extend_from_slice(bytes);
-            self.advance(answer);
         }
     }
 
-    /// What is to be sent.
-    pub fn output(&self) -> &[u8] {
-        &self.output
-    }
-
-    /// The first `count` bytes of the output were sent. When all are, the next request is answered.
-    pub fn sent(&mut self, count: usize, answer: &dyn Fn(&Head, &[u8]) -> Response) {
-        self.output.drain(..count.min(self.output.len()));
-        self.advance(answer);
-    }
-
-    /// Everything is said: close the connection.
-    pub fn is_over(&self) -> bool {
-        self.last && self.output.is_empty()
-    }
-
-    /// No request has begun, and nothing is to be sent.
-    pub fn is_idle(&self) -> bool {
-        self.input.is_empty() && self.head.is_none() && self.output.is_empty()
-    }
-
-    /// How many requests were answered.
-    pub fn answered(&self) -> u64 {
-        self.answered
-    }
-
-    fn advance(&mut self, answer: &dyn Fn(&Head, &[u8]) -> Response) {
-        if self.last || !self.output.is_empty() {
-            return;
+    /// The next request, if it is complete: head and body. It is to be answered with [`respond`](Self::respond); there
+    /// is no other until the answer is sent. What cannot be understood is refused here.
+    pub fn request(&mut self) -> Option<(Head, Vec<u8>)> {
+        if self.last || self.asked.is_some() || !self.output.is_empty() {
+            return None;
         }
         if self.head.is_none() {
             match Head::parse(&self.input) {
-                Ok(None) => return,
-                Ok(Some(head)) => {
+                Ok(head) => {
+                    let head = head?;
                     self.input.drain(..head.len);
                     if head.expects_continue && self.input.len() < head.body_len {
                         self.output.extend_from_slice(CONTINUE);
@@ -72,48 +49,81 @@ impl Connection {
                 Err(refusal) => {
                     self.last = true;
                     self.input.clear();
-                    return self.respond(&refusal, false);
+                    self.respond(&refusal);
+                    return None;
                 }
             }
         }
-        if let Some(head) = self.head.take_if(|head| self.input.len() >= head.body_len) {
-            let body: Vec<u8> = self.input.drain(..head.body_len).collect();
-            self.last = head.last;
-            let response = answer(&head, &body);
-            self.respond(&response, head.method == "HEAD");
-        }
+        let head = self.head.take_if(|head| self.input.len() >= head.body_len)?;
+        let body = self.input.drain(..head.body_len).collect();
+        self.last = head.last;
+        self.asked = Some(head.clone());
+        Some((head, body))
     }
 
-    fn respond(&mut self, response: &Response, head_only: bool) {
+    /// Answers the request that was taken.
+    pub fn respond(&mut self, response: &Response) {
+        let head_only = self.asked.take().is_some_and(|head| head.method == "HEAD");
         self.answered += 1;
         self.output.extend(response.bytes(self.last, head_only));
+    }
+
+    /// What is to be sent.
+    pub fn output(&self) -> &[u8] {
+        &self.output
+    }
+
+    /// The first `count` bytes of the output were sent.
+    pub fn sent(&mut self, count: usize) {
+        self.output.drain(..count.min(self.output.len()));
+    }
+
+    /// A request is being answered.
+    pub fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Everything is said: close the connection.
+    pub fn is_over(&self) -> bool {
+        self.last && self.asked.is_none() && self.output.is_empty()
+    }
+
+    /// No request has begun, and nothing is to be sent.
+    pub fn is_idle(&self) -> bool {
+        self.input.is_empty() && self.head.is_none() && self.asked.is_none() && self.output.is_empty()
+    }
+
+    /// How many requests were answered.
+    pub fn answered(&self) -> u64 {
+        self.answered
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use super::super::http::{MAX_BODY, MAX_HEAD};
     use super::*;
 
     /// Sends `pieces` one after the other and reads all answers; returns (method, path, body) of what was asked.
     fn talk(connection: &mut Connection, pieces: &[&[u8]]) -> (Vec<(String, String, Vec<u8>)>, String) {
-        let asked = RefCell::new(Vec::new());
-        let answer = |head: &Head, body: &[u8]| {
-            asked.borrow_mut().push((head.method.clone(), head.path.clone(), body.to_vec()));
-            Response::done()
-        };
-        let mut said = Vec::new();
+        let (mut asked, mut said) = (Vec::new(), Vec::new());
         for piece in pieces {
-            connection.receive(piece, &answer);
-            while !connection.output().is_empty() {
+            connection.receive(piece);
+            loop {
+                if let Some((head, body)) = connection.request() {
+                    asked.push((head.method, head.path, body));
+                    assert!(connection.request().is_none() && connection.is_asked());
+                    connection.respond(&Response::done());
+                }
+                if connection.output().is_empty() {
+                    break;
+                }
                 let count = connection.output().len().min(7);
                 said.extend_from_slice(&connection.output()[..count]);
-                connection.sent(count, &answer);
+                connection.sent(count);
             }
         }
-        (asked.into_inner(), String::from_utf8(said).unwrap())
+        (asked, String::from_utf8(said).unwrap())
     }
 
     const PUT: &[u8] = b"PUT /actions HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}";

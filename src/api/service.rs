@@ -73,13 +73,21 @@ enum ActionType {
 /// The API of one machine.
 pub struct Service {
     name: String,
-    monitor: Box<dyn Fn(Request) -> Answer + Send>,
+    monitor: Box<dyn Fn(Request) -> Answer + Send + Sync>,
 }
 
 impl Service {
     /// The API of the machine `name`, whose monitor hears at `outbox`.
     pub fn new(name: &str, outbox: Outbox) -> Self {
-        Service { name: name.into(), monitor: Box::new(move |request| outbox.request(request)) }
+        Self::with_monitor(name, move |request| outbox.request(request))
+    }
+
+    /// The API of a machine that `monitor` stands for.
+    pub(super) fn with_monitor(
+        name: &str,
+        monitor: impl Fn(Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Service { name: name.into(), monitor: Box::new(monitor) }
     }
 
     /// Answers one request.
@@ -210,7 +218,7 @@ pub(super) mod tests {
             let config = json!({ "machine-config": { "vcpu_count": 2 } });
             Ok(json!({ "state": *state, "vmm_version": "1", "config": config }))
         };
-        (Service { name: "web".into(), monitor: Box::new(monitor) }, asked)
+        (Service::with_monitor("web", monitor), asked)
     }
 
     fn status(service: &Service, method: &str, path: &str, body: &str) -> u16 {
@@ -278,7 +286,7 @@ pub(super) mod tests {
         assert_eq!(service.answer("PUT", "/vm", b"").allow.unwrap(), "GET, PATCH");
         let message = service.answer("GET", "/vmm", b"").body.unwrap();
         assert_eq!(message["fault_message"], "There is no `/vmm`, did you mean `/vm`?");
-        let ended = Service { name: "gone".into(), monitor: Box::new(|_| Err(Error::Ended)) };
+        let ended = Service::with_monitor("gone", |_| Err(Error::Ended));
         assert_eq!(status(&ended, "GET", "/", ""), 503);
     }
 }

@@ -1,9 +1,12 @@
 //! The command line: one file for each family of commands. Only here does the program print, exit and read its
 //! environment.
 
+mod boot_timer;
+mod clone;
 mod doctor;
 mod exit;
 mod inspect;
+mod life;
 mod logger;
 mod machines;
 mod output;
@@ -22,6 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use output::Failure;
+
+pub use run::CMDLINE;
 
 /// Runs virtual machines as easily as containers
 ///
@@ -74,6 +79,8 @@ enum Command {
     Snapshot(snapshot::Command),
     /// Go on with a machine that was saved, in the foreground
     Restore(Box<restore::Args>),
+    /// Start many machines from one snapshot, in the background
+    Clone(clone::Args),
     /// Say what this host offers to virtual machines, and how to put right what is missing
     Doctor(doctor::Args),
     /// Print completions for a shell
@@ -106,6 +113,7 @@ pub fn main() -> ExitCode {
             Some(Command::Inspect(args)) => inspect::run(&args, &common),
             Some(Command::Snapshot(command)) => command.run(&common),
             Some(Command::Restore(args)) => restore::run(*args, &common),
+            Some(Command::Clone(args)) => clone::run(args, &common),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),
             Some(Command::Completions(args)) => args.run(),
             Some(Command::Man(args)) => args.run(),

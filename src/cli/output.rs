@@ -11,8 +11,8 @@ use crate::vmm::chain;
 
 /// Why a command failed, with the status the program ends with.
 pub struct Failure {
-    status: u8,
-    error: Box<dyn std::error::Error>,
+    pub(super) status: u8,
+    pub(super) error: Box<dyn std::error::Error>,
 }
 
 impl Failure {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Common;
+use super::life::Life;
 use super::output::Failure;
-use super::run::{self, Life};
 use crate::api::name::Name;
 use crate::console;
 use crate::vmm::snapshot::Restore;
@@ -41,6 +41,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let restore = Restore::open(&args.snapshot).map_err(Failure::usage)?;
     let mut config = restore.config().clone();
     config.console = args.console;
-    let life = Life { name: args.name, grace: Duration::from_secs(args.stop_timeout), paused: args.paused };
-    run::live(config, Some(&restore), life, common)
+    let grace = Duration::from_secs(args.stop_timeout);
+    let life = Life { name: args.name, grace, paused: args.paused, ..Life::default() };
+    life.live(config, Some(&restore), common)
 }

@@ -5,24 +5,20 @@ use std::time::Duration;
 
 use log::warn;
 
+use super::Common;
+use super::boot_timer::BootTimer;
+use super::life::Life;
 use super::output::Failure;
-use super::{Common, exit, machines};
 use crate::api::name::Name;
-use crate::api::runtime::Entry;
-use crate::api::{Server, Service};
 use crate::arch::x86_64::cpuid::Mask;
 use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
 use crate::console;
 use crate::devices::virtio;
 use crate::net::user as net;
 use crate::options;
-use crate::sys::signals::Termination;
-use crate::sys::terminal;
-use crate::vmm::snapshot::Restore;
-use crate::vmm::{Environment, Outcome, Vmm, chain};
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
-const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
+pub const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
 
 /// Options of a machine.
 #[derive(clap::Args)]
@@ -69,95 +65,22 @@ pub struct Args {
     /// How long a guest may take to switch itself off when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u64,
+    /// Write when the machine first ran and when the guest reached each milestone (boot-timer port 0x3e9), as JSON lines
+    /// with the time of CLOCK_MONOTONIC
+    #[arg(long, value_name = "FILE")]
+    boot_timer: Option<PathBuf>,
 }
 
 /// Boots a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
-    let grace = Duration::from_secs(args.stop_timeout);
-    let name = args.name.clone();
-    let config = configure(args)?;
-    live(config, None, Life { name, grace, paused: false }, common)
-}
-
-/// How a machine lives.
-pub struct Life {
-    /// Its name, if it was given one.
-    pub name: Option<Name>,
-    /// How long the guest may take to switch itself off.
-    pub grace: Duration,
-    /// It stands still at first.
-    pub paused: bool,
-}
-
-/// Makes a machine, new or as it was saved, and stays until it ends.
-pub fn live(config: VmConfig, restore: Option<&Restore>, life: Life, common: &Common) -> Result<u8, Failure> {
-    let entry = enter(life.name.as_ref(), common)?;
-    let environment = Environment {
-        kernel_cache: cache_directory(),
-        // Before any thread starts, so that every thread inherits the mask.
-        termination: Some(Termination::new().map_err(Failure::usage)?),
-        grace: life.grace,
-        paused: life.paused,
+    let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
+    let life = Life {
+        name: args.name.clone(),
+        grace: Duration::from_secs(args.stop_timeout),
+        boot_timer,
+        ..Life::default()
     };
-    std::panic::set_hook(Box::new(|panic| {
-        terminal::restore();
-        eprintln!("rvmm: internal error: {panic}");
-    }));
-    let outcome = boot(config, restore, environment, entry.as_ref());
-    terminal::restore();
-    let outcome = outcome?;
-    report(&outcome, common);
-    Ok(exit::status(&outcome))
-}
-
-/// Enters the machine in the runtime directory. A machine that nobody named runs without, too.
-fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure> {
-    let directory = machines::directory(common);
-    match name {
-        Some(name) => directory.claim(name).map(Some).map_err(Failure::usage),
-        None => match directory.claim_any() {
-            Ok(entry) => Ok(Some(entry)),
-            Err(error) => {
-                warn!("`rvmm ps` will not know this machine: {}", chain(&error));
-                Ok(None)
-            }
-        },
-    }
-}
-
-/// Runs a machine and answers for it until it ends.
-fn boot(
-    config: VmConfig,
-    restore: Option<&Restore>,
-    environment: Environment,
-    entry: Option<&Entry>,
-) -> Result<Outcome, Failure> {
-    let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
-    let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
-    let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
-    let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
-    let server = server.transpose().map_err(Failure::usage)?;
-    let outcome = vmm.run();
-    // In this order: a request that came too late is answered when the monitor is gone, and waited for by the server.
-    drop(vmm);
-    drop(server);
-    Ok(outcome)
-}
-
-/// Says how the machine ended, if that is worth a word.
-fn report(outcome: &Outcome, common: &Common) {
-    if common.json {
-        let mut report = serde_json::to_value(outcome).unwrap_or_default();
-        report["status"] = exit::status(outcome).into();
-        return eprintln!("{report}");
-    }
-    match outcome {
-        Outcome::PowerOff | Outcome::Reboot => {}
-        Outcome::Stopped => eprintln!("rvmm: the machine was stopped"),
-        Outcome::Panic => eprintln!("rvmm: the guest's kernel panicked"),
-        Outcome::TripleFault => eprintln!("rvmm: the guest crashed with a triple fault"),
-        Outcome::Failed(reason) => eprintln!("rvmm: internal error: {reason}"),
-    }
+    life.live(configure(args)?, None, common)
 }
 
 /// Makes the configuration of the file and the options.
@@ -208,8 +131,8 @@ fn root(devices: &virtio::Configs) -> String {
     }
 }
 
-/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, and a
-/// source of entropy.
+/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, a
+/// source of entropy, and a channel to programs in the guest.
 fn complete(devices: &mut virtio::Configs) {
     if devices.net.is_empty() {
         match net::installed() {
@@ -223,6 +146,10 @@ fn complete(devices: &mut virtio::Configs) {
     if devices.rng.is_empty() {
         devices.rng.push(virtio::rng::Config::default());
     }
+    if devices.vsock.is_empty() {
+        devices.vsock.push(virtio::vsock::Config::default());
+    }
+    devices.vsock.retain(|vsock| !vsock.is_none());
 }
 
 fn set<T>(value: &mut T, new: Option<T>) {
@@ -241,11 +168,4 @@ fn mebibytes(text: &str) -> Result<u64, options::Error> {
     let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
     size.filter(|&size| size > 0 && size <= 1 << 32)
         .ok_or_else(|| options::bad_value("memory", text, "a size with its unit, such as 512M or 2G"))
-}
-
-/// Where decompressed kernels are kept, by the XDG base directory specification.
-fn cache_directory() -> Option<PathBuf> {
-    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = directory("XDG_CACHE_HOME").or_else(|| directory("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("rvmm/kernels"))
 }

@@ -6,6 +6,14 @@ use std::path::PathBuf;
 /// Why a disk could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The disk cannot be part of a snapshot.
+    #[error("Disk {} cannot be saved while it is in use: {reason}", path.display())]
+    Frozen {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
     /// There is no such file.
     #[error("Disk {} does not exist: create it, for example with `truncate -s 1G {}`", path.display(), path.display())]
     Missing {
@@ -85,6 +93,14 @@ pub enum Error {
     /// The file of an overlay is not one, or not for this disk.
     #[error("Overlay {} is not valid: {reason}", path.display())]
     Overlay {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The map of layers is not that of the disk.
+    #[error("Map of layers {} does not fit: {reason}", path.display())]
+    Layers {
         /// Where it is.
         path: PathBuf,
         /// What is wrong with it.

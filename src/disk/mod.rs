@@ -5,19 +5,23 @@
 //!                                      │ events(): readable when an asynchronous engine has finished something
 //!         raw (io_uring or blocking) ──┤
 //!         qcow2 (imago) ───────────────┤ blocking disks finish inside `submit`
+//!         layers (frozen, read-only) ──┤
 //!         overlay (over any of them) ──┘
 //! ```
 
 mod error;
+pub mod extents;
 #[cfg(test)]
 mod full;
 mod holder;
+mod layers;
 #[cfg(test)]
 mod model;
 mod open;
 mod overlay;
 mod qcow2;
 mod raw;
+mod stack;
 mod target;
 
 use std::io;
@@ -26,10 +30,12 @@ use std::os::fd::RawFd;
 use crate::memory::Buffers;
 
 pub use error::Error;
+pub use layers::Layers;
 pub use open::{Config, Engine, Format, open};
 pub use overlay::{Overlay, Place, Sealing, State};
 pub use qcow2::Qcow2;
 pub use raw::Raw;
+pub use stack::{Contents, Stack};
 
 /// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).
 pub const SECTOR: u64 = 512;
@@ -107,6 +113,11 @@ pub trait Disk: Send {
     /// finishes inside `submit`.
     fn events(&self) -> Vec<RawFd> {
         Vec::new()
+    }
+    /// Freezes the contents as they are now, at once: what is written later goes elsewhere. The disk is idle. `None` if it
+    /// cannot be written at all, so that its contents are where they always are.
+    fn freeze(&mut self) -> Result<Option<Contents>, Error> {
+        Ok(None)
     }
     /// Blocks until nothing is under way, appending what has finished.
     fn drain(&mut self, done: &mut Vec<Done>) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::overlay::{Overlay, Place};
+use super::stack::Stack;
 use super::{Disk, Error, Qcow2, Raw, qcow2};
 
 /// What was asked for.
@@ -23,6 +24,8 @@ pub struct Config {
     pub backing: Option<PathBuf>,
     /// Keep what is written here; the disk itself is opened read-only.
     pub overlay: Option<Place>,
+    /// Sealed overlays over the disk, the lowest first.
+    pub layers: Vec<PathBuf>,
 }
 
 impl Config {
@@ -35,6 +38,7 @@ impl Config {
             engine: None,
             backing: None,
             overlay: None,
+            layers: Vec::new(),
         }
     }
 }
@@ -79,27 +83,41 @@ pub enum Engine {
 
 /// Opens the disk that `config` asks for.
 pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
-    let Some(place) = config.overlay.as_ref().filter(|_| !config.read_only) else {
-        return open_below(config);
+    let path = &config.path;
+    let format = config.format.unwrap_or_else(|| Format::by_name(path));
+    let below = Config { read_only: true, ..config.clone() };
+    let stack = match (format, config.overlay.as_ref().filter(|_| !config.read_only)) {
+        (Format::Raw, None) if config.layers.is_empty() => Stack::user(open_raw(config)?, path)?,
+        (Format::Raw, Some(Place::Nameless(directory))) => {
+            Stack::over(open_raw(&below)?, path, &config.layers, directory, config.engine)?
+        }
+        _ if !config.layers.is_empty() => {
+            let reason = "layers go only with a raw disk and an overlay without a name".into();
+            return Err(Error::Overlay { path: path.clone(), reason });
+        }
+        (Format::Qcow2, None) => Stack::solid(Box::new(Qcow2::open(config)?), path, "it is a qcow2 image"),
+        (format, Some(place)) => {
+            let base: Box<dyn Disk> = match format {
+                Format::Raw => Box::new(open_raw(&below)?),
+                Format::Qcow2 => Box::new(Qcow2::open(&below)?),
+            };
+            let overlay = match place {
+                Place::Nameless(directory) => Overlay::nameless(directory, base, config.engine),
+                Place::File(path) if path.exists() => Overlay::open(path, base, config.engine),
+                Place::File(path) => Overlay::create(path, base, config.engine),
+            };
+            Stack::solid(Box::new(overlay?), path, "it has an overlay of its own, or is a qcow2 image")
+        }
+        (Format::Raw, None) => unreachable!("the first case"),
     };
-    let base = open_below(&Config { read_only: true, ..config.clone() })?;
-    let overlay = match place {
-        Place::Nameless(directory) => Overlay::nameless(directory, base, config.engine),
-        Place::File(path) if path.exists() => Overlay::open(path, base, config.engine),
-        Place::File(path) => Overlay::create(path, base, config.engine),
-    };
-    Ok(Box::new(overlay?))
+    Ok(Box::new(stack))
 }
 
-/// Opens the disk without its overlay.
-fn open_below(config: &Config) -> Result<Box<dyn Disk>, Error> {
-    match config.format.unwrap_or_else(|| Format::by_name(&config.path)) {
-        Format::Raw => match Raw::open(config) {
-            Err(Error::Size { path, .. }) if config.format.is_none() && qcow2::has_magic(&path) => {
-                Err(Error::Ambiguous { path })
-            }
-            other => Ok(Box::new(other?)),
-        },
-        Format::Qcow2 => Ok(Box::new(Qcow2::open(config)?)),
+fn open_raw(config: &Config) -> Result<Raw, Error> {
+    match Raw::open(config) {
+        Err(Error::Size { path, .. }) if config.format.is_none() && qcow2::has_magic(&path) => {
+            Err(Error::Ambiguous { path })
+        }
+        other => other,
     }
 }

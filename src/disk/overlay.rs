@@ -15,9 +15,9 @@
 //! A request that changes the state of blocks has them for itself until it is done: another change of the same blocks
 //! waits. The new state counts from the moment when the bytes are written.
 
-mod file;
+pub(super) mod file;
 mod flush;
-mod map;
+pub(super) mod map;
 mod parts;
 #[cfg(test)]
 mod tests;
@@ -27,6 +27,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,15 +70,49 @@ pub struct Overlay {
     parts_done: Vec<Done>,
 }
 
+/// An empty overlay that stands on no disk yet: all that can fail has been done.
+pub(super) struct Fresh {
+    top: Raw,
+    layout: Layout,
+    nameless: bool,
+}
+
+impl Fresh {
+    /// In the file `path`, which must not exist, for a disk of `size` bytes.
+    pub fn create(path: &Path, size: u64, engine: Option<Engine>) -> Result<Self, Error> {
+        let failed = |source| Error::Io { action: "create overlay", path: path.into(), source };
+        File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        Self::format(raw::open_locked(path, true)?, path, size, engine)
+    }
+
+    /// Without a name in `directory`, for a disk of `size` bytes.
+    pub fn nameless(directory: &Path, size: u64, engine: Option<Engine>) -> Result<Self, Error> {
+        let failed = |source| Error::Io { action: "create overlay in", path: directory.into(), source };
+        let file = file::nameless(directory).map_err(failed)?;
+        Ok(Fresh { nameless: true, ..Self::format(file, directory, size, engine)? })
+    }
+
+    fn format(file: File, path: &Path, size: u64, engine: Option<Engine>) -> Result<Self, Error> {
+        let layout = Layout { size };
+        layout.format(&file).map_err(|source| Error::Io {
+            action: "write overlay",
+            path: path.into(),
+            source,
+        })?;
+        Ok(Fresh { top: Raw::new(file, path, false, engine)?, layout, nameless: false })
+    }
+
+    /// Puts it over a disk of its size.
+    pub fn over(self, base: Box<dyn Disk>) -> Overlay {
+        let map = Map::new(self.layout.blocks());
+        Overlay { nameless: self.nameless, ..Overlay::new(self.top, self.layout, map, base) }
+    }
+}
+
 impl Overlay {
     /// Makes a new overlay in the file `path`, which must not exist.
     pub fn create(path: &Path, base: Box<dyn Disk>, engine: Option<Engine>) -> Result<Self, Error> {
-        let failed = |source| Error::Io { action: "create overlay", path: path.into(), source };
-        File::create_new(path).map_err(failed)?;
-        let file = raw::open_locked(path, true)?;
-        let layout = Layout { size: base.geometry().size };
-        layout.format(&file).map_err(failed)?;
-        Self::new(file, path, layout, Map::new(layout.blocks()), base, engine)
+        Ok(Fresh::create(path, base.geometry().size, engine)?.over(base))
     }
 
     /// Opens an overlay that was created before. One that is sealed is read-only.
@@ -95,31 +130,17 @@ impl Overlay {
                 format!("it is for a disk of {} bytes, this one has {}", layout.size, base.geometry().size);
             return Err(Error::Overlay { path: path.into(), reason });
         }
-        let mut overlay = Self::new(file, path, layout, map, base, engine)?;
+        let mut overlay = Self::new(Raw::new(file, path, false, engine)?, layout, map, base);
         overlay.geometry.read_only = sealed;
         Ok(overlay)
     }
 
     /// Makes an overlay without a name in `directory`. It is gone when it is dropped, or when its process ends.
     pub fn nameless(directory: &Path, base: Box<dyn Disk>, engine: Option<Engine>) -> Result<Self, Error> {
-        let failed = |source| Error::Io { action: "create overlay in", path: directory.into(), source };
-        let file = file::nameless(directory).map_err(failed)?;
-        let layout = Layout { size: base.geometry().size };
-        layout.format(&file).map_err(failed)?;
-        let mut overlay = Self::new(file, directory, layout, Map::new(layout.blocks()), base, engine)?;
-        overlay.nameless = true;
-        Ok(overlay)
+        Ok(Fresh::nameless(directory, base.geometry().size, engine)?.over(base))
     }
 
-    fn new(
-        file: File,
-        path: &Path,
-        layout: Layout,
-        map: Map,
-        base: Box<dyn Disk>,
-        engine: Option<Engine>,
-    ) -> Result<Self, Error> {
-        let top = Raw::new(file, path, false, engine)?;
+    fn new(top: Raw, layout: Layout, map: Map, base: Box<dyn Disk>) -> Self {
         let below = base.geometry();
         let geometry = Geometry {
             size: below.size,
@@ -127,7 +148,7 @@ impl Overlay {
             read_only: false,
             discard: true,
         };
-        Ok(Overlay {
+        Overlay {
             file: Arc::clone(top.file()),
             base,
             top,
@@ -144,7 +165,12 @@ impl Overlay {
             scratch: Vec::new(),
             done: Vec::new(),
             parts_done: Vec::new(),
-        })
+        }
+    }
+
+    /// The file that it is kept in.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// What differs from the base: ranges of bytes in order, with [`State::Data`] or [`State::Zero`].

@@ -1,5 +1,6 @@
 //! A virtual machine in the kernel: its memory slots, interrupt chip and the wires to its devices.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
@@ -10,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Error, Vcpu, ioctl, state};
 use crate::irq::Irq;
 use crate::memory::Memory;
+use crate::sys::release;
 
 /// Addresses below 4 GiB where Intel's VMX keeps what the guest must not use.
 pub struct Reserved {
@@ -62,6 +64,16 @@ impl Vm {
         self.fd
             .register_ioevent(kick, &IoEventAddress::Mmio(address), value)
             .map_err(ioctl("connect a queue's doorbell"))
+    }
+
+    /// Nobody waits for the kernel to take the machine apart, which takes it many milliseconds: it is done in the
+    /// background when the last descriptor is closed. Its interrupt lines stay connected until then.
+    pub fn release_in_background(&self) {
+        // SAFETY: the descriptor is open as long as `fd` lives.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) };
+        if let Err(error) = release::in_background(fd) {
+            log::debug!("the machine ends in the foreground: {error}");
+        }
     }
 
     /// Creates vCPU `index`.

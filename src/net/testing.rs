@@ -3,6 +3,9 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
+use super::tap::Tap;
+use super::user;
+
 /// Set in the process that a test runs itself in.
 const INSIDE: &str = "RVMM_TEST_NAMESPACE";
 
@@ -32,6 +35,25 @@ pub fn in_namespace(test: &str) -> bool {
         let _ = io::stderr().write_all(&again.stderr);
     }
     false
+}
+
+/// As [`in_namespace`], with passt at hand and a way out that leads nowhere. The host is 192.0.2.2 with the gateway
+/// 192.0.2.1; what is not local to it but answers is 198.51.100.1.
+pub fn passt_in_namespace(test: &str) -> bool {
+    if !user::installed() {
+        skip(test, "passt is not installed");
+        return false;
+    }
+    if !in_namespace(test) {
+        return false;
+    }
+    ip("link set lo up");
+    // Not every kernel has dummy interfaces.
+    std::mem::forget(Tap::open("out").unwrap());
+    ip("addr add 192.0.2.2/24 dev out");
+    ip("route add default via 192.0.2.1");
+    ip("addr add 198.51.100.1/32 dev lo");
+    true
 }
 
 /// Says visibly that a test could not run here.

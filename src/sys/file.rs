@@ -7,6 +7,7 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use libc::{c_int, c_short, iovec};
@@ -141,6 +142,71 @@ pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Some(offset)),
         Err(error) => Err(error),
     }
+}
+
+/// Where the next hole begins, at `offset` or later; the end of the file is one.
+pub fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
+    // SAFETY: the call takes no pointers. It moves the file's position, which nobody uses.
+    match retry(|| unsafe { libc::lseek(file.as_raw_fd(), offset as i64, libc::SEEK_HOLE) }) {
+        Ok(hole) => Ok(hole as u64),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => length(file),
+        Err(error) => Err(error),
+    }
+}
+
+/// Bytes in a regular file or on a block device.
+pub fn length(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    match metadata.file_type().is_block_device() {
+        true => block_device_size(file),
+        false => Ok(metadata.len()),
+    }
+}
+
+/// Copies `len` bytes between files, in the kernel or sharing blocks where that is possible.
+pub fn copy_range(from: &File, from_at: u64, to: &File, to_at: u64, len: u64) -> io::Result<()> {
+    let (mut from_at, mut to_at, mut left) = (from_at as i64, to_at as i64, len as usize);
+    while left > 0 {
+        // SAFETY: both offsets are ours and live until after the call.
+        let copied = retry(|| unsafe {
+            libc::copy_file_range(from.as_raw_fd(), &mut from_at, to.as_raw_fd(), &mut to_at, left, 0)
+        });
+        match copied {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => left -= count as usize,
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EXDEV | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
+                ) =>
+            {
+                return copy_bytes(from, from_at as u64, to, to_at as u64, left);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn copy_bytes(from: &File, mut from_at: u64, to: &File, mut to_at: u64, mut left: usize) -> io::Result<()> {
+    let mut buffer = vec![0; left.min(1 << 20)];
+    while left > 0 {
+        let part = &mut buffer[..left.min(1 << 20)];
+        from.read_exact_at(part, from_at)?;
+        to.write_all_at(part, to_at)?;
+        (from_at, to_at, left) = (from_at + part.len() as u64, to_at + part.len() as u64, left - part.len());
+    }
+    Ok(())
+}
+
+/// Gives an open file another name, `path`, on the same file system; it may have had none (linkat(2)).
+pub fn link(file: &File, path: &Path) -> io::Result<()> {
+    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let to = CString::new(path.as_os_str().as_bytes())?;
+    let here = libc::AT_FDCWD;
+    // SAFETY: both are C strings that live until after the call.
+    let linked = unsafe { libc::linkat(here, from.as_ptr(), here, to.as_ptr(), libc::AT_SYMLINK_FOLLOW) };
+    if linked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// How a file is shared with other processes.

@@ -1,9 +1,11 @@
 //! Host facilities: what the standard library does not wrap.
 
+pub mod clock;
 pub mod file;
 pub mod frozen;
 pub mod process;
 pub mod random;
+pub mod release;
 pub mod signals;
 pub mod slab;
 pub mod socket;

@@ -41,6 +41,45 @@ impl Child {
     }
 }
 
+/// Which side of a fork this is.
+pub enum Fork {
+    /// The process that was there; the number is the new one's.
+    Parent(u32),
+    /// The new process.
+    Child,
+}
+
+/// Makes a second process like this one (`fork(2)`).
+///
+/// # Errors
+/// This process has more than one thread, so a copy could find locks that nobody ever opens; or the host refuses.
+pub fn fork() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process with several threads cannot be copied"));
+    }
+    // SAFETY: no other thread exists, so the child finds all in a state between two statements of this thread.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid.unsigned_abs())),
+    }
+}
+
+/// Lets go of the terminal: a session of its own, nothing on standard input, output and error.
+pub fn detach() -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    // SAFETY: system calls without pointers, on descriptors that are open.
+    unsafe {
+        libc::setsid();
+        for standard in 0..=2 {
+            if libc::dup2(null.as_raw_fd(), standard) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Finds `program` where `execvp(3)` would.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());

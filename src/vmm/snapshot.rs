@@ -20,6 +20,7 @@ use super::message::{Message, Outbox};
 use super::request::{Response, Save};
 use super::{Error, request};
 use crate::config::VmConfig;
+use crate::disk::{Contents, Format};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
 use crate::memory::image::{self, Chain, Origin};
@@ -91,7 +92,18 @@ impl Restore {
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         let bundle = Bundle::open(path)?;
         let form = |file| move |source| LoadError::Form { file, path: path.into(), source };
-        let config = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
+        let mut config: VmConfig = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
+        for (index, drive) in config.devices.block.iter_mut().enumerate() {
+            if let Some((disk, layers)) =
+                bundle.disk(&drive.name(index)).as_deref().and_then(<[_]>::split_first)
+            {
+                drive.path_on_host = disk.clone();
+                drive.layers = layers.to_vec();
+                drive.format = Some(Format::Raw);
+                // What the machine writes is never seen, on the file system where it can become a layer by a link.
+                drive.overlay = Some(path.into());
+            }
+        }
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         Ok(Restore { config, state, memory: Chain::open(&bundle.memory()?)? })
     }
@@ -126,6 +138,15 @@ impl Machine {
         })
     }
 
+    /// Freezes the disks, by name.
+    fn freeze_contents(&self) -> Result<Vec<(String, Contents)>, Error> {
+        let mut disks = Vec::new();
+        for function in &self.functions {
+            disks.extend(lock(function).freeze_contents()?);
+        }
+        Ok(disks)
+    }
+
     /// Gives a machine that was switched on without a kernel its saved state. Its clocks go on at the time it is now.
     pub(super) fn load(&self, restore: &Restore) -> Result<(), Error> {
         let state = &restore.state;
@@ -156,6 +177,7 @@ impl Machine {
 /// A capture that has been taken and is still to be written.
 pub(super) struct Capture {
     frozen: Frozen,
+    disks: Vec<(String, Contents)>,
     memory: Arc<Memory>,
     origin: Origin,
     state: State,
@@ -167,11 +189,12 @@ impl Capture {
     /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns.
     pub fn take(machine: &Machine, config: &VmConfig, paused: Instant) -> Result<Self, Error> {
         machine.functions.iter().for_each(|function| lock(function).freeze());
-        let taken = machine.save().and_then(|state| Ok((state, Frozen::fork()?)));
+        let taken = machine.save().and_then(|state| Ok((state, machine.freeze_contents()?, Frozen::fork()?)));
         machine.retry();
-        let (state, frozen) = taken?;
+        let (state, disks, frozen) = taken?;
         Ok(Capture {
             frozen,
+            disks,
             memory: Arc::clone(&machine.memory),
             origin: machine.origin.clone(),
             state,
@@ -196,7 +219,7 @@ impl Capture {
         }
     }
 
-    fn bundle(&self, save: &Save) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    fn bundle(self, save: &Save) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
         let start = Instant::now();
         let mut draft = Draft::new(&save.target)?;
         let base = save.base.as_deref().map(Path::canonicalize).transpose()?;
@@ -213,6 +236,11 @@ impl Capture {
             draft.path(),
             &mut |_, _| {},
         )?;
+        drop(self.frozen);
+        let mut disks = Vec::with_capacity(self.disks.len());
+        for (index, (id, contents)) in self.disks.into_iter().enumerate() {
+            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)? });
+        }
         let parent = match &base {
             Some(base) => {
                 // The draft stands beside its target, so the way from one is the way from the other.
@@ -221,7 +249,7 @@ impl Capture {
             }
             None => None,
         };
-        draft.publish(parent, Vec::new())?;
+        draft.publish(parent, disks)?;
         Ok(json!({
             "path": save.target,
             "pause_us": self.pause.as_micros() as u64,

@@ -51,9 +51,6 @@ pub fn enable() {
         unsafe { cpu::write_msr(APIC_BASE, base | mode) };
     }
     X2APIC.store(x2apic, Ordering::Relaxed);
-    // Where there are 8259s too, they would deliver the same lines with vectors of their own.
-    cpu::out8(PIC_MASTER_MASK, 0xff);
-    cpu::out8(PIC_SLAVE_MASK, 0xff);
     write(SPURIOUS_VECTOR, 0x100 | u32::from(SPURIOUS));
 }
 
@@ -102,14 +99,13 @@ pub fn start_watchdog() {
 
 /// Masks every input of the two 8259 interrupt controllers that the machine may have beside the I/O APIC:
 /// they see the same lines, and would report them with the vectors of exceptions.
-fn mask_pics() {
-    cpu::out8(0x21, 0xff);
-    cpu::out8(0xa1, 0xff);
+pub fn mask_pics() {
+    cpu::out8(PIC_MASTER_MASK, 0xff);
+    cpu::out8(PIC_SLAVE_MASK, 0xff);
 }
 
 /// Routes an input of the I/O APIC, edge triggered and active high, to this CPU; gives the vector.
 pub fn route(gsi: u8) -> u8 {
-    mask_pics();
     let vector = GSI_BASE + gsi;
     let register = 0x10 + 2 * u32::from(gsi);
     io_write(register + 1, id() << 24);

@@ -6,6 +6,8 @@ use crate::{cmdline, cpu};
 /// reset register.
 const SLEEP_CONTROL: u16 = 0x600;
 const RESET: u16 = 0x602;
+/// In the hole for devices below 4 GiB, where none is.
+const NOWHERE: u64 = 0xdff0_0000;
 /// SLP_TYP 5 and SLP_EN.
 const SLEEP_S5: u8 = 5 << 2 | 1 << 5;
 
@@ -29,10 +31,17 @@ pub fn by(name: &[u8]) -> ! {
         b"triple" => cpu::triple_fault(),
         b"panic" => cpu::out8(PVPANIC, 1),
         b"spin" => spin(),
+        b"nowhere" => nowhere(),
         _ => {}
     }
     // It takes the VMM a moment to end the machine.
     if cpu::ring() == 0 { cpu::halt() } else { spin() }
+}
+
+/// Goes on where no memory is: no KVM finds an instruction there.
+fn nowhere() -> ! {
+    // SAFETY: nothing is executed there.
+    unsafe { core::arch::asm!("jmp {}", in(reg) NOWHERE, options(noreturn)) }
 }
 
 fn spin() -> ! {

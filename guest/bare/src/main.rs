@@ -64,6 +64,7 @@ fn test(info: u64, protocol: u32, line: u64) -> ! {
         serial::use_debugcon();
     }
     cpu::take_tables();
+    apic::mask_pics();
     match tests::find(name) {
         None => print!("FAIL ", name, ": no such test\n"),
         Some(test) => match test() {

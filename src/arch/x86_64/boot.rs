@@ -117,3 +117,6 @@ impl Handover<'_> {
         Ok(Start::Linux64 { entry })
     }
 }
+
+#[cfg(test)]
+mod tests;

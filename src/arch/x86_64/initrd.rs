@@ -1,6 +1,5 @@
 //! The initial RAM disk: a file that is put into guest memory as it is.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +25,7 @@ impl Initrd {
     /// # Errors
     /// [`Error::Initrd`] if it does not open or is not a regular file.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let source = File::open(path).and_then(Source::file).map_err(Self::refused(path))?;
+        let source = Source::open(path).map_err(Self::refused(path))?;
         Ok(Initrd { path: path.into(), source })
     }
 

@@ -116,4 +116,32 @@ mod tests {
         let ranges = [(GuestAddress(0), HOLE_START), (GuestAddress(HOLE_END), 0x1000)];
         assert_eq!(ram_ranges(HOLE_START + 0x1000), ranges);
     }
+
+    #[test]
+    fn nothing_overlaps() {
+        let places = [
+            (GDT.0, 0x100),
+            (PVH_INFO.0, 0x1000),
+            (ZERO_PAGE.0, 0x1000),
+            (ZERO_PAGE.0 + 0x1000, BOOT_STACK - ZERO_PAGE.0 - 0x1000),
+            (PAGE_TABLES.0, 7 * 0x1000),
+            (COMMAND_LINE.0, COMMAND_LINE_SIZE as u64),
+            (LOW_RAM_END, 0),
+            (ACPI.0, ACPI_SIZE as u64),
+            (VMGENID.0, 0x1000),
+            (HIGH_RAM.0, 0),
+            (HOLE_START, 0),
+            (VIRTIO, VIRTIO_STRIDE * VIRTIO_MAX as u64),
+            (IOAPIC, 0x1000),
+            (LAPIC, 0x1000),
+            (IDENTITY_MAP, 0x1000),
+            (TSS, 0x3000),
+            (HOLE_END, 0),
+        ];
+        assert!(places.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+        let mut ports = [I8042, DEBUG_CONSOLE, BOOT_TIMER, SERIAL, PVPANIC, POWER, GED];
+        ports.sort_by_key(|ports| ports.start);
+        assert!(ports.windows(2).all(|pair| pair[0].start + pair[0].count <= pair[1].start));
+        assert!(SERIAL_GSI < GED_GSI && GED_GSI < VIRTIO_GSI && VIRTIO_GSI as usize + VIRTIO_MAX == 24);
+    }
 }

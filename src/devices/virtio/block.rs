@@ -350,6 +350,14 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
+        let frozen = self.disk.freeze().map_err(|source| Error {
+            device: format!("disk {}", self.name),
+            source: source.into(),
+        });
+        Ok(frozen?.map(|contents| (self.name.clone(), contents)))
+    }
+
     fn reset(&mut self) {
         self.disk.drain(&mut self.done);
         self.done.clear();

@@ -26,6 +26,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queues::BUDGET;
 use super::{Lent, Violation, VirtioDevice};
+use crate::disk;
 use crate::irq::Irq;
 use crate::memory::Memory;
 use crate::snapshot::{self, Persist, Saved};
@@ -277,6 +278,11 @@ impl Function {
     pub fn freeze(&mut self) {
         self.lend(|device, lent| device.drain(lent));
         self.frozen = true;
+    }
+
+    /// Freezes what the device keeps on the host; see [`VirtioDevice::freeze`].
+    pub fn freeze_contents(&mut self) -> Result<Option<(String, disk::Contents)>, super::Error> {
+        self.device.freeze()
     }
 
     /// Moves on after [`freeze`](Self::freeze) or after a stall: everything is looked at once.

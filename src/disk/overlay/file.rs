@@ -19,7 +19,7 @@ use std::path::Path;
 
 use super::map::{BLOCK, Map, PAGE, Words};
 use crate::disk::Error;
-use crate::sys::file::next_data;
+use crate::sys::file::{self as sys, Lock, next_data};
 
 const MAGIC: [u8; 16] = *b"rvmm overlay\0\0\0\0";
 const VERSION: u32 = 1;
@@ -67,6 +67,14 @@ impl Layout {
     /// Writes pages of the map.
     pub fn write_pages(self, file: &File, pages: &[(u64, Box<Words>)]) -> io::Result<()> {
         pages.iter().try_for_each(|(index, words)| file.write_all_at(&bytes(words), self.page(*index)))
+    }
+}
+
+/// Lets other machines open a file that this one holds, all for reading.
+pub fn share(file: &File) {
+    // Where files cannot be locked there is nothing to let go of.
+    if let Err(error) = sys::lock(file, Lock::Shared) {
+        log::debug!("a layer stays locked: {error}");
     }
 }
 

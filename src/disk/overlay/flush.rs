@@ -126,6 +126,8 @@ impl Overlay {
         if !self.is_idle() {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
+        // Others may read what does not change any more.
+        file::share(&self.file);
         self.geometry.read_only = true;
         self.geometry.discard = false;
         Ok(Sealing { file: Arc::clone(&self.file), layout: self.layout, pages: self.map.take_dirty() })

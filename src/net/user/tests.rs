@@ -11,36 +11,12 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::memory::{Memory, Pages, allocate};
-use crate::net::tap::Tap;
-use crate::net::testing::{End, in_namespace, ip, run, skip, udp};
+use crate::net::testing::{End, passt_in_namespace as ready, run, udp};
 use crate::net::{HEADER, MAX_FRAME};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const BROADCAST: [u8; 6] = [0xff; 6];
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Gives the namespace an address and a way out.
-fn outside_world() {
-    ip("link set lo up");
-    // Not every kernel has dummy interfaces.
-    std::mem::forget(Tap::open("out").unwrap());
-    ip("addr add 192.0.2.2/24 dev out");
-    ip("route add default via 192.0.2.1");
-    ip("addr add 198.51.100.1/32 dev lo");
-}
-
-/// Whether `test` runs in a namespace, with passt at hand.
-fn ready(test: &str) -> bool {
-    if !installed() {
-        skip(test, "passt is not installed");
-        return false;
-    }
-    if !in_namespace(test) {
-        return false;
-    }
-    outside_world();
-    true
-}
 
 struct Guest {
     user: User,

@@ -1,8 +1,8 @@
 //! A virtio block device (virtio 1.2, 5.2): every request type, at both ends of the disk, and requests
 //! that must fail.
 //!
-//! `mode=write` and `mode=verify` do only one half, so that one boot can check what another wrote;
-//! `rounds=` repeats.
+//! `mode=write` and `mode=verify` do only one half, so that one boot can check what another wrote, and
+//! `mode=discard` does neither; `rounds=` repeats.
 
 use crate::memory::{Shared, pages};
 use crate::virtio::{self, Device, Irq, Queue, readable, writable};
@@ -147,7 +147,7 @@ pub fn run() -> Result {
     let mode = cmdline::value("mode");
     for round in 0..cmdline::number("rounds", 1) {
         let seed = seed + round;
-        if !read_only && mode != Some(b"verify") {
+        if !read_only && [None, Some(&b"write"[..])].contains(&mode) {
             disk.write(first, count, seed)?;
             disk.write(last, count, !seed)?;
             disk.flush()?;
@@ -172,10 +172,13 @@ pub fn run() -> Result {
     if read_only {
         let (status, _) = disk.request(OUT, 0, SECTOR)?;
         check("the status of a write to a read-only disk", status, STATUS_IO_ERROR)?;
-    } else if mode.is_none() {
+    } else if [None, Some(&b"discard"[..])].contains(&mode) {
         for (name, feature, request) in
             [("discard", DISCARD, DISCARD_REQUEST), ("write zeroes", WRITE_ZEROES, WRITE_ZEROES_REQUEST)]
         {
+            if mode.is_some() && request != DISCARD_REQUEST {
+                continue;
+            }
             if disk.features & feature != 0 {
                 disk.clear(request, first, count)?;
             } else {

@@ -31,9 +31,10 @@ const STALE: Duration = Duration::from_secs(3600);
 /// A file that changed so recently could change again without a new time stamp.
 const SETTLED: Duration = Duration::from_millis(50);
 
-/// A directory of decompressed kernels.
+/// A directory of decompressed kernels, for one boot image.
 pub struct Cache {
     directory: PathBuf,
+    image: Metadata,
 }
 
 /// What `stat` says of a file: enough to see that it is the same and did not change.
@@ -54,15 +55,16 @@ struct Index {
 }
 
 impl Cache {
-    /// The cache in `directory`, which is created for its user alone if it is not there.
-    pub fn open(directory: &Path) -> io::Result<Self> {
+    /// The cache in `directory`, which is created for its user alone if it is not there, for the boot image of which
+    /// `stat` says `image`.
+    pub fn open(directory: &Path, image: Metadata) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        Ok(Cache { directory: directory.into() })
+        Ok(Cache { directory: directory.into(), image })
     }
 
-    /// The ELF of a boot image that was seen before, if neither has changed since.
-    pub fn recall(&self, image: &Metadata) -> Option<Source> {
-        let image = Identity::of(image);
+    /// The ELF of the boot image if it was seen before and neither has changed since.
+    pub fn recall(&self) -> Option<Source> {
+        let image = Identity::of(&self.image);
         let index = Index::parse(&fs::read_to_string(self.index_path(&image)).ok()?)?;
         if index.image != image {
             return None;
@@ -75,34 +77,34 @@ impl Cache {
     }
 
     /// The ELF of a payload by its digest, once its own digest has been checked.
-    pub fn find(&self, digest: &Hash, image: &Metadata) -> Option<Source> {
+    pub fn find(&self, digest: &Hash) -> Option<Source> {
         let file = File::open(self.elf_path(digest)).ok()?;
         let metadata = file.metadata().ok()?;
         let (length, expected) = trailer(&file, metadata.len())?;
         let mut hasher = blake3::Hasher::new();
         io::copy(&mut io::Read::take(&file, length), &mut hasher).ok()?;
         (hasher.finalize() == expected).then_some(())?;
-        self.remember(image, digest, &metadata);
+        self.remember(digest, &metadata);
         Some(Source::File(Mutex::new(file), length))
     }
 
     /// Keeps an ELF for the next time.
-    pub fn store(&self, digest: &Hash, image: &Metadata, elf: &[u8]) -> io::Result<Source> {
+    pub fn store(&self, digest: &Hash, elf: &[u8]) -> io::Result<Source> {
         self.prune();
         let trailer = [&MAGIC[..], &(elf.len() as u64).to_le_bytes(), blake3::hash(elf).as_bytes()].concat();
         let file = self.write(&self.elf_path(digest), &[elf, &trailer])?;
-        self.remember(image, digest, &file.metadata()?);
+        self.remember(digest, &file.metadata()?);
         Ok(Source::File(Mutex::new(file), elf.len() as u64))
     }
 
     /// Writes an index line. Without it the next start takes longer, and nothing else.
-    fn remember(&self, image: &Metadata, digest: &Hash, elf: &Metadata) {
+    fn remember(&self, digest: &Hash, elf: &Metadata) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let changed = Duration::new(image.ctime().max(0) as u64, image.ctime_nsec() as u32);
+        let changed = Duration::new(self.image.ctime().max(0) as u64, self.image.ctime_nsec() as u32);
         if now.saturating_sub(changed) < SETTLED {
             return;
         }
-        let index = Index { image: Identity::of(image), digest: *digest, elf: Identity::of(elf) };
+        let index = Index { image: Identity::of(&self.image), digest: *digest, elf: Identity::of(elf) };
         if let Err(error) = self.write(&self.index_path(&index.image), &[index.line().as_bytes()]) {
             log::debug!("Cannot write the index of the kernel cache: {error}");
         }

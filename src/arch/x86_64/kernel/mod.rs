@@ -12,15 +12,14 @@ mod cache;
 mod elf;
 mod error;
 #[cfg(test)]
-mod fake;
+pub(super) mod fake;
 mod identify;
 mod payload;
 pub(super) mod source;
 
 pub use error::Error;
 
-use std::fs::{File, Metadata};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use linux_loader::bootparam::setup_header;
@@ -116,10 +115,7 @@ impl Kernel {
 }
 
 fn understand(path: &Path, cache: Option<&Path>) -> Result<(Source, Image), Error> {
-    // Without waiting, should the path be a pipe.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(Error::Open)?;
-    let metadata = file.metadata().map_err(Error::Open)?;
-    let source = Source::file(file).map_err(Error::Open)?;
+    let source = Source::open(path).map_err(Error::Open)?;
     let mut head = [0; identify::HEAD];
     let len = source.read_some(&mut head).map_err(Error::Read)?;
     match identify::identify(&head[..len])? {
@@ -127,24 +123,24 @@ fn understand(path: &Path, cache: Option<&Path>) -> Result<(Source, Image), Erro
             let elf = Elf::parse(&source)?;
             Ok((source, Image::Elf(elf)))
         }
-        Format::BzImage => unpack(source, &metadata, cache),
+        Format::BzImage => unpack(source, cache),
     }
 }
 
 /// Gets the ELF out of a boot image. One that rvmm cannot decompress stays as it is.
-fn unpack(source: Source, metadata: &Metadata, cache: Option<&Path>) -> Result<(Source, Image), Error> {
+fn unpack(source: Source, cache: Option<&Path>) -> Result<(Source, Image), Error> {
     let image = BzImage::parse(&source)?;
-    let cache = cache.and_then(|directory| {
-        let refused = |error: &_| log::warn!("Cannot keep the decompressed kernel in {directory:?}: {error}");
-        Cache::open(directory).inspect_err(refused).ok()
-    });
-    if let Some(known) = cache.as_ref().and_then(|cache| elf(cache.recall(metadata)?)) {
+    let cache = match cache {
+        Some(directory) => open_cache(directory, &source).map_err(Error::Read)?,
+        None => None,
+    };
+    if let Some(known) = cache.as_ref().and_then(|cache| elf(cache.recall()?)) {
         return Ok(known);
     }
     let Some(payload) = image.payload(&source)? else { return Ok((source, Image::BzImage(image))) };
     let Some(compression) = Compression::detect(&payload) else { return Ok((source, Image::BzImage(image))) };
     let cache = cache.map(|cache| (cache, blake3::hash(&payload)));
-    if let Some(known) = cache.as_ref().and_then(|(cache, digest)| elf(cache.find(digest, metadata)?)) {
+    if let Some(known) = cache.as_ref().and_then(|(cache, digest)| elf(cache.find(digest)?)) {
         return Ok(known);
     }
     let kernel = Source::Bytes(compression.decompress(&payload)?);
@@ -153,7 +149,14 @@ fn unpack(source: Source, metadata: &Metadata, cache: Option<&Path>) -> Result<(
         _ => return Ok((source, Image::BzImage(image))),
     };
     let elf = Elf::parse(&packed)?;
-    Ok((keep(packed, cache, metadata), Image::Elf(elf)))
+    Ok((keep(packed, cache), Image::Elf(elf)))
+}
+
+/// The cache for a boot image; without one, everything works and takes longer.
+fn open_cache(directory: &Path, image: &Source) -> io::Result<Option<Cache>> {
+    let Some(image) = image.metadata()? else { return Ok(None) };
+    let refused = |error: &_| log::warn!("Cannot keep the decompressed kernel in {directory:?}: {error}");
+    Ok(Cache::open(directory, image).inspect_err(refused).ok())
 }
 
 fn elf(source: Source) -> Option<(Source, Image)> {
@@ -162,9 +165,9 @@ fn elf(source: Source) -> Option<(Source, Image)> {
 }
 
 /// Puts a decompressed kernel into the cache, and takes it from there from now on.
-fn keep(kernel: Source, cache: Option<(Cache, blake3::Hash)>, metadata: &Metadata) -> Source {
+fn keep(kernel: Source, cache: Option<(Cache, blake3::Hash)>) -> Source {
     let (Source::Bytes(bytes), Some((cache, digest))) = (&kernel, cache) else { return kernel };
-    match cache.store(&digest, metadata, bytes) {
+    match cache.store(&digest, bytes) {
         Ok(file) => file,
         Err(error) => {
             log::warn!("Cannot keep the decompressed kernel: {error}");

@@ -1,11 +1,12 @@
 //! Where the bytes of a kernel or an initial RAM disk come from, and the way straight from there into guest memory.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::Memory;
 
@@ -22,6 +23,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// Opens the regular file at `path`. A pipe is refused without waiting for its other end.
+    ///
+    /// # Errors
+    /// It does not open, or is a directory, a device or a pipe.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Source::file(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
+    }
+
     /// A regular file, from its start to its present end.
     ///
     /// # Errors
@@ -32,6 +41,14 @@ impl Source {
             true => Ok(Source::File(Mutex::new(file), metadata.len())),
             false if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
             false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        }
+    }
+
+    /// What `stat` says of the file now, if it is one.
+    pub fn metadata(&self) -> io::Result<Option<Metadata>> {
+        match self {
+            Source::File(file, _) => lock(file).metadata().map(Some),
+            Source::Bytes(_) => Ok(None),
         }
     }
 
@@ -71,15 +88,28 @@ impl Source {
     /// Copies `len` bytes from `offset` on to guest memory at `address`.
     pub fn copy_to(&self, memory: &Memory, address: GuestAddress, offset: u64, len: u64) -> io::Result<()> {
         match self {
-            Source::File(file, _) => {
-                let file = lock(file);
-                (&*file).seek(SeekFrom::Start(offset))?;
-                memory.read_exact_volatile_from(address, &mut &*file, len as usize)
+            Source::File(file, _) => fill(memory, address, &lock(file), offset, len),
+            Source::Bytes(bytes) => {
+                memory.write_slice(part(bytes, offset, len)?, address).map_err(io::Error::other)
             }
-            Source::Bytes(bytes) => memory.write_slice(part(bytes, offset, len)?, address),
         }
-        .map_err(io::Error::other)
     }
+}
+
+/// Reads until `len` bytes have come; a file system may give fewer at a time.
+fn fill(memory: &Memory, address: GuestAddress, mut file: &File, offset: u64, len: u64) -> io::Result<()> {
+    file.seek(SeekFrom::Start(offset))?;
+    let mut done = 0;
+    while done < len {
+        let place = GuestAddress(address.0.saturating_add(done));
+        match memory.read_volatile_from(place, &mut file, (len - done) as usize) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count as u64,
+            Err(GuestMemoryError::IOError(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+    Ok(())
 }
 
 fn part(bytes: &[u8], offset: u64, len: u64) -> io::Result<&[u8]> {
@@ -94,6 +124,7 @@ fn lock(file: &Mutex<File>) -> std::sync::MutexGuard<'_, File> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::process::Command;
 
     use super::*;
     use crate::memory::{Pages, allocate};
@@ -123,7 +154,11 @@ mod tests {
 
     #[test]
     fn only_regular_files() {
-        assert!(Source::file(File::open("/").unwrap()).is_err());
-        assert!(Source::file(File::open("/dev/null").unwrap()).is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [Path::new("/"), Path::new("/dev/null"), &pipe] {
+            assert!(Source::open(path).is_err(), "{path:?}");
+        }
     }
 }

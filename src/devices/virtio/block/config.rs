@@ -39,6 +39,9 @@ pub struct Config {
     /// without a name in this directory, to be gone with the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<PathBuf>,
+    /// Sealed overlays over the disk, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<PathBuf>,
     /// What the guest reads as the disk's serial number, up to 20 bytes; `drive_id` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -135,6 +138,7 @@ impl Config {
             format: self.format,
             engine: self.io_engine,
             backing: self.backing.clone(),
+            layers: self.layers.clone(),
             overlay: self.overlay.as_ref().map(|path| match path.is_dir() {
                 true => Place::Nameless(path.clone()),
                 false => Place::File(path.clone()),

@@ -1,6 +1,7 @@
 //! A link of plain memory and a driver, and the device between them.
 
 mod tap;
+mod user;
 
 use std::collections::VecDeque;
 use std::io;

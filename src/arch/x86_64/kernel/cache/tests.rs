@@ -7,18 +7,18 @@ use super::*;
 
 const ELF: &[u8] = b"the decompressed kernel";
 
-/// A cache and a boot image beside it, old enough to be remembered.
-fn cache() -> (TempDir, Cache, PathBuf) {
+/// A directory with a boot image that is old enough to be remembered.
+fn directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let image = directory.path().join("bzImage");
-    fs::write(&image, "boot image").unwrap();
+    fs::write(directory.path().join("bzImage"), "boot image").unwrap();
     sleep(SETTLED * 2);
-    let cache = Cache::open(&directory.path().join("new/cache")).unwrap();
-    (directory, cache, image)
+    directory
 }
 
-fn stat(image: &Path) -> Metadata {
-    fs::metadata(image).unwrap()
+/// A cache for the image as it is now.
+fn cache(directory: &TempDir) -> Cache {
+    let image = directory.path().join("bzImage");
+    Cache::open(&directory.path().join("new/cache"), fs::metadata(image).unwrap()).unwrap()
 }
 
 fn read(source: &Source) -> Vec<u8> {
@@ -34,20 +34,22 @@ fn files(cache: &Cache, extension: &str) -> Vec<PathBuf> {
 
 #[test]
 fn what_was_stored_is_recalled() {
-    let (_directory, cache, image) = cache();
+    let directory = directory();
+    let cache = cache(&directory);
     let digest = blake3::hash(b"payload");
-    assert!(cache.recall(&stat(&image)).is_none() && cache.find(&digest, &stat(&image)).is_none());
-    assert_eq!(read(&cache.store(&digest, &stat(&image), ELF).unwrap()), ELF);
-    assert_eq!(read(&cache.recall(&stat(&image)).unwrap()), ELF);
-    assert_eq!(read(&cache.find(&digest, &stat(&image)).unwrap()), ELF);
-    assert!(cache.find(&blake3::hash(b"other"), &stat(&image)).is_none());
+    assert!(cache.recall().is_none() && cache.find(&digest).is_none());
+    assert_eq!(read(&cache.store(&digest, ELF).unwrap()), ELF);
+    assert_eq!(read(&cache.recall().unwrap()), ELF);
+    assert_eq!(read(&cache.find(&digest).unwrap()), ELF);
+    assert!(cache.find(&blake3::hash(b"other")).is_none());
 }
 
 #[test]
 fn files_are_for_their_user_alone() {
-    let (_directory, cache, image) = cache();
-    cache.store(&blake3::hash(b""), &stat(&image), ELF).unwrap();
-    let mode = |path: &Path| stat(path).permissions().mode() & 0o777;
+    let directory = directory();
+    let cache = cache(&directory);
+    cache.store(&blake3::hash(b""), ELF).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&cache.directory), 0o700);
     for path in files(&cache, "elf").iter().chain(&files(&cache, "index")) {
         assert_eq!(mode(path), 0o600);
@@ -57,36 +59,40 @@ fn files_are_for_their_user_alone() {
 
 #[test]
 fn a_changed_image_is_another() {
-    let (_directory, cache, image) = cache();
-    cache.store(&blake3::hash(b""), &stat(&image), ELF).unwrap();
+    let directory = directory();
+    cache(&directory).store(&blake3::hash(b""), ELF).unwrap();
+    assert!(cache(&directory).recall().is_some());
+    let image = directory.path().join("bzImage");
     fs::write(&image, "BOOT IMAGE").unwrap();
-    assert!(cache.recall(&stat(&image)).is_none());
-    let copy = image.with_extension("copy");
-    fs::copy(&image, &copy).unwrap();
-    assert!(cache.recall(&stat(&copy)).is_none());
+    assert!(cache(&directory).recall().is_none());
+    fs::remove_file(&image).unwrap();
+    fs::write(&image, "boot image").unwrap();
+    assert!(cache(&directory).recall().is_none());
 }
 
 #[test]
 fn an_image_that_may_still_change_is_not_remembered() {
-    let (_directory, cache, image) = cache();
-    fs::write(&image, "just written").unwrap();
-    cache.store(&blake3::hash(b""), &stat(&image), ELF).unwrap();
+    let directory = directory();
+    fs::write(directory.path().join("bzImage"), "just written").unwrap();
+    let cache = cache(&directory);
+    cache.store(&blake3::hash(b""), ELF).unwrap();
     assert!(files(&cache, "index").is_empty());
     sleep(SETTLED * 2);
-    assert!(cache.find(&blake3::hash(b""), &stat(&image)).is_some());
-    assert!(cache.recall(&stat(&image)).is_some(), "finding it by digest remembers it");
+    assert!(cache.find(&blake3::hash(b"")).is_some());
+    assert!(cache.recall().is_some(), "finding it by digest remembers it");
 }
 
 #[test]
 fn a_damaged_file_is_as_good_as_absent() {
-    let (_directory, cache, image) = cache();
+    let directory = directory();
+    let cache = cache(&directory);
     let digest = blake3::hash(b"payload");
-    cache.store(&digest, &stat(&image), ELF).unwrap();
+    cache.store(&digest, ELF).unwrap();
     let path = cache.elf_path(&digest);
     let whole = fs::read(&path).unwrap();
     let damaged = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        cache.recall(&stat(&image)).is_none() && cache.find(&digest, &stat(&image)).is_none()
+        cache.recall().is_none() && cache.find(&digest).is_none()
     };
     for len in 0..whole.len() {
         assert!(damaged(&whole[..len]), "{len} bytes");
@@ -97,37 +103,39 @@ fn a_damaged_file_is_as_good_as_absent() {
         assert!(damaged(&bytes), "byte {at}");
     }
     assert!(damaged(&[&whole[..], b"more"].concat()));
-    cache.store(&digest, &stat(&image), ELF).unwrap();
-    assert_eq!(read(&cache.recall(&stat(&image)).unwrap()), ELF);
+    cache.store(&digest, ELF).unwrap();
+    assert_eq!(read(&cache.recall().unwrap()), ELF);
 }
 
 #[test]
 fn a_damaged_index_is_as_good_as_absent() {
-    let (_directory, cache, image) = cache();
-    cache.store(&blake3::hash(b"payload"), &stat(&image), ELF).unwrap();
+    let directory = directory();
+    let cache = cache(&directory);
+    cache.store(&blake3::hash(b"payload"), ELF).unwrap();
     let [path] = &files(&cache, "index")[..] else { panic!() };
     let whole = fs::read_to_string(path).unwrap();
     for len in 0..whole.len() {
         fs::write(path, &whole[..len]).unwrap();
-        assert!(cache.recall(&stat(&image)).is_none(), "{len} bytes");
+        assert!(cache.recall().is_none(), "{len} bytes");
     }
     for text in ["\n", "1\n", "2 3 4\n", "1 1 1 1 1 1 1 1 xyz 1 1 1 1 1 1 1\n", "\u{fffd}\n"] {
         fs::write(path, text).unwrap();
-        assert!(cache.recall(&stat(&image)).is_none(), "{text}");
+        assert!(cache.recall().is_none(), "{text}");
     }
     fs::write(path, &whole).unwrap();
-    assert!(cache.recall(&stat(&image)).is_some());
+    assert!(cache.recall().is_some());
 }
 
 #[test]
 fn old_kernels_and_remains_of_crashes_go() {
-    let (_directory, cache, image) = cache();
+    let directory = directory();
+    let cache = cache(&directory);
     let remains = cache.directory.join("1-1.tmp");
     let young = cache.directory.join("1-2.tmp");
     File::create(&remains).unwrap().set_modified(SystemTime::now() - 2 * STALE).unwrap();
     File::create(&young).unwrap();
     for number in 0u8..12 {
-        cache.store(&blake3::hash(&[number]), &stat(&image), ELF).unwrap();
+        cache.store(&blake3::hash(&[number]), ELF).unwrap();
         sleep(Duration::from_millis(12));
     }
     assert_eq!(files(&cache, "elf").len(), KEEP);

@@ -1,0 +1,155 @@
+//! `rvmm clone`: many new machines from one snapshot.
+//!
+//! The snapshot is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
+//! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
+
+use std::cell::Cell;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::life::Life;
+use super::output::{Failure, complain, print, print_json};
+use super::{Common, exit};
+use crate::api::name::Name;
+use crate::console;
+use crate::sys::process::{self, Fork};
+use crate::vmm::{chain, snapshot::Restore};
+
+/// Machines that are started at the same time.
+const AT_ONCE: usize = 8;
+
+/// Options of `clone`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm snapshot create web snap1
+  rvmm clone snap1 -n 10 --name worker
+  rvmm ps
+  rvmm stop --all
+
+Clones run in the background and share memory and disks with the snapshot until they write. Each has a generation
+identifier of its own, so that its kernel makes other random numbers than the others.")]
+pub struct Args {
+    /// The snapshot
+    #[arg(value_name = "DIR")]
+    snapshot: PathBuf,
+    /// How many machines
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1)]
+    count: u32,
+    /// Begin of their names, which a number follows [default: the snapshot's name]
+    #[arg(long, value_name = "PREFIX")]
+    name: Option<String>,
+    /// Where the serial consoles are: off, pty, or file=PATH and socket=PATH with %n for the machine's name
+    #[arg(long, value_name = "PLACE", default_value = "off")]
+    console: console::Config,
+    /// Leave the machines paused, `rvmm resume` lets them go on
+    #[arg(long)]
+    paused: bool,
+}
+
+/// A machine that is being started.
+struct Started {
+    name: Name,
+    pid: u32,
+    news: PipeReader,
+}
+
+/// Starts the machines and returns when all run.
+pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
+    let restore = Restore::open(&args.snapshot).map_err(Failure::usage)?;
+    let prefix = match &args.name {
+        Some(name) => name.clone(),
+        None => args.snapshot.file_name().map_or("clone".into(), |name| name.to_string_lossy().into_owned()),
+    };
+    let names = (1..=args.count).map(|number| format!("{prefix}-{number}").parse::<Name>());
+    let names = names.collect::<Result<Vec<_>, _>>().map_err(Failure::usage)?;
+    let start = Instant::now();
+    let (mut machines, mut failed) = (Vec::new(), 0);
+    let mut under_way = std::collections::VecDeque::new();
+    let mut names = names.into_iter();
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some(name) = names.next()
+        {
+            under_way.push_back(begin(name, &args, &restore, common)?);
+        }
+        let Some(Started { name, pid, mut news }) = under_way.pop_front() else { break };
+        let mut text = String::new();
+        match news.read_to_string(&mut text) {
+            Ok(_) if text == RUNS => machines.push(json!({ "name": name.as_str(), "pid": pid })),
+            result => {
+                let reason = result.map_or_else(|error| error.to_string(), |_| text);
+                complain(common.json, exit::REFUSED, &format!("{name}: {reason}"));
+                failed += 1;
+            }
+        }
+    }
+    let elapsed = start.elapsed();
+    if common.json {
+        print_json(
+            &json!({ "machines": machines, "failed": failed, "elapsed_us": elapsed.as_micros() as u64 }),
+        )?;
+    } else {
+        print(format!("{} machines run after {:.1} ms", machines.len(), elapsed.as_secs_f64() * 1e3))?;
+    }
+    Ok(if failed == 0 { 0 } else { exit::REFUSED })
+}
+
+/// What a child says when its machine runs.
+const RUNS: &str = "runs";
+
+fn begin(name: Name, args: &Args, restore: &Restore, common: &Common) -> Result<Started, Failure> {
+    let (reader, writer) = io::pipe().map_err(Failure::usage)?;
+    match process::fork().map_err(Failure::usage)? {
+        Fork::Parent(pid) => Ok(Started { name, pid, news: reader }),
+        Fork::Child => {
+            drop(reader);
+            // Taken once: by the machine when it runs, or to say why it does not. The parent waits for its end.
+            let news = Rc::new(Cell::new(Some(writer)));
+            let tell = |news: &Cell<Option<PipeWriter>>, text: &str| {
+                if let Some(mut writer) = news.take() {
+                    let _ = writer.write_all(text.as_bytes());
+                }
+            };
+            let ready = Rc::clone(&news);
+            let ready = Box::new(move || tell(&ready, RUNS));
+            let detached = process::detach().map_err(Failure::usage);
+            let status = detached.and_then(|()| live(name, args, restore, ready, common));
+            let status = status.unwrap_or_else(|failure| {
+                tell(&news, &chain(failure.error.as_ref()));
+                failure.status
+            });
+            std::process::exit(status.into())
+        }
+    }
+}
+
+/// The whole life of a clone.
+fn live(
+    name: Name,
+    args: &Args,
+    restore: &Restore,
+    ready: Box<dyn FnOnce()>,
+    common: &Common,
+) -> Result<u8, Failure> {
+    let mut config = restore.config().clone();
+    let place = |path: &PathBuf| PathBuf::from(path.to_string_lossy().replace("%n", name.as_str()));
+    config.console = match &args.console {
+        console::Config::File(path) => console::Config::File(place(path)),
+        console::Config::Socket(path) => console::Config::Socket(place(path)),
+        other => other.clone(),
+    };
+    // Each has a channel of its own.
+    config.devices.vsock.iter_mut().for_each(|vsock| vsock.uds_path = None);
+    let life = Life {
+        name: Some(name),
+        grace: Duration::from_secs(10),
+        paused: args.paused,
+        ready: Some(ready),
+        ..Life::default()
+    };
+    life.live(config, Some(restore), common)
+}

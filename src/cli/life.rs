@@ -1,0 +1,135 @@
+//! The life of a machine in this process: entered in the runtime directory, built or restored, run, reported.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::warn;
+
+use super::boot_timer::BootTimer;
+use super::output::{Failure, complain};
+use super::{Common, exit, machines};
+use crate::api::name::Name;
+use crate::api::runtime::Entry;
+use crate::api::{Server, Service};
+use crate::config::VmConfig;
+use crate::sys::signals::Termination;
+use crate::sys::terminal;
+use crate::vmm::snapshot::Restore;
+use crate::vmm::{Environment, Outcome, Vmm, chain};
+
+/// How a machine lives.
+#[derive(Default)]
+pub struct Life {
+    /// Its name, if it was given one.
+    pub name: Option<Name>,
+    /// How long the guest may take to switch itself off when it is asked to.
+    pub grace: Duration,
+    /// It stands still at first.
+    pub paused: bool,
+    /// Where its milestones are written.
+    pub boot_timer: Option<BootTimer>,
+    /// Called when the machine is whole and about to run.
+    pub ready: Option<Box<dyn FnOnce()>>,
+}
+
+impl Life {
+    /// Makes a machine, new or as it was saved, and stays until it ends.
+    pub fn live(
+        self,
+        mut config: VmConfig,
+        restore: Option<&Restore>,
+        common: &Common,
+    ) -> Result<u8, Failure> {
+        let entry = enter(self.name.as_ref(), common)?;
+        if entry.is_none() {
+            // It has no place for its socket.
+            config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());
+        }
+        let environment = Environment {
+            kernel_cache: cache_directory(),
+            // Before any thread starts, so that every thread inherits the mask.
+            termination: Some(Termination::new().map_err(Failure::usage)?),
+            grace: self.grace,
+            directory: entry.as_ref().map(|entry| entry.path().to_path_buf()),
+            paused: self.paused,
+        };
+        std::panic::set_hook(Box::new(|panic| {
+            terminal::restore();
+            eprintln!("rvmm: internal error: {panic}");
+        }));
+        let outcome = self.run(config, restore, environment, entry.as_ref());
+        terminal::restore();
+        let outcome = outcome?;
+        report(&outcome, entry.as_ref(), common);
+        Ok(exit::status(&outcome))
+    }
+
+    /// Runs a machine and answers for it until it ends.
+    fn run(
+        self,
+        config: VmConfig,
+        restore: Option<&Restore>,
+        environment: Environment,
+        entry: Option<&Entry>,
+    ) -> Result<Outcome, Failure> {
+        let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
+        let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
+        let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
+        let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
+        let server = server.transpose().map_err(Failure::usage)?;
+        if let Some(ready) = self.ready {
+            ready();
+        }
+        let outcome = vmm.run();
+        if let Some(boot_timer) = self.boot_timer {
+            boot_timer.write(vmm.milestones());
+        }
+        // In this order: a request that came too late is answered when the monitor is gone, and waited for by the server.
+        drop(vmm);
+        drop(server);
+        Ok(outcome)
+    }
+}
+
+/// Enters the machine in the runtime directory. A machine that nobody named runs without, too.
+fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure> {
+    let directory = machines::directory(common);
+    match name {
+        Some(name) => directory.claim(name).map(Some).map_err(Failure::usage),
+        None => match directory.claim_any() {
+            Ok(entry) => Ok(Some(entry)),
+            Err(error) => {
+                warn!("`rvmm ps` will not know this machine: {}", chain(&error));
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// Says how the machine ended, if that is worth a word.
+fn report(outcome: &Outcome, entry: Option<&Entry>, common: &Common) {
+    let status = exit::status(outcome);
+    let message = match outcome {
+        _ if common.json => {
+            let mut report = serde_json::to_value(outcome).unwrap_or_default();
+            report["status"] = status.into();
+            report["name"] = entry.map(Entry::name).into();
+            let _ = writeln!(io::stderr(), "{report}");
+            return;
+        }
+        Outcome::PowerOff | Outcome::Reboot => return,
+        Outcome::Stopped => "the machine was stopped",
+        Outcome::Panic => "the guest's kernel panicked",
+        Outcome::TripleFault => "the guest crashed with a triple fault",
+        Outcome::Failed(reason) => &format!("internal error: {reason}"),
+    };
+    complain(false, status, message);
+}
+
+/// Where decompressed kernels are kept, by the XDG base directory specification.
+fn cache_directory() -> Option<PathBuf> {
+    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = directory("XDG_CACHE_HOME").or_else(|| directory("HOME").map(|home| home.join(".cache")))?;
+    Some(base.join("rvmm/kernels"))
+}

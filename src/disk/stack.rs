@@ -1,0 +1,276 @@
+//! A machine's disk as layers, whose contents can be frozen at any moment: what is written later goes to a new layer.
+//!
+//! ```text
+//!            user's disk                       disk of a snapshot
+//!  before    raw                               raw ◄─ sealed … ◄─ overlay without a name
+//!  freeze    raw ◄─ raw.overlay-1              raw ◄─ sealed … ◄─ sealed ◄─ overlay without a name
+//!  end       raw, into which they are merged   what is above the snapshot is gone
+//! ```
+//!
+//! The overlays of a user's disk stand beside it, so that nothing is lost when the machine is killed: whoever opens the
+//! disk next merges them first.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::overlay::file::load;
+use super::overlay::map::BLOCK;
+use super::overlay::{Fresh, Sealing, State};
+use super::target::Target;
+use super::{Disk, Done, Engine, Error, Geometry, Overlay, Raw, Request, raw};
+use crate::sys::file::{self, Lock};
+
+/// The disk of a machine.
+pub struct Stack {
+    top: Top,
+    /// The files of all layers, the lowest first, the writable one last.
+    layers: Vec<Arc<File>>,
+    next: Next,
+    path: PathBuf,
+}
+
+enum Top {
+    Plain(Box<dyn Disk>),
+    Overlay(Box<Overlay>),
+    /// Only for a moment, while a layer is put on top.
+    Nothing,
+}
+
+/// Where the next layer goes.
+enum Next {
+    /// Beside the user's disk; the number is that of the next one.
+    Beside(u32),
+    /// Nowhere anybody sees, on the file system of this directory.
+    Nameless(PathBuf),
+    /// Nowhere: such a disk cannot be frozen.
+    Never(&'static str),
+}
+
+/// What a disk had in it when it was frozen.
+pub struct Contents {
+    /// The layers, the lowest first.
+    layers: Vec<Arc<File>>,
+    /// The lowest layer is the user's disk, which will change when the machine ends.
+    user: bool,
+    sealing: Option<Sealing>,
+    path: PathBuf,
+}
+
+impl Stack {
+    /// The user's own raw disk. Overlays that a killed machine has left are merged into it first.
+    pub fn user(raw: Raw, path: &Path) -> Result<Self, Error> {
+        let file = Arc::clone(raw.file());
+        if !raw.geometry().read_only {
+            merge_all(&file, path)?;
+        }
+        let top = Top::Plain(Box::new(raw));
+        Ok(Stack { top, layers: vec![file], next: Next::Beside(1), path: path.into() })
+    }
+
+    /// A disk that cannot be frozen, and why.
+    pub fn solid(disk: Box<dyn Disk>, path: &Path, reason: &'static str) -> Self {
+        Stack { top: Top::Plain(disk), layers: Vec::new(), next: Next::Never(reason), path: path.into() }
+    }
+
+    /// A raw disk with sealed overlays, both of which never change, and a writable layer without a name in `directory`.
+    pub fn over(
+        raw: Raw,
+        path: &Path,
+        sealed: &[PathBuf],
+        directory: &Path,
+        engine: Option<Engine>,
+    ) -> Result<Self, Error> {
+        let mut layers = vec![Arc::clone(raw.file())];
+        let mut below: Box<dyn Disk> = Box::new(raw);
+        for layer in sealed {
+            let overlay = Overlay::open(layer, below, engine)?;
+            if !overlay.geometry().read_only {
+                return Err(Error::Overlay { path: layer.clone(), reason: "it is not sealed".into() });
+            }
+            layers.push(Arc::clone(overlay.file()));
+            below = Box::new(overlay);
+        }
+        let top = Overlay::nameless(directory, below, engine)?;
+        layers.push(Arc::clone(top.file()));
+        let next = Next::Nameless(directory.into());
+        Ok(Stack { top: Top::Overlay(Box::new(top)), layers, next, path: path.into() })
+    }
+
+    fn disk(&self) -> &dyn Disk {
+        match &self.top {
+            Top::Plain(disk) => disk.as_ref(),
+            Top::Overlay(overlay) => overlay.as_ref(),
+            Top::Nothing => unreachable!("a layer is missing"),
+        }
+    }
+
+    fn disk_mut(&mut self) -> &mut dyn Disk {
+        match &mut self.top {
+            Top::Plain(disk) => disk.as_mut(),
+            Top::Overlay(overlay) => overlay.as_mut(),
+            Top::Nothing => unreachable!("a layer is missing"),
+        }
+    }
+
+    /// Makes the layer that takes what is written from now on.
+    fn next_layer(&mut self) -> Result<Fresh, Error> {
+        let size = self.disk().geometry().size;
+        // Blocking: an asynchronous engine has a descriptor of its own, and those that are watched are fixed.
+        let engine = Some(Engine::Sync);
+        match &mut self.next {
+            Next::Nameless(directory) => Fresh::nameless(directory, size, engine),
+            Next::Beside(number) => {
+                let fresh = Fresh::create(&beside(&self.path, *number), size, engine)?;
+                *number += 1;
+                Ok(fresh)
+            }
+            Next::Never(reason) => Err(Error::Frozen { path: self.path.clone(), reason }),
+        }
+    }
+}
+
+impl Disk for Stack {
+    fn geometry(&self) -> &Geometry {
+        self.disk().geometry()
+    }
+
+    fn submit(&mut self, tag: u64, request: Request) {
+        self.disk_mut().submit(tag, request);
+    }
+
+    fn finished(&mut self, done: &mut Vec<Done>) {
+        self.disk_mut().finished(done);
+    }
+
+    fn events(&self) -> Vec<RawFd> {
+        self.disk().events()
+    }
+
+    fn drain(&mut self, done: &mut Vec<Done>) {
+        self.disk_mut().drain(done);
+    }
+
+    fn freeze(&mut self) -> Result<Option<Contents>, Error> {
+        if self.geometry().read_only {
+            return Ok(None);
+        }
+        let fresh = self.next_layer()?;
+        let (below, sealing): (Box<dyn Disk>, _) = match std::mem::replace(&mut self.top, Top::Nothing) {
+            Top::Overlay(mut overlay) => match overlay.seal() {
+                Ok(sealing) => (overlay, Some(sealing)),
+                Err(source) => {
+                    self.top = Top::Overlay(overlay);
+                    return Err(Error::Io { action: "freeze disk", path: self.path.clone(), source });
+                }
+            },
+            Top::Plain(disk) => (disk, None),
+            Top::Nothing => unreachable!("a layer is missing"),
+        };
+        let top = fresh.over(below);
+        let user = matches!(self.next, Next::Beside(_));
+        let contents = Contents { layers: self.layers.clone(), user, sealing, path: self.path.clone() };
+        self.layers.push(Arc::clone(top.file()));
+        self.top = Top::Overlay(Box::new(top));
+        Ok(Some(contents))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // All layers let go of their locks. Should somebody else take the disk now, it is merged there.
+        self.top = Top::Nothing;
+        let (Next::Beside(2..), Some(raw)) = (&self.next, self.layers.first()) else { return };
+        let merged = match file::lock(raw, Lock::Exclusive) {
+            Ok(true) => merge_all(raw, &self.path),
+            _ => Ok(()),
+        };
+        if let Err(error) = merged {
+            log::error!("{error}: the disk is made whole when it is opened again");
+        }
+        file::unlock(raw);
+    }
+}
+
+impl Contents {
+    /// Stores all layers of disk number `index` in `directory` and returns their names, the lowest first. What never changes is linked if it
+    /// can be; the rest is copied, holes as holes. All is durable when it returns.
+    pub fn store(self, directory: &Path, index: usize) -> Result<Vec<PathBuf>, Error> {
+        let failed = |action| {
+            let path = self.path.clone();
+            move |source| Error::Io { action, path, source }
+        };
+        let mut names = Vec::with_capacity(self.layers.len());
+        if let Some(sealing) = self.sealing {
+            sealing.finish().map_err(failed("write a layer of disk"))?;
+        }
+        for (number, layer) in self.layers.iter().enumerate() {
+            let name = PathBuf::from(format!("disk-{index}-{number}"));
+            let path = directory.join(&name);
+            let changes = self.user && number == 0;
+            if changes || file::link(layer, &path).is_err() {
+                let copy = File::options().write(true).create_new(true).mode(0o600).open(&path);
+                let copied = copy.and_then(|copy| copy_data(layer, &copy).and_then(|()| copy.sync_all()));
+                copied.map_err(failed("copy disk"))?;
+            }
+            names.push(name);
+        }
+        Ok(names)
+    }
+}
+
+/// Copies a file into an empty one, holes as holes.
+fn copy_data(from: &File, to: &File) -> io::Result<()> {
+    let len = file::length(from)?;
+    to.set_len(len)?;
+    let mut at = 0;
+    while let Some(start) = file::next_data(from, at)?.filter(|&start| start < len) {
+        let end = file::next_hole(from, start)?.min(len);
+        file::copy_range(from, start, to, start, end - start)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Path of the overlay number `number` of a user's disk.
+fn beside(path: &Path, number: u32) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!(".overlay-{number}"));
+    name.into()
+}
+
+/// Merges all overlays that stand beside a user's disk into it, the oldest first. It can be broken off at any moment and done again.
+fn merge_all(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
+    for overlay in (1..).map(|number| beside(path, number)).take_while(|overlay| overlay.exists()) {
+        log::info!("merging {} into {}", overlay.display(), path.display());
+        merge(raw, &overlay)?;
+    }
+    Ok(())
+}
+
+fn merge(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
+    let failed = |action| move |source| Error::Io { action, path: path.into(), source };
+    let overlay = raw::open_locked(path, false)?;
+    let (layout, map, _) = load(&overlay, path)?;
+    if file::length(raw).map_err(failed("merge"))? < layout.size {
+        return Err(Error::Overlay { path: path.into(), reason: "its disk has become shorter".into() });
+    }
+    let mut target =
+        Target::new(Arc::clone(raw), raw.metadata().is_ok_and(|found| found.file_type().is_block_device()));
+    for (blocks, state) in map.runs() {
+        let Range { start, end } = blocks.start * BLOCK..(blocks.end * BLOCK).min(layout.size);
+        let merged = match state {
+            State::Data => file::copy_range(&overlay, start, raw, start, end - start),
+            State::Zero => target.run(&Request::WriteZeroes { offset: start, len: end - start, unmap: true }),
+            State::Base => Ok(()),
+        };
+        merged.map_err(failed("merge"))?;
+    }
+    raw.sync_all().map_err(failed("merge"))?;
+    fs::remove_file(path).map_err(failed("remove"))
+}

@@ -1,0 +1,117 @@
+//! Why the store refused, in words that say what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::digest::Digest;
+
+/// Why something about images could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host refused.
+    #[error("Cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The directory holds something else, or a newer store.
+    #[error("{} is not an image store: {reason}", path.display())]
+    NotStore {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// Not a digest.
+    #[error("`{text}` is not a digest: it looks like sha256: and 64 hexadecimal digits")]
+    BadDigest {
+        /// What was written.
+        text: String,
+    },
+    /// Not a name of an image.
+    #[error("`{name}` is not an image name: {reason}")]
+    BadName {
+        /// What was written.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// No image has this name.
+    #[error("There is no image `{name}`{}", suggestion(.nearest))]
+    UnknownImage {
+        /// What was asked for.
+        name: String,
+        /// The name that looks most like it.
+        nearest: Option<String>,
+    },
+    /// An image refers to a blob that is not there.
+    #[error("Blob {digest} is missing: pull or load the image again")]
+    MissingBlob {
+        /// The blob.
+        digest: Digest,
+    },
+    /// The bytes are not those that the digest promises.
+    #[error(
+        "Blob {digest} is corrupt (its bytes have digest {found}): remove it with `rvmm gc --verify` and pull or load the image again"
+    )]
+    Corrupt {
+        /// What it should be.
+        digest: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// The size is not the one that its descriptor promises.
+    #[error("Blob {digest} has {found} bytes and not {wanted}")]
+    WrongSize {
+        /// The blob.
+        digest: Digest,
+        /// What its descriptor says.
+        wanted: u64,
+        /// What it has.
+        found: u64,
+    },
+    /// A document that is not what it should be.
+    #[error("{what} is damaged")]
+    Form {
+        /// Which document.
+        what: String,
+        /// What did not fit.
+        source: serde_json::Error,
+    },
+    /// A document or layer that has the right form and cannot be true.
+    #[error("{what} is not valid: {reason}")]
+    Invalid {
+        /// Which one.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Input that passes a limit.
+    #[error("{what} is larger than {limit} bytes")]
+    TooLarge {
+        /// Which one.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+fn suggestion(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
+}
+
+impl Error {
+    /// For `map_err` on what is done to a file.
+    pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io { doing, path: path.into(), source }
+    }
+
+    /// For documents that cannot be true.
+    pub(super) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Invalid { what: what.into(), reason: reason.into() }
+    }
+}

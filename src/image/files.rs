@@ -1,0 +1,123 @@
+//! Every change that the store makes to its directory goes through here, so that tests can pull the plug after each of them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+#[cfg(test)]
+use super::fault::Fault;
+
+/// Changes to files and directories.
+#[derive(Clone, Default)]
+pub struct Files {
+    #[cfg(test)]
+    fault: Option<Fault>,
+}
+
+/// A change that is about to be made.
+pub enum Change<'a> {
+    /// A file's bytes.
+    Write(&'a Path),
+    /// A file's bytes become durable.
+    Sync(&'a Path),
+    /// A name goes from one file to another.
+    Rename(&'a Path, &'a Path),
+    /// A name goes away.
+    Remove(&'a Path),
+    /// A directory's names become durable.
+    SyncDirectory(&'a Path),
+    /// A new file or directory.
+    Create(&'a Path),
+}
+
+impl Files {
+    /// Changes that fail as `fault` says.
+    #[cfg(test)]
+    pub fn with(fault: Fault) -> Self {
+        Files { fault: Some(fault) }
+    }
+
+    #[cfg(not(test))]
+    fn before(&self, _: Change) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn before(&self, change: Change) -> io::Result<()> {
+        self.fault.as_ref().map_or(Ok(()), |fault| fault.before(change))
+    }
+
+    /// Makes a directory for this user alone; one that is there already is fine.
+    pub fn make_directory(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        self.before(Change::Create(path))?;
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Opens a file for reading and writing, which is made when it is not there.
+    pub fn open(&self, path: &Path, create_new: bool) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        self.before(Change::Create(path))?;
+        if create_new {
+            options.create_new(true)
+        } else {
+            options.create(true).truncate(false)
+        };
+        options.open(path)
+    }
+
+    /// Appends `bytes` at the file's position.
+    pub fn write(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.before(Change::Write(path))?;
+        file.write_all(bytes)
+    }
+
+    /// Makes a file's bytes durable.
+    pub fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.before(Change::Sync(path))?;
+        file.sync_all()
+    }
+
+    /// Gives a file another name, durably.
+    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(Change::Rename(from, to))?;
+        fs::rename(from, to)?;
+        let directory = to.parent().unwrap_or(Path::new("/"));
+        self.before(Change::SyncDirectory(directory))?;
+        File::open(directory)?.sync_all()
+    }
+
+    /// Removes a file; one that is gone already is fine.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        self.before(Change::Remove(path))?;
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes a directory and what is in it; one that is gone already is fine.
+    pub fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        self.before(Change::Remove(path))?;
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Replaces the file at `path` as a whole: after a crash it is the old one or the new one.
+    pub fn replace(&self, path: &Path, beside: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.remove(beside)?;
+        let mut file = self.open(beside, true)?;
+        self.write(&mut file, beside, bytes)?;
+        self.sync(&file, beside)?;
+        self.rename(beside, path)
+    }
+}

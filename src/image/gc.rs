@@ -1,0 +1,130 @@
+//! Garbage collection and verification of the store; the rules are drawn in `store.rs`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use super::Error;
+use super::digest::Digest;
+use super::lease::{self, is_abandoned};
+use super::manifest::Manifest;
+use super::store::{Hold, MAX_DOCUMENT, Store, digest_of};
+
+/// What `gc` removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Blobs that nothing led to.
+    pub blobs: usize,
+    /// Files of uploads whose process is gone.
+    pub uploads: usize,
+    /// Unpacked layers and maps whose image is gone.
+    pub cached: usize,
+    /// Bytes that the host got back.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Removes what nothing leads to: no name, no running process.
+    ///
+    /// # Errors
+    /// When the host refuses, or the index cannot be read: nothing is removed then.
+    pub fn gc(&self) -> Result<Collected, Error> {
+        let _lock = self.lock(Hold::Exclusive)?;
+        let index = self.read_index()?;
+        let mut roots: Vec<Digest> = index.manifests.iter().map(|entry| entry.digest).collect();
+        roots.extend(lease::held(self, &self.files)?);
+        let live = self.reachable(roots, true);
+        let mut collected = Collected::default();
+        for path in entries(self.blobs())? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.and_then(Digest::from_hex).is_some_and(|digest| live.contains(&digest)) {
+                continue;
+            }
+            collected.bytes += on_disk(&path);
+            collected.blobs += 1;
+            self.files.remove(&path).map_err(Error::io("remove", &path))?;
+        }
+        for path in entries(self.uploads())? {
+            if is_abandoned(&path)? {
+                collected.bytes += on_disk(&path);
+                collected.uploads += 1;
+                self.files.remove(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(collected)
+    }
+
+    /// Every blob that `roots` lead to, themselves included. A manifest leads to its blobs and, `with_parents`, to the
+    /// manifests that it came from, where they are here. Blobs that are not here, or damaged, lead nowhere.
+    pub(super) fn reachable(&self, mut roots: Vec<Digest>, with_parents: bool) -> BTreeSet<Digest> {
+        let mut live = BTreeSet::new();
+        while let Some(digest) = roots.pop() {
+            if !live.insert(digest) {
+                continue;
+            }
+            let path = self.blob(&digest);
+            let small = fs::metadata(&path).is_ok_and(|found| found.len() <= MAX_DOCUMENT);
+            // Layers are not documents: the first byte tells before all are read.
+            let Some(bytes) = (small && starts_as_json(&path)).then(|| fs::read(&path).ok()).flatten() else {
+                continue;
+            };
+            if let Ok(manifest) = Manifest::parse(&bytes, "") {
+                roots.extend(manifest.blobs().map(|blob| blob.digest));
+                let parent = manifest.parent().ok().flatten().filter(|parent| self.has(&parent.digest));
+                roots.extend(parent.filter(|_| with_parents).map(|parent| parent.digest));
+            } else if let Ok(index) = super::refs::Index::parse(&bytes, "") {
+                roots.extend(index.manifests.iter().map(|entry| entry.digest));
+            }
+        }
+        live
+    }
+
+    /// Reads every blob and returns those whose bytes are not what their name says.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn verify(&self, mut progress: impl FnMut(&Digest)) -> Result<Vec<Error>, Error> {
+        let mut wrong = Vec::new();
+        for path in entries(self.blobs())? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(digest) = name.and_then(Digest::from_hex) else { continue };
+            progress(&digest);
+            match self.open_blob(&digest) {
+                // gc was here meanwhile.
+                Err(Error::MissingBlob { .. }) => continue,
+                file => match digest_of(&file?) {
+                    Ok((found, _)) if found != digest => wrong.push(Error::Corrupt { digest, found }),
+                    Ok(_) => {}
+                    Err(source) => wrong.push(Error::io("read", &path)(source)),
+                },
+            }
+        }
+        let roots = self.read_index()?.manifests.iter().map(|entry| entry.digest).collect();
+        let live = self.reachable(roots, false);
+        let missing = live.into_iter().filter(|digest| !self.has(digest));
+        wrong.extend(missing.map(|digest| Error::MissingBlob { digest }));
+        Ok(wrong)
+    }
+}
+
+fn starts_as_json(path: &PathBuf) -> bool {
+    use std::io::Read;
+    let mut first = [0];
+    fs::File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == *b"{"
+}
+
+/// What is in a directory, in order.
+pub(super) fn entries(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
+    let read = || -> std::io::Result<Vec<PathBuf>> {
+        fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect()
+    };
+    let mut paths = read().map_err(Error::io("read", &directory))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The bytes that a file takes on the host.
+pub(super) fn on_disk(path: &PathBuf) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::symlink_metadata(path).map_or(0, |found| found.blocks() * 512)
+}

@@ -1,0 +1,178 @@
+//! Unpacks a layer in canonical form. Layers come from anywhere: nothing in them is believed.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::header::{self, Header};
+use super::scan::{Scan, blocks};
+use super::*;
+use crate::disk::State;
+use crate::image::Error;
+use crate::image::layer::write::Written;
+
+struct Reader<'a> {
+    from: &'a File,
+    to: &'a File,
+    header: Header,
+    scan: Scan,
+    /// Where the next compressed cluster begins.
+    compressed: u64,
+    /// How much may still be written.
+    left: u64,
+    limit: u64,
+}
+
+fn invalid(reason: impl Into<String>) -> Error {
+    Error::invalid("A disk layer", reason)
+}
+
+fn reading(source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::UnexpectedEof => invalid("it is too short"),
+        _ => Error::Io { doing: "read", path: "a disk layer".into(), source },
+    }
+}
+
+fn writing(source: io::Error) -> Error {
+    Error::Io { doing: "unpack to", path: "a disk layer".into(), source }
+}
+
+/// Unpacks the layer in `from` to the empty file `to`, in which every data block has its place on the disk.
+/// Returns the disk's size and what the layer holds.
+///
+/// # Errors
+/// When the layer is not in canonical form, or has more than `limit` bytes of data.
+pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error> {
+    let mut bytes = [0; header::LEN];
+    from.read_exact_at(&mut bytes, 0).map_err(reading)?;
+    let header =
+        Header::parse(&bytes).ok_or_else(|| invalid("it is not a qcow2 file in the form of layers"))?;
+    let len = from.metadata().map_err(reading)?.len();
+    let tables = (1 + header.l1_clusters()) * CLUSTER;
+    if header.refcounts > len || tables > header.refcounts {
+        return Err(invalid("its tables do not fit in it"));
+    }
+    to.set_len(header.size).map_err(writing)?;
+    let mut reader = Reader { from, to, header, scan: Scan::default(), compressed: 0, left: limit, limit };
+    let found = reader.tables(tables)?;
+    for (index, place) in found {
+        reader.table(index, place)?;
+    }
+    let (runs, diff_id) = reader.scan.end(header.size);
+    Ok((header.size, Written { runs, diff_id }))
+}
+
+impl Reader<'_> {
+    /// Reads the L1 table: the number and place of each L2 table.
+    fn tables(&mut self, mut next: u64) -> Result<Vec<(u64, u64)>, Error> {
+        let mut bytes = vec![0; (self.header.l1_entries() * 8) as usize];
+        self.from.read_exact_at(&mut bytes, CLUSTER).map_err(reading)?;
+        let mut found = Vec::new();
+        for (index, entry) in bytes.as_chunks().0.iter().enumerate() {
+            match u64::from_be_bytes(*entry) {
+                0 => {}
+                entry if entry == next | COPIED && next + CLUSTER <= self.header.refcounts => {
+                    found.push((index as u64, next));
+                    next += CLUSTER;
+                }
+                _ => return Err(invalid("its L2 tables are not in order")),
+            }
+        }
+        self.compressed = next;
+        Ok(found)
+    }
+
+    fn table(&mut self, index: u64, place: u64) -> Result<(), Error> {
+        let mut bytes = vec![0; CLUSTER_BYTES];
+        self.from.read_exact_at(&mut bytes, place).map_err(reading)?;
+        let mut cluster = vec![0; CLUSTER_BYTES];
+        for (entry, bytes) in bytes.as_chunks::<16>().0.iter().enumerate() {
+            let number = index * L2_ENTRIES + entry as u64;
+            let word = u128::from_be_bytes(*bytes);
+            let (descriptor, bitmap) = ((word >> 64) as u64, word as u64);
+            if word == 0 {
+                continue;
+            }
+            let count = blocks(self.header.size).saturating_sub(number * BLOCKS).min(BLOCKS);
+            let (data, zeroes) = if descriptor & COMPRESSED != 0 {
+                self.decompress(descriptor, bitmap, &mut cluster)?;
+                let all = (0..count).fold(0, |bits, block| bits | parts(block));
+                (all, 0)
+            } else {
+                self.plain(descriptor, bitmap, &mut cluster)?
+            };
+            for block in 0..BLOCKS {
+                let bits = parts(block);
+                let at = (block * BLOCK) as usize;
+                let bytes = &cluster[at..at + BLOCK as usize];
+                let state = match (data & bits, zeroes & bits) {
+                    (0, 0) => continue,
+                    (there, 0) if there == bits => State::Data,
+                    (0, zero) if zero == bits => State::Zero,
+                    _ => return Err(invalid("it has a part of a block")),
+                };
+                if block >= count {
+                    return Err(invalid("it has blocks beyond the end of its disk"));
+                }
+                self.block(number * BLOCKS + block, state, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a compressed cluster, which begins where the one before ended: no byte is used twice, so a small file
+    /// cannot be a large disk for nothing.
+    fn decompress(&mut self, descriptor: u64, bitmap: u64, cluster: &mut [u8]) -> Result<(), Error> {
+        let start = descriptor & ((1 << SECTORS_SHIFT) - 1);
+        let further = descriptor >> SECTORS_SHIFT & 0x3f;
+        if descriptor & COPIED != 0
+            || bitmap != 0
+            || start != self.compressed
+            || start >= self.header.refcounts
+        {
+            return Err(invalid("its compressed clusters are not in order"));
+        }
+        let stop = ((start / 512 + further + 1) * 512).min(self.header.refcounts);
+        let mut small = vec![0; (stop - start) as usize];
+        self.from.read_exact_at(&mut small, start).map_err(reading)?;
+        let len = zstd::zstd_safe::find_frame_compressed_size(&small)
+            .map_err(|_| invalid("a compressed cluster is damaged"))?;
+        // The buffer has exactly one cluster: what wants to be larger is an error and not memory.
+        let got = zstd::bulk::decompress_to_buffer(&small[..len], cluster);
+        if !matches!(got, Ok(CLUSTER_BYTES)) || (start + len as u64 - 1) / 512 - start / 512 != further {
+            return Err(invalid("a compressed cluster is damaged"));
+        }
+        self.compressed = start + len as u64;
+        Ok(())
+    }
+
+    /// Takes a cluster that is not compressed, or that holds zeroes alone; returns the bits of both kinds of blocks.
+    fn plain(&mut self, descriptor: u64, bitmap: u64, cluster: &mut [u8]) -> Result<(u64, u64), Error> {
+        let (data, zeroes) = (bitmap & 0xffff_ffff, bitmap >> 32);
+        let place = descriptor & !COPIED;
+        if data & zeroes != 0 || (data == 0) != (descriptor == 0) {
+            return Err(invalid("a cluster is there and not there"));
+        }
+        if data != 0 {
+            if !place.is_multiple_of(CLUSTER) || place < CLUSTER || place >= self.header.refcounts {
+                return Err(invalid("a cluster is outside"));
+            }
+            self.from.read_exact_at(cluster, place).map_err(reading)?;
+        }
+        Ok((data, zeroes))
+    }
+
+    fn block(&mut self, block: u64, state: State, bytes: &[u8]) -> Result<(), Error> {
+        if self.scan.block(block, state, bytes) != State::Data {
+            return Ok(());
+        }
+        self.left = self
+            .left
+            .checked_sub(BLOCK)
+            .ok_or_else(|| Error::TooLarge { what: "A disk layer".into(), limit: self.limit })?;
+        let at = block * BLOCK;
+        let len = BLOCK.min(self.header.size - at) as usize;
+        self.to.write_all_at(&bytes[..len], at).map_err(writing)
+    }
+}

@@ -1,0 +1,66 @@
+//! What a layer holds, as runs and as a diff ID, found while its clusters go by in order.
+
+use std::ops::Range;
+
+use super::BLOCK;
+use crate::disk::State;
+use crate::image::digest::{Digest, Hasher};
+
+/// Runs of blocks that are data or zeroes, in order; none touches the next one of its kind.
+pub type Runs = Vec<(Range<u64>, State)>;
+
+/// Runs and diff ID in the making.
+#[derive(Default)]
+pub struct Scan {
+    runs: Runs,
+    hasher: Hasher,
+}
+
+impl Scan {
+    /// Adds a block that comes after all others; one that is all zeroes becomes a zero block. Returns what it is.
+    pub fn block(&mut self, block: u64, state: State, bytes: &[u8]) -> State {
+        let state = if state == State::Data && is_zero(bytes) { State::Zero } else { state };
+        if state == State::Data {
+            self.hasher.update(bytes);
+        }
+        append(&mut self.runs, block..block + 1, state);
+        state
+    }
+
+    /// Adds blocks of zeroes that come after all others.
+    pub fn zeroes(&mut self, blocks: Range<u64>) {
+        append(&mut self.runs, blocks, State::Zero);
+    }
+
+    /// The runs and the diff ID of a layer of a disk of `size` bytes.
+    pub fn end(mut self, size: u64) -> (Runs, Digest) {
+        for (blocks, state) in &self.runs {
+            for number in [blocks.start, blocks.end - blocks.start, *state as u64] {
+                self.hasher.update(&number.to_le_bytes());
+            }
+        }
+        self.hasher.update(&(self.runs.len() as u64).to_le_bytes());
+        self.hasher.update(&size.to_le_bytes());
+        (self.runs, self.hasher.digest())
+    }
+}
+
+/// Appends a run to those before, or to the last one if it goes on like it.
+pub fn append(runs: &mut Runs, blocks: Range<u64>, state: State) {
+    match runs.last_mut() {
+        _ if state == State::Base || blocks.is_empty() => {}
+        Some((last, other)) if last.end == blocks.start && *other == state => last.end = blocks.end,
+        _ => runs.push((blocks, state)),
+    }
+}
+
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
+}
+
+/// The blocks that hold the bytes of a disk.
+pub fn blocks(size: u64) -> u64 {
+    size.div_ceil(BLOCK)
+}

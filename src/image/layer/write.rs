@@ -1,0 +1,267 @@
+//! Writes a layer in canonical form.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::header::Header;
+use super::scan::{Runs, Scan, append, blocks};
+use super::*;
+use crate::disk::State;
+use crate::image::digest::Digest;
+
+/// Places in the file that more parts may go to. Looking at all would take long; the number is a part of the form.
+const OPEN: usize = 64;
+
+/// A layer that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// What it holds.
+    pub runs: Runs,
+    /// Its identity.
+    pub diff_id: Digest,
+}
+
+struct Writer<'a> {
+    from: &'a File,
+    size: u64,
+    to: &'a File,
+    scan: Scan,
+    compressor: zstd::bulk::Compressor<'static>,
+    tables: BTreeMap<u64, Vec<[u64; 2]>>,
+    /// Clusters that go to plain places, with the bits of their data blocks and of their zero blocks.
+    plain: Vec<(u64, u64, u64)>,
+    refcounts: Vec<u16>,
+    /// The end of the file so far.
+    end: u64,
+}
+
+/// Writes the changes of a disk of `size` bytes to the empty file `to`. Their data is in `from` at its place on the
+/// disk; changes are in order and in bytes, and only their last block may be cut by the end of the disk.
+///
+/// # Errors
+/// When the host refuses.
+pub fn write(
+    from: &File,
+    size: u64,
+    changes: impl IntoIterator<Item = (Range<u64>, State)>,
+    to: &File,
+) -> io::Result<Written> {
+    let mut runs = Runs::new();
+    for (bytes, state) in changes {
+        append(&mut runs, bytes.start / BLOCK..bytes.end.div_ceil(BLOCK).min(blocks(size)), state);
+    }
+    let mut writer = Writer {
+        from,
+        size,
+        to,
+        scan: Scan::default(),
+        compressor: zstd::bulk::Compressor::new(LEVEL)?,
+        tables: BTreeMap::new(),
+        plain: Vec::new(),
+        refcounts: Vec::new(),
+        end: 0,
+    };
+    writer.reserve_tables(&runs);
+    writer.compress(&runs)?;
+    writer.place()?;
+    writer.finish()
+}
+
+impl Writer<'_> {
+    fn header(&self) -> Header {
+        Header { size: self.size, refcounts: 0, refcount_clusters: 0 }
+    }
+
+    /// Makes an L2 table for every part of the disk that has changes, and leaves room for all tables.
+    fn reserve_tables(&mut self, runs: &Runs) {
+        for (run, _) in runs {
+            for table in run.start / BLOCKS / L2_ENTRIES..=(run.end - 1) / BLOCKS / L2_ENTRIES {
+                self.tables.entry(table).or_insert_with(|| vec![[0; 2]; L2_ENTRIES as usize]);
+            }
+        }
+        self.end = (1 + self.header().l1_clusters() + self.tables.len() as u64) * CLUSTER;
+        self.use_clusters(0, self.end);
+    }
+
+    /// Counts one more use of the clusters with these bytes.
+    fn use_clusters(&mut self, start: u64, end: u64) {
+        let clusters = (start / CLUSTER) as usize..end.div_ceil(CLUSTER) as usize;
+        if self.refcounts.len() < clusters.end {
+            self.refcounts.resize(clusters.end, 0);
+        }
+        self.refcounts[clusters].iter_mut().for_each(|count| *count += 1);
+    }
+
+    fn entry(&mut self, cluster: u64) -> Option<&mut [u64; 2]> {
+        self.tables.get_mut(&(cluster / L2_ENTRIES))?.get_mut((cluster % L2_ENTRIES) as usize)
+    }
+
+    /// Goes through all clusters with changes: compresses those that are complete, remembers the others.
+    fn compress(&mut self, runs: &Runs) -> io::Result<()> {
+        let mut cluster = vec![0; CLUSTER_BYTES];
+        let mut small = vec![0; CLUSTER_BYTES * 2];
+        let mut runs = runs.iter().peekable();
+        let mut next = 0;
+        while let Some((run, state)) = runs.peek() {
+            let number = (run.start / BLOCKS).max(next);
+            next = number + 1;
+            let here = number * BLOCKS..(next * BLOCKS).min(blocks(self.size));
+            // Long zeroes need no look at each block.
+            if *state == State::Zero && run.start <= here.start && here.end <= run.end {
+                self.scan.zeroes(here.clone());
+                let zeroes = (0..here.end - here.start).fold(0, |bits, block| bits | parts(block));
+                if let Some(entry) = self.entry(number) {
+                    *entry = [0, zeroes << 32];
+                }
+                if run.end <= here.end {
+                    runs.next();
+                }
+                continue;
+            }
+            cluster.fill(0);
+            let (mut data, mut zeroes) = (0, 0);
+            while let Some((run, state)) = runs.peek().filter(|(run, _)| run.start < here.end) {
+                for block in run.start.max(here.start)..run.end.min(here.end) {
+                    let at = ((block - here.start) * BLOCK) as usize;
+                    let bytes = &mut cluster[at..at + BLOCK as usize];
+                    if *state == State::Data {
+                        self.read(block, bytes)?;
+                    }
+                    match self.scan.block(block, *state, bytes) {
+                        State::Data => data |= parts(block - here.start),
+                        _ => zeroes |= parts(block - here.start),
+                    }
+                }
+                if run.end > here.end {
+                    break;
+                }
+                runs.next();
+            }
+            let complete = (data | zeroes).count_ones() == PARTS * (here.end - here.start) as u32;
+            if data == 0 {
+                if let Some(entry) = self.entry(number) {
+                    *entry = [0, zeroes << 32];
+                }
+            } else if !complete || !self.put_compressed(number, &cluster, &mut small)? {
+                self.plain.push((number, data, zeroes));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a block; what is beyond the end of the file is zeroes.
+    fn read(&self, block: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let len = bytes.len().min((self.size - block * BLOCK) as usize);
+        let mut done = 0;
+        while done < len {
+            match self.from.read_at(&mut bytes[done..len], block * BLOCK + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a cluster compressed if that makes it smaller by a sector.
+    fn put_compressed(&mut self, number: u64, cluster: &[u8], small: &mut [u8]) -> io::Result<bool> {
+        let len = self.compressor.compress_to_buffer(cluster, small)?;
+        if len + 512 > CLUSTER_BYTES {
+            return Ok(false);
+        }
+        let start = self.end;
+        self.to.write_all_at(&small[..len], start)?;
+        self.end += len as u64;
+        let further = (self.end - 1) / 512 - start / 512;
+        // A compressed cluster counts for every cluster that its sectors touch.
+        self.use_clusters(start, self.end.next_multiple_of(512));
+        if let Some(entry) = self.entry(number) {
+            *entry = [COMPRESSED | further << SECTORS_SHIFT | start, 0];
+        }
+        Ok(true)
+    }
+
+    /// Gives every other cluster the first open place whose parts are free, or a new one.
+    fn place(&mut self) -> io::Result<()> {
+        self.end = self.end.next_multiple_of(CLUSTER);
+        let first = self.end;
+        let mut open: VecDeque<(u64, u64)> = VecDeque::new();
+        let mut block = vec![0; BLOCK as usize];
+        for (number, data, zeroes) in std::mem::take(&mut self.plain) {
+            let place = match open.iter_mut().find(|(_, used)| used & data == 0) {
+                Some((place, used)) => {
+                    *used |= data;
+                    *place
+                }
+                None => {
+                    let place = self.end;
+                    self.end += CLUSTER;
+                    open.push_back((place, data));
+                    if open.len() > OPEN {
+                        open.pop_front();
+                    }
+                    place
+                }
+            };
+            self.use_clusters(place, place + CLUSTER);
+            for index in (0..BLOCKS).filter(|&index| data & parts(index) != 0) {
+                block.fill(0);
+                self.read(number * BLOCKS + index, &mut block)?;
+                self.to.write_all_at(&block, place + index * BLOCK)?;
+            }
+            if let Some(entry) = self.entry(number) {
+                *entry = [place, zeroes << 32 | data];
+            }
+        }
+        // Now it is known who shares.
+        for entry in self.tables.values_mut().flatten() {
+            let place = entry[0];
+            if place >= first && place & COMPRESSED == 0 && self.refcounts[(place / CLUSTER) as usize] == 1 {
+                entry[0] |= COPIED;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the tables and the header.
+    fn finish(mut self) -> io::Result<Written> {
+        let start = self.end / CLUSTER;
+        // The refcount table and blocks count themselves.
+        let (mut tables, mut counts) = (1, 1);
+        loop {
+            let clusters = start + tables + counts;
+            let needed = clusters.div_ceil(REFCOUNTS);
+            let needed_tables = (needed * 8).div_ceil(CLUSTER);
+            if (needed_tables, needed) == (tables, counts) {
+                break;
+            }
+            (tables, counts) = (needed_tables.max(tables), needed.max(counts));
+        }
+        let end = (start + tables + counts) * CLUSTER;
+        self.use_clusters(self.end, end);
+        self.to.set_len(end)?;
+        let mut at = self.end;
+        let table: Vec<u8> =
+            (0..counts).flat_map(|i| ((start + tables + i) * CLUSTER).to_be_bytes()).collect();
+        self.to.write_all_at(&table, at)?;
+        at += tables * CLUSTER;
+        let bytes: Vec<u8> = self.refcounts.iter().flat_map(|count| count.to_be_bytes()).collect();
+        self.to.write_all_at(&bytes, at)?;
+
+        let mut table = CLUSTER * (1 + self.header().l1_clusters());
+        for (index, entries) in &self.tables {
+            self.to.write_all_at(&(table | COPIED).to_be_bytes(), CLUSTER + index * 8)?;
+            let bytes: Vec<u8> = entries.iter().flatten().flat_map(|word| word.to_be_bytes()).collect();
+            self.to.write_all_at(&bytes, table)?;
+            table += CLUSTER;
+        }
+        let header = Header { refcounts: self.end, refcount_clusters: tables as u32, ..self.header() };
+        self.to.write_all_at(&header.bytes(), 0)?;
+        let (runs, diff_id) = self.scan.end(self.size);
+        Ok(Written { runs, diff_id })
+    }
+}

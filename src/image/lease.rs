@@ -1,0 +1,83 @@
+//! Leases: a process says which blobs it uses, by a file that it keeps locked (flock(2)).
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::PathBuf;
+
+use super::digest::Digest;
+use super::store::{Hold, Store};
+use super::{Error, files::Files};
+
+/// Blobs that stay as long as this lives. It ends with its process, however that ends.
+pub struct Lease {
+    store: Store,
+    path: PathBuf,
+    file: File,
+    held: BTreeSet<Digest>,
+}
+
+impl Lease {
+    pub(super) fn new(store: &Store) -> Result<Self, Error> {
+        // Shared: gc must not see the file before it is locked.
+        let _lock = store.lock(Hold::Shared)?;
+        let path = store.leases().join(store.fresh());
+        let file = store.files.open(&path, true).map_err(Error::io("make", &path))?;
+        file.lock().map_err(Error::io("lock", &path))?;
+        Ok(Lease { store: store.clone(), path, file, held: BTreeSet::new() })
+    }
+
+    /// Holds a blob, there or not yet; returns whether it is there. A manifest holds all that it refers to.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn hold(&mut self, digest: &Digest) -> Result<bool, Error> {
+        let _lock = self.store.lock(Hold::Shared)?;
+        self.hold_locked(digest)
+    }
+
+    /// As [`Lease::hold`], for those who hold the store's lock.
+    pub(super) fn hold_locked(&mut self, digest: &Digest) -> Result<bool, Error> {
+        if self.held.insert(*digest) {
+            let line = format!("{digest}\n");
+            let written = self.store.files.write(&mut self.file, &self.path, line.as_bytes());
+            written.map_err(Error::io("write", &self.path))?;
+        }
+        Ok(self.store.has(digest))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Whoever comes later finds a file without a lock otherwise, and removes it.
+        let _ = self.store.files.remove(&self.path);
+    }
+}
+
+/// What the leases of `store` hold. Those that nobody has locked are removed. The caller holds the store's lock exclusively.
+pub(super) fn held(store: &Store, files: &Files) -> Result<Vec<Digest>, Error> {
+    let directory = store.leases();
+    let mut held = Vec::new();
+    for entry in std::fs::read_dir(&directory).map_err(Error::io("read", &directory))? {
+        let path = entry.map_err(Error::io("read", &directory))?.path();
+        if is_abandoned(&path)? {
+            files.remove(&path).map_err(Error::io("remove", &path))?;
+        } else if let Ok(text) = std::fs::read_to_string(&path) {
+            held.extend(text.lines().filter_map(|line| line.parse::<Digest>().ok()));
+        }
+    }
+    Ok(held)
+}
+
+/// Whether nobody has a file locked.
+pub(super) fn is_abandoned(path: &PathBuf) -> Result<bool, Error> {
+    match File::open(path) {
+        Ok(file) => match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Err(std::fs::TryLockError::Error(source)) => Err(Error::io("lock", path)(source)),
+        },
+        // Its holder has just removed it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::io("open", path)(source)),
+    }
+}

@@ -1,0 +1,38 @@
+//! Images of virtual machines: stored, layered, versioned and moved as those of containers. Nothing here runs a machine.
+//!
+//! ```text
+//!   name ──index.json──► manifest ──┬─► config: machine, process, disk size, history
+//!                           │       ├─► kernel, initramfs
+//!                     its parent    ├─► disk layers, bottom first: qcow2 ──unpack──► cache: raw + extents ─► disk::Layers
+//!                                   └─► warm images: memory layers, state
+//! ```
+
+mod config;
+mod digest;
+mod error;
+#[cfg(test)]
+mod fault;
+mod files;
+mod gc;
+pub mod layer;
+mod lease;
+mod manifest;
+mod name;
+mod refs;
+mod store;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+pub use config::{Config, Disk, MAX_DISK, Machine, Process, Version};
+pub use digest::{Digest, Hasher};
+pub use error::Error;
+pub use gc::Collected;
+pub use lease::Lease;
+pub use manifest::{
+    CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_LAYER, Manifest, STATE,
+};
+pub use name::Name;
+pub use refs::Index;
+pub use store::Store;
+pub use upload::Upload;

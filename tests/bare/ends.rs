@@ -1,0 +1,168 @@
+//! Every way in which a machine ends, with its exit status and the cause that `--json` names.
+
+use std::process::Stdio;
+
+use crate::common::bare::{end, guest, kernel};
+use crate::common::machine::{Machine, Running, all_gone};
+use crate::common::pty::Pty;
+use crate::common::{eventually, host};
+use crate::need;
+
+/// A guest that does not hear its power button.
+fn deaf() -> Machine {
+    guest("hello end=hlt")
+}
+
+fn running(machine: Machine) -> Running {
+    let running = machine.start();
+    running.says("OK hello");
+    running
+}
+
+#[test]
+fn power_off() {
+    need!(host::kvm());
+    end("poweroff").run().powered_off();
+}
+
+#[test]
+fn a_restart_ends_the_machine_if_it_is_to() {
+    need!(host::kvm());
+    for way in ["reset", "acpi-reset"] {
+        end(way).arg("--no-reboot").run().ended(0, "reboot");
+    }
+}
+
+#[test]
+fn a_restart_is_done_in_place() {
+    need!(host::kvm());
+    for way in ["reset", "acpi-reset"] {
+        let machine = guest(&format!("hello end={way}")).option("--stop-timeout", "0").start();
+        machine.says_times("OK hello", 3);
+        machine.terminate();
+        machine.finish().ended(130, "stopped");
+    }
+}
+
+#[test]
+fn panic() {
+    need!(host::kvm());
+    end("panic").run().ended(127, "panic");
+}
+
+#[test]
+fn triple_fault() {
+    need!(host::kvm());
+    end("triple").run().ended(128, "triple-fault");
+}
+
+#[test]
+fn what_kvm_cannot_go_on_with_is_an_internal_error() {
+    need!(host::kvm());
+    let ended = end("nowhere").run();
+    ended.ended(126, "failed");
+    assert!(ended.detail().contains("vCPU 0"), "{ended}");
+}
+
+#[test]
+fn people_are_told_in_words() {
+    need!(host::kvm());
+    for (way, status, words) in [
+        ("poweroff", 0, ""),
+        ("panic", 127, "rvmm: the guest's kernel panicked\n"),
+        ("triple", 128, "rvmm: the guest crashed with a triple fault\n"),
+    ] {
+        let machine = Machine::rvmm().option("--kernel", kernel()).option("--net", "none");
+        let ended = machine.words(format!("test=exit end={way}")).run();
+        assert_eq!((ended.status, ended.err.as_str()), (status, words), "{way}");
+    }
+}
+
+#[test]
+fn sigterm_stops_a_guest_that_does_not_listen() {
+    need!(host::kvm());
+    for end in ["hlt", "spin"] {
+        let machine = running(guest(&format!("hello end={end}")).cpus(2).option("--stop-timeout", "1"));
+        machine.terminate();
+        machine.finish().ended(130, "stopped");
+    }
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    need!(host::kvm());
+    let machine = running(deaf().option("--stop-timeout", "100000"));
+    machine.signal(libc::SIGINT);
+    assert!(eventually(|| !machine.signal_is_pending(libc::SIGINT)), "the first signal is taken");
+    machine.signal(libc::SIGINT);
+    machine.finish().ended(130, "stopped");
+}
+
+#[test]
+fn keys_on_the_terminal_end_it() {
+    need!(host::kvm());
+    let mut terminal = Pty::new();
+    let before = terminal.settings();
+    let machine = running(deaf().stdin(terminal.program()));
+    assert_ne!(terminal.settings(), before, "the terminal is raw");
+    terminal.types("\x01h");
+    machine.says("Ctrl-A x   end the machine");
+    terminal.types("\x01x");
+    machine.finish().ended(130, "stopped");
+    assert_eq!(terminal.settings(), before, "the terminal is as it was");
+}
+
+#[test]
+fn the_terminal_is_given_back_on_every_way_out() {
+    need!(host::kvm());
+    for (way, status) in [("poweroff", 0), ("panic", 127), ("triple", 128), ("nowhere", 126)] {
+        let terminal = Pty::new();
+        let before = terminal.settings();
+        let ended = end(way).stdin(terminal.program()).run();
+        assert_eq!((ended.status, terminal.settings()), (status, before), "{way}");
+    }
+    let terminal = Pty::new();
+    let before = terminal.settings();
+    let machine = running(deaf().option("--stop-timeout", "0").stdin(terminal.program()));
+    machine.terminate();
+    machine.finish().ended(130, "stopped");
+    assert_eq!(terminal.settings(), before, "after a signal");
+}
+
+#[test]
+fn the_end_of_standard_input_is_not_the_end_of_the_machine() {
+    need!(host::kvm());
+    for stdin in [Stdio::null(), Stdio::piped()] {
+        guest("hello").stdin(stdin).run().passed("hello");
+    }
+}
+
+#[test]
+fn a_killed_machine_leaves_nothing_behind() {
+    need!(host::kvm());
+    let disk = tempfile::NamedTempFile::new().expect("a disk");
+    disk.as_file().set_len(1 << 20).expect("a disk");
+    let start = |beside: Option<&Running>| {
+        let machine = Machine::rvmm().arg("--json").option("--kernel", kernel()).option("--name", "one");
+        let machine = match host::program("passt") {
+            Ok(_) => machine.option("--net", "user"),
+            Err(_) => machine.option("--net", "none"),
+        };
+        let machine = machine.disk(disk.path(), "").words("test=hello end=hlt");
+        match beside {
+            Some(other) => running(machine.beside(other)),
+            None => running(machine),
+        }
+    };
+    let bystander = running(deaf());
+    let first = start(Some(&bystander));
+    assert!(bystander.command(&["ps", "-q"]).out.contains("one\n"));
+    let children = host::children(first.pid());
+    assert_eq!(first.kill().status, -libc::SIGKILL);
+    assert!(all_gone(&children), "processes that it started have ended");
+    assert!(!bystander.command(&["ps", "-q"]).out.contains("one\n"), "it is not listed");
+
+    // Its name and its disk are free.
+    let second = start(Some(&bystander));
+    second.kill();
+}

@@ -1,0 +1,114 @@
+//! Boot protocols, CPUs, memory, ports and interrupts.
+
+use tempfile::TempDir;
+
+use crate::common::bare::{guest, kernel_without_pvh};
+use crate::common::host;
+use crate::common::machine::Machine;
+use crate::need;
+
+/// A test of the guest passes.
+fn passes(test: &str) {
+    guest(test).run().passed(test);
+}
+
+#[test]
+fn hello_by_both_boot_protocols() {
+    need!(host::kvm(), host::program("objcopy").map(drop));
+    guest("hello").run().passed("hello").said("protocol: pvh\n");
+    let directory = TempDir::new().expect("a directory");
+    let kernel = kernel_without_pvh(directory.path());
+    for test in ["hello", "irq", "timer", "smp"] {
+        let ended = Machine::new(&kernel).words(format!("test={test}")).cpus(2).run();
+        ended.passed(test);
+        if test == "hello" {
+            ended.said("protocol: linux\n").said("rsdp: 0xe0000\n");
+        }
+    }
+}
+
+#[test]
+fn the_command_line_arrives() {
+    need!(host::kvm());
+    let ended = guest("hello").words("some=word  a-b=\"c d\"").run();
+    ended.passed("hello").said("pci=off").said("test=hello some=word  a-b=\"c d\"\n");
+    let long = "x".repeat(3000);
+    guest("hello").words(&*long).run().passed("hello").said(&long);
+    let only = Machine::new(crate::common::bare::kernel()).option("--cmdline-only", "test=hello").run();
+    only.passed("hello").said("cmdline: test=hello\n");
+}
+
+#[test]
+fn ports() {
+    need!(host::kvm());
+    passes("pio");
+}
+
+#[test]
+fn addresses_without_a_device() {
+    need!(host::kvm());
+    passes("mmio");
+}
+
+#[test]
+fn an_interrupt_from_a_device() {
+    need!(host::kvm());
+    passes("irq count=100");
+    passes("irq apic=x");
+}
+
+#[test]
+fn timers() {
+    need!(host::kvm());
+    passes("timer");
+    passes("timer apic=x");
+}
+
+#[test]
+fn user_mode() {
+    need!(host::kvm());
+    passes("user loops=1000000");
+}
+
+#[test]
+fn registers_stay_what_they_are() {
+    need!(host::kvm());
+    passes("counter rounds=5");
+    passes("dirty rounds=3");
+}
+
+#[test]
+fn one_to_four_cpus() {
+    need!(host::kvm());
+    for cpus in 1..=4 {
+        let test = format!("smp cpus={cpus}");
+        guest(&test).cpus(cpus).run().passed(&test).said("x2apic, first cpu 0");
+    }
+}
+
+#[test]
+fn all_memory_is_there() {
+    need!(host::kvm());
+    for (size, bytes) in [("16M", 16 << 20), ("128M", 128 << 20), ("1G", 1 << 30)] {
+        let step = if size == "1G" { 16 } else { 1 };
+        guest(&format!("mem step={step}")).memory(size).run().passed("mem");
+        assert_memory(size, bytes);
+    }
+}
+
+#[test]
+fn memory_goes_on_above_4_gib() {
+    need!(host::kvm());
+    for size in ["3072M", "3073M", "6G"] {
+        guest("mem step=128").memory(size).run().passed("mem");
+    }
+    assert_memory("6G", 6 << 30).said("memory: 0x100000000 0xc0000000 ram\n");
+}
+
+/// The guest is told of this much memory, but for what ACPI has below 1 MiB.
+fn assert_memory(size: &str, bytes: u64) -> crate::common::machine::Ended {
+    let ended = guest("hello").memory(size).run();
+    let told: u64 = ended.passed("hello").value("memory bytes: ").parse().expect("a number");
+    assert!(told <= bytes && bytes - told <= 1 << 20, "{told} of {bytes} bytes");
+    ended
+}

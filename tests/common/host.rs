@@ -1,0 +1,79 @@
+//! What the host offers; a test that needs more is skipped, with the reason.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::machine::Machine;
+
+/// `Err` says in words what is missing.
+pub type Offer<T = ()> = Result<T, String>;
+
+/// Virtual machines at all.
+pub fn kvm() -> Offer {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map(drop)
+        .map_err(|error| format!("no /dev/kvm: {error}"))
+}
+
+/// Virtual machines fast and whole enough for Linux: KVM with hardware behind it, or the word of `guest/test-linux`.
+pub fn linux() -> Offer {
+    kvm()?;
+    let hardware = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let hardware = hardware.split_whitespace().any(|word| word == "svm" || word == "vmx");
+    match hardware || std::env::var_os("RVMM_LINUX").is_some() {
+        true => Ok(()),
+        false => Err("KVM has no hardware behind it here; guest/test-linux runs this test in the lab".into()),
+    }
+}
+
+/// A program, found on PATH or where administrators have theirs.
+pub fn program(name: &str) -> Offer<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut places =
+        path.split(':').chain(["/usr/sbin", "/sbin"]).map(|place| PathBuf::from(place).join(name));
+    places.find(|path| path.is_file()).ok_or_else(|| format!("no {name} on PATH"))
+}
+
+/// A network of our own with a tap in it.
+pub fn tap() -> Offer {
+    let output = Machine::in_own_network("true").output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("no tap: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Err(format!("no tap: {error}")),
+    }
+}
+
+/// Runs a program to its good end; gives what it printed.
+#[track_caller]
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let path = self::program(program).expect("a program that the test has asked for");
+    let output =
+        Command::new(path).args(arguments).stdin(Stdio::null()).output().expect("a program that starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {}\n{error}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Processes whose parent is `pid`.
+pub fn children(pid: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name stands in parentheses and may have any letters.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&child| parent(child) == Some(pid))
+        .collect()
+}
+
+/// Whether the process runs; one that waits to be buried does not.
+pub fn runs(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}

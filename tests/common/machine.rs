@@ -1,0 +1,397 @@
+//! One rvmm process: how it is started, what it says, how it ends.
+//!
+//! ```text
+//!   Machine ──start──► Running ──finish──► Ended
+//!      └──────────────── run ───────────────┘
+//! ```
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::{PATIENCE, host};
+
+/// Makes a network namespace with a tap `tap0`, whose host side has the address [`HOST`], and runs `"$@"` in it.
+const OWN_NETWORK: &str = "ip link set lo up && ip tuntap add dev tap0 mode tap && \
+    ip addr add 192.0.2.1/24 dev tap0 && ip link set tap0 up && ";
+
+/// The host's address on the tap of a machine [`with_tap`](Machine::with_tap).
+pub const HOST: &str = "192.0.2.1";
+
+/// A machine to be started.
+pub struct Machine {
+    command: Command,
+    home: Arc<TempDir>,
+    words: Vec<String>,
+    stdin: Option<Stdio>,
+    limit: Duration,
+}
+
+impl Machine {
+    /// rvmm without any option.
+    pub fn rvmm() -> Self {
+        Self::from(Command::new(env!("CARGO_BIN_EXE_rvmm")))
+    }
+
+    /// A machine with this kernel and no network.
+    pub fn new(kernel: impl AsRef<OsStr>) -> Self {
+        Self::rvmm().option("--kernel", kernel).option("--net", "none").arg("--json")
+    }
+
+    /// A machine with this kernel, with a tap `tap0` in a network of its own; `prelude` runs there before it.
+    pub fn with_tap(kernel: impl AsRef<OsStr>, prelude: &str) -> Self {
+        let mut command = Self::in_own_network(&format!("{prelude} exec \"$@\""));
+        command.arg("sh").arg(env!("CARGO_BIN_EXE_rvmm"));
+        Self::from(command).option("--kernel", kernel).option("--net", "tap=tap0").arg("--json")
+    }
+
+    /// A shell script in a network of its own, needing no privileges.
+    pub fn in_own_network(script: &str) -> Command {
+        let mut command = Command::new("unshare");
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(["-rn", "sh", "-c"]);
+        command.arg(format!("{OWN_NETWORK} {script}"));
+        command
+    }
+
+    /// A whole command line of rvmm, as a person would write it.
+    pub fn command_line(arguments: &[&str]) -> Self {
+        arguments.iter().fold(Self::rvmm(), Self::arg)
+    }
+
+    fn from(command: Command) -> Self {
+        let home = Arc::new(TempDir::new().expect("a scratch directory"));
+        Machine { command, home, words: Vec::new(), stdin: None, limit: PATIENCE }
+    }
+
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    pub fn option(self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.arg(name).arg(value)
+    }
+
+    pub fn cpus(self, count: u32) -> Self {
+        self.option("--cpus", count.to_string())
+    }
+
+    pub fn memory(self, size: &str) -> Self {
+        self.option("--memory", size)
+    }
+
+    /// A disk, with its options: `disk(path, ",ro")`.
+    pub fn disk(self, path: &Path, options: &str) -> Self {
+        self.option("--disk", format!("{}{options}", path.display()))
+    }
+
+    /// Words for the kernel's command line.
+    pub fn words(mut self, words: impl Into<String>) -> Self {
+        self.words.push(words.into());
+        self
+    }
+
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    /// How long it may run before it counts as hanging.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Uses the runtime directory of another machine, so that commands find both.
+    pub fn beside(mut self, other: &Running) -> Self {
+        self.home = Arc::clone(&other.home);
+        self
+    }
+
+    pub fn run(self) -> Ended {
+        self.start().finish()
+    }
+
+    pub fn start(mut self) -> Running {
+        if !self.words.is_empty() {
+            self.command.arg("--cmdline").arg(self.words.join(" "));
+        }
+        self.command
+            .env("RVMM_RUNTIME_DIR", self.home.path().join("run"))
+            .env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
+            .stdin(self.stdin.unwrap_or_else(Stdio::null))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self.command.spawn().expect("an rvmm that starts");
+        let out = Stream::new(child.stdout.take().expect("a pipe"));
+        let err = Stream::new(child.stderr.take().expect("a pipe"));
+        let stdin = child.stdin.take();
+        Running { child, stdin, out, err, home: self.home, deadline: Instant::now() + self.limit }
+    }
+}
+
+/// What a process writes, collected by a thread.
+struct Stream {
+    shared: Arc<(Mutex<Text>, Condvar)>,
+    reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Text {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Stream {
+    fn new(mut source: impl Read + Send + 'static) -> Self {
+        let shared = Arc::new((Mutex::new(Text::default()), Condvar::new()));
+        let (text, changed) = (Arc::clone(&shared), Arc::clone(&shared));
+        let reader = thread::spawn(move || {
+            let mut piece = [0; 4096];
+            loop {
+                let count = source.read(&mut piece).unwrap_or(0);
+                let mut text = text.0.lock().expect("no panic");
+                text.bytes.extend(&piece[..count]);
+                text.ended = count == 0;
+                changed.1.notify_all();
+                if count == 0 {
+                    return;
+                }
+            }
+        });
+        Stream { shared, reader: Some(reader) }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.shared.0.lock().expect("no panic").bytes).into_owned()
+    }
+
+    /// Waits until the text satisfies `condition`. False if it ended before, or at the deadline.
+    fn wait(&self, deadline: Instant, condition: impl Fn(&str) -> bool) -> bool {
+        let (text, changed) = &*self.shared;
+        let mut text = text.lock().expect("no panic");
+        loop {
+            if condition(&String::from_utf8_lossy(&text.bytes)) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if text.ended || left.is_zero() {
+                return false;
+            }
+            text = changed.wait_timeout(text, left).expect("no panic").0;
+        }
+    }
+
+    fn finish(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("no panic");
+        }
+        self.text()
+    }
+}
+
+/// An rvmm that runs. It is killed when this value is dropped.
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    out: Stream,
+    err: Stream,
+    home: Arc<TempDir>,
+    deadline: Instant,
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where the machine is entered under its name.
+    pub fn runtime_directory(&self) -> PathBuf {
+        self.home.path().join("run")
+    }
+
+    /// Waits until the guest has said `text`.
+    #[track_caller]
+    pub fn says(&self, text: &str) -> &Self {
+        self.says_times(text, 1)
+    }
+
+    /// Waits until the guest has said `text` so many times.
+    #[track_caller]
+    pub fn says_times(&self, text: &str, times: usize) -> &Self {
+        let said = self.out.wait(self.deadline, |all| all.matches(text).count() >= times);
+        assert!(
+            said,
+            "the guest did not say {text:?} {times} times:\n{}\n{}",
+            self.out.text(),
+            self.err.text()
+        );
+        self
+    }
+
+    /// Waits until rvmm itself has said `text` on standard error; gives all that it has said there.
+    #[track_caller]
+    pub fn complains(&self, text: &str) -> String {
+        let said = self.err.wait(self.deadline, |all| all.contains(text));
+        assert!(said, "rvmm did not say {text:?}:\n{}\n{}", self.out.text(), self.err.text());
+        self.err.text()
+    }
+
+    /// What the guest has said so far.
+    pub fn said(&self) -> String {
+        self.out.text()
+    }
+
+    /// Types on a standard input that is a pipe.
+    pub fn types(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("a machine with a pipe for its standard input");
+        stdin.write_all(text.as_bytes()).expect("a machine that reads");
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: a plain call; the child has not been waited for, so the number is its own.
+        let result = unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+        assert_eq!(result, 0, "kill: {}", std::io::Error::last_os_error());
+    }
+
+    /// Whether it has not yet taken notice of a signal.
+    pub fn signal_is_pending(&self, signal: libc::c_int) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let masks = ["SigPnd:", "ShdPnd:"].map(|key| {
+            let mask = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
+            u64::from_str_radix(mask.trim(), 16).expect("a mask of signals")
+        });
+        masks.iter().any(|mask| mask & 1 << (signal - 1) != 0)
+    }
+
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// A command of rvmm for machines in the same runtime directory: its status, and what it printed.
+    pub fn command(&self, arguments: &[&str]) -> Ended {
+        Machine::command_line(arguments).beside(self).run()
+    }
+
+    /// Ends it as a power failure would.
+    pub fn kill(self) -> Ended {
+        self.signal(libc::SIGKILL);
+        self.finish()
+    }
+
+    /// Waits until it has ended.
+    #[track_caller]
+    pub fn finish(mut self) -> Ended {
+        drop(self.stdin.take());
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child to wait for") {
+                break status;
+            }
+            if Instant::now() > self.deadline {
+                self.signal(libc::SIGKILL);
+                panic!("it hangs:\n{}\n{}", self.out.text(), self.err.text());
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        let status = status.code().unwrap_or_else(|| -status.signal().unwrap_or(0));
+        Ended { status, out: self.out.finish(), err: self.err.finish() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An rvmm that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status; the negative number of the signal that ended it.
+    pub status: i32,
+    /// What the guest, or a command, said.
+    pub out: String,
+    /// What rvmm said on standard error.
+    pub err: String,
+}
+
+impl Ended {
+    /// It ended with this status, and `--json` named this cause.
+    #[track_caller]
+    pub fn ended(&self, status: i32, cause: &str) -> &Self {
+        assert_eq!((self.status, self.cause().as_str()), (status, cause), "status and cause of\n{self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn powered_off(&self) -> &Self {
+        self.ended(0, "power-off")
+    }
+
+    #[track_caller]
+    pub fn said(&self, text: &str) -> &Self {
+        assert!(self.out.contains(text), "{text:?} is not in\n{self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn did_not_say(&self, text: &str) -> &Self {
+        assert!(!self.out.contains(text), "{text:?} is in\n{self}");
+        self
+    }
+
+    /// What follows `key` on a line of its own.
+    #[track_caller]
+    pub fn value(&self, key: &str) -> &str {
+        let value = self.out.lines().find_map(|line| line.strip_prefix(key));
+        value.unwrap_or_else(|| panic!("no line begins with {key:?}:\n{self}")).trim()
+    }
+
+    /// The report of `--json`, the last line of standard error.
+    fn report(&self) -> serde_json::Value {
+        let last = self.err.lines().rev().find(|line| line.starts_with('{'));
+        last.and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+    }
+
+    /// How the machine ended.
+    pub fn cause(&self) -> String {
+        self.report()["cause"].as_str().unwrap_or("nothing").into()
+    }
+
+    /// What is known beyond the cause.
+    pub fn detail(&self) -> String {
+        self.report()["detail"].as_str().unwrap_or_default().into()
+    }
+
+    /// Nothing was started: one line says why, and it has all of `words`.
+    #[track_caller]
+    pub fn refused(&self, words: &[&str]) -> &Self {
+        let one_line = self.err.ends_with('\n') && self.err.lines().count() == 1;
+        assert!(self.status == 125 && one_line && self.out.is_empty(), "a refusal in one line:\n{self}");
+        for word in words {
+            assert!(self.err.contains(word), "{word:?} is not in\n{self}");
+        }
+        self
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "status {}\nstdout: {}\nstderr: {}", self.status, self.out, self.err)
+    }
+}
+
+/// Kills the children of a machine that a failed test leaves behind.
+pub fn all_gone(processes: &[u32]) -> bool {
+    super::eventually(|| !processes.iter().any(|&pid| host::runs(pid)))
+}
