@@ -110,7 +110,7 @@ pub trait Disk: Send {
     /// submissions, so that an engine can hand the batch to the kernel there.
     fn finished(&mut self, done: &mut Vec<Done>);
     /// Descriptors that become readable when something has finished; none if every request
-    /// finishes inside `submit`.
+    /// finishes inside `submit`. There may be more of them after a [`freeze`](Self::freeze).
     fn events(&self) -> Vec<RawFd> {
         Vec::new()
     }

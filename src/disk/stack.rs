@@ -121,8 +121,8 @@ impl Stack {
     /// Makes the layer that takes what is written from now on.
     fn next_layer(&mut self) -> Result<Fresh, Error> {
         let size = self.disk().geometry().size;
-        // Blocking: an asynchronous engine has a descriptor of its own, and those that are watched are fixed.
-        let engine = Some(Engine::Sync);
+        // As the layers before: where nothing is watched, nothing can be.
+        let engine = self.disk().events().is_empty().then_some(Engine::Sync);
         match &mut self.next {
             Next::Nameless(directory) => Fresh::nameless(directory, size, engine),
             Next::Beside(number) => {

@@ -12,6 +12,7 @@ mod request;
 mod state;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -30,6 +31,8 @@ use crate::memory::Buffers;
 use crate::notice::{Notice, Notifier};
 use crate::sys::slab::Slab;
 
+use watch::Watch;
+
 pub use config::{Cache, Config};
 
 const QUEUE_SIZE: u16 = 256;
@@ -44,18 +47,23 @@ const WRITEBACK: usize = 32;
 impl super::Config for Config {
     fn open(&self, context: &Context) -> Result<Box<dyn VirtioDevice>, Error> {
         let name = self.name(context.index);
-        let disk = disk::open(&self.disk()).map_err(|source| Error {
-            device: format!("disk {name} ({})", self.path_on_host.display()),
-            source: source.into(),
-        })?;
-        let serial = self.serial.as_ref().unwrap_or(&name).clone();
-        Ok(Box::new(Block::new(disk, name, &serial, self.cache_type, context.notifier.clone())))
+        let device = format!("disk {name} ({})", self.path_on_host.display());
+        let open = || -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
+            let serial = self.serial.as_ref().unwrap_or(&name);
+            let disk = disk::open(&self.disk())?;
+            Ok(Block::new(disk, name.clone(), serial, self.cache_type, context.notifier.clone())?)
+        };
+        match open() {
+            Ok(block) => Ok(Box::new(block)),
+            Err(source) => Err(Error { device, source }),
+        }
     }
 }
 
 /// A block device over any disk.
 pub struct Block {
     disk: Box<dyn Disk>,
+    watch: Watch,
     name: String,
     serial: [u8; request::ID_LEN],
     cache: Cache,
@@ -90,11 +98,21 @@ struct Pending {
 
 impl Block {
     /// The device that shows `disk` to the guest. `serial` is cut at 20 bytes.
-    pub fn new(disk: Box<dyn Disk>, name: String, serial: &str, cache: Cache, notifier: Notifier) -> Self {
+    ///
+    /// # Errors
+    /// The host's, if there is nothing left to watch the disk with.
+    pub fn new(
+        disk: Box<dyn Disk>,
+        name: String,
+        serial: &str,
+        cache: Cache,
+        notifier: Notifier,
+    ) -> io::Result<Self> {
         let mut id = [0; request::ID_LEN];
         let len = serial.len().min(id.len());
         id[..len].copy_from_slice(&serial.as_bytes()[..len]);
         let mut block = Block {
+            watch: Watch::new(&disk.events())?,
             disk,
             name,
             serial: id,
@@ -111,7 +129,7 @@ impl Block {
             errors: 0,
         };
         block.fill_space();
-        block
+        Ok(block)
     }
 
     /// Lays the configuration space out (5.2.4).
@@ -270,6 +288,10 @@ impl Block {
         self.stalled.push((tag, request));
     }
 
+    fn error(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+        Error { device: format!("disk {}", self.name), source }
+    }
+
     /// A broken disk fails every request: the log gets less and less of them.
     fn log(&mut self, error: &io::Error) {
         self.errors += 1;
@@ -316,7 +338,7 @@ impl VirtioDevice for Block {
     }
 
     fn events(&self) -> Vec<RawFd> {
-        self.disk.events()
+        self.watch.events()
     }
 
     fn start(&mut self, features: u64) -> io::Result<()> {
@@ -351,11 +373,9 @@ impl VirtioDevice for Block {
     }
 
     fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
-        let frozen = self.disk.freeze().map_err(|source| Error {
-            device: format!("disk {}", self.name),
-            source: source.into(),
-        });
-        Ok(frozen?.map(|contents| (self.name.clone(), contents)))
+        let contents = self.disk.freeze().map_err(|source| self.error(source.into()))?;
+        self.watch.add(&self.disk.events()).map_err(|source| self.error(source.into()))?;
+        Ok(contents.map(|contents| (self.name.clone(), contents)))
     }
 
     fn reset(&mut self) {

@@ -228,7 +228,7 @@ fn scripted(cache: Cache) -> (Driver, Shared<Script>, Shared<Vec<Notice>>) {
     let notices = Arc::new(Mutex::new(Vec::new()));
     let told = notices.clone();
     let notifier = Notifier::new(move |notice| told.lock().unwrap().push(notice));
-    let block = Block::new(Box::new(disk), "vdx".into(), "s", cache, notifier);
+    let block = Block::new(Box::new(disk), "vdx".into(), "s", cache, notifier).unwrap();
     (Driver::started(Box::new(block)), script, notices)
 }
 
@@ -360,6 +360,45 @@ fn freezing_finishes_what_is_under_way() {
     driver.function.lock().unwrap().freeze();
     assert_eq!(script.lock().unwrap().asked, ["write 0", "flush"]);
     assert!(driver.used(0).is_some());
+}
+
+#[test]
+fn an_edge_tells_of_every_completion_before_and_after_a_freeze() {
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+    let file = image();
+    let mut driver = Driver::started(open(&config(&file)));
+    let events = driver.function.lock().unwrap().device().events();
+    let epoll = Epoll::new().unwrap();
+    let edge = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
+    epoll.ctl(ControlOperation::Add, events[0], edge).unwrap();
+    for round in 0..200 {
+        if round == 100 {
+            let mut function = driver.function.lock().unwrap();
+            function.freeze();
+            function.freeze_contents().unwrap().unwrap();
+            function.thaw();
+            assert_eq!(function.device().events(), events);
+        }
+        // Flushes always complete later, after a freeze in the new layer.
+        let write = header(OUT, round);
+        driver.submit(0, &[&write, &[round as u8; 512]], &[1]);
+        driver.submit(0, &[&header(FLUSH_DISK, 0)], &[1]);
+        let mut left = 2;
+        while left > 0 {
+            left -= std::iter::from_fn(|| driver.used(0)).count();
+            if left > 0 {
+                let found = loop {
+                    match epoll.wait(5000, &mut [EpollEvent::default()]) {
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        other => break other.unwrap(),
+                    }
+                };
+                assert_eq!(found, 1, "round {round}: nothing tells of the rest");
+                driver.function.lock().unwrap().ready();
+            }
+        }
+    }
 }
 
 #[test]
