@@ -3,11 +3,11 @@
 //! `cargo bench --bench disk [-- DIRECTORY]` makes a file of 1 GiB there (default: the system's temporary directory).
 //! Every row is the median of five runs that take turns with the other rows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rvmm::disk::{self, Disk, Done, Engine, Request};
+use rvmm::disk::{self, Disk, Done, Engine, Place, Request};
 use rvmm::memory::{Buffers, Memory, Pages, allocate};
 use vm_memory::GuestAddress;
 
@@ -16,8 +16,8 @@ const BLOCK: u64 = 4096;
 
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let directory = arguments.first().map_or_else(std::env::temp_dir, Into::into);
-    let path = tempfile::Builder::new().prefix("disk-bench").tempfile_in(directory).expect("make a file");
+    let directory: PathBuf = arguments.first().map_or_else(std::env::temp_dir, Into::into);
+    let path = tempfile::Builder::new().prefix("disk-bench").tempfile_in(&directory).expect("make a file");
     let content = vec![0x5a; 1 << 20];
     for _ in 0..SIZE >> 20 {
         std::io::Write::write_all(&mut path.as_file(), &content).expect("fill the file");
@@ -26,8 +26,14 @@ fn main() {
     let memory = Arc::new(allocate(&[(GuestAddress(0), 1 << 20)], Pages::Transparent).expect("map memory"));
 
     let mut rows: Vec<(String, Box<dyn FnMut() -> f64 + '_>)> = Vec::new();
-    for (name, engine) in [("sync", Engine::Sync), ("io_uring", Engine::Uring)] {
-        let config = disk::Config { engine: Some(engine), ..disk::Config::new(path.path()) };
+    let overlay = |directory: &Path| Some(Place::Nameless(directory.into()));
+    for (name, engine, overlay) in [
+        ("sync", Engine::Sync, None),
+        ("io_uring", Engine::Uring, None),
+        ("overlay, sync", Engine::Sync, overlay(&directory)),
+        ("overlay, io_uring", Engine::Uring, overlay(&directory)),
+    ] {
+        let config = disk::Config { engine: Some(engine), overlay, ..disk::Config::new(path.path()) };
         rows.push((format!("{name}: open and close, us"), {
             let config = config.clone();
             Box::new(move || per(200, || drop(disk::open(&config).expect("open"))))

@@ -11,6 +11,8 @@
 
 mod error;
 pub mod extents;
+#[cfg(test)]
+mod full;
 mod holder;
 mod layers;
 #[cfg(test)]

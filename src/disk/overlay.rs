@@ -60,6 +60,8 @@ pub struct Overlay {
     flushing: flush::Flushing,
     /// Requests that `top` and `base` have and have not finished.
     left: usize,
+    /// Those of them that `base` has.
+    left_of_base: usize,
     /// Something was submitted to `top` or `base` since they were asked for what they finished.
     submitted: bool,
     /// Blocks of memory to complete partial writes in.
@@ -158,6 +160,7 @@ impl Overlay {
             waiting: VecDeque::new(),
             flushing: flush::Flushing::default(),
             left: 0,
+            left_of_base: 0,
             submitted: false,
             scratch: Vec::new(),
             done: Vec::new(),
@@ -178,6 +181,7 @@ impl Overlay {
 
     fn ask_base(&mut self, tag: u64, request: Request) {
         self.left += 1;
+        self.left_of_base += 1;
         self.submitted = true;
         self.base.submit(tag, request);
     }
@@ -226,7 +230,11 @@ impl Disk for Overlay {
     fn finished(&mut self, done: &mut Vec<Done>) {
         loop {
             self.submitted = false;
-            self.base.finished(&mut self.parts_done);
+            // Asking who has nothing is not free; when nobody has anything, an old event is to be cleared.
+            if self.left_of_base > 0 || self.left == 0 {
+                self.base.finished(&mut self.parts_done);
+                self.left_of_base -= self.parts_done.len();
+            }
             self.top.finished(&mut self.parts_done);
             self.settle_parts();
             if !self.submitted {
@@ -243,6 +251,7 @@ impl Disk for Overlay {
     fn drain(&mut self, done: &mut Vec<Done>) {
         while !self.is_idle() {
             self.base.drain(&mut self.parts_done);
+            self.left_of_base = 0;
             self.top.drain(&mut self.parts_done);
             self.settle_parts();
         }

@@ -1,16 +1,22 @@
 //! Raw disks: a regular file or a block device whose bytes are the disk's.
 //!
 //! The file is locked as long as it is open (F_OFD_SETLK): one writer, or any number of readers.
+//!
+//! With io_uring several requests are under way at once. Writes that only fill the page cache are faster as ordinary
+//! system calls, so they are made as such until one is slow; then some go through the ring.
 
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::target::Target;
 use super::{Config, Disk, Done, Engine, Error, Geometry, Request, SECTOR, holder};
@@ -21,12 +27,27 @@ use crate::sys::uring::{Completed, Operation, Ring};
 /// A raw disk.
 pub struct Raw {
     target: Target,
-    /// `None`: every request finishes inside `submit`.
-    ring: Option<Ring<Buffers, Context>>,
+    engine: Asynchronous,
+    /// Signalled by the ring. It stays, for somebody watches it, even if there is no ring in the end.
+    event: Option<Arc<EventFd>>,
+    /// Writes that go through the ring before the next is tried without.
+    writes_by_ring: u32,
     geometry: Geometry,
     done: Vec<Done>,
     completed: Vec<Completed<Buffers, Context>>,
 }
+
+/// How far the asynchronous engine is. Until the first request there is none: making one takes its time.
+enum Asynchronous {
+    /// Every request finishes inside `submit`.
+    None,
+    NotYet,
+    Ready(Box<Ring<Buffers, Context>>),
+}
+
+/// A write that takes longer has waited for the disk.
+const SLOW: Duration = Duration::from_millis(1);
+const WRITES_BY_RING: u32 = 64;
 
 /// What is kept beside an operation of the ring.
 struct Context {
@@ -56,7 +77,8 @@ impl Raw {
             let size = file::block_device_size(&file).map_err(failed("get the size of"))?;
             (size, file::physical_block_size(&file).unwrap_or(SECTOR as u32))
         } else {
-            (metadata.len(), u32::try_from(metadata.blksize()).unwrap_or(4096))
+            // File systems may name more: what suits their network or their compression.
+            (metadata.len(), metadata.blksize().min(4096) as u32)
         };
         if size == 0 {
             return Err(Error::Empty { path: path.into() });
@@ -66,33 +88,57 @@ impl Raw {
         }
         let geometry = Geometry {
             size,
-            physical_block: physical_block.clamp(SECTOR as u32, 1 << 20).next_power_of_two(),
+            physical_block: physical_block.clamp(SECTOR as u32, 1 << 16).next_power_of_two(),
             read_only,
             discard: !read_only,
         };
-        let file = Arc::new(file);
-        let ring = match engine {
-            Some(Engine::Sync) => None,
-            _ => match Ring::new(file.clone()) {
-                Ok(ring) => Some(ring),
-                Err(source) if engine.is_some() => return Err(Error::Uring { path: path.into(), source }),
-                Err(error) => {
-                    log::info!("disk {}: no io_uring here ({error}), requests go one by one", path.display());
-                    None
-                }
-            },
-        };
-        Ok(Raw {
-            target: Target::new(file, is_device),
-            ring,
+        let mut disk = Raw {
+            target: Target::new(Arc::new(file), is_device),
+            engine: Asynchronous::None,
+            event: None,
+            writes_by_ring: 0,
             geometry,
             done: Vec::new(),
             completed: Vec::new(),
-        })
+        };
+        if engine != Some(Engine::Sync) {
+            let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("watch"))?;
+            disk.event = Some(Arc::new(event));
+            disk.engine = Asynchronous::NotYet;
+        }
+        if engine == Some(Engine::Uring) {
+            // Asked for by name: say now if it does not work.
+            disk.make_ring().map_err(|source| Error::Uring { path: path.into(), source })?;
+        }
+        Ok(disk)
     }
-}
 
-impl Raw {
+    fn make_ring(&mut self) -> io::Result<()> {
+        if let (Asynchronous::NotYet, Some(event)) = (&self.engine, &self.event) {
+            self.engine = Asynchronous::None;
+            let ring = Ring::new(Arc::clone(self.target.file()), Arc::clone(event))?;
+            self.engine = Asynchronous::Ready(Box::new(ring));
+        }
+        Ok(())
+    }
+
+    /// The ring, if there is one or one can be made.
+    fn ring(&mut self) -> Option<&mut Ring<Buffers, Context>> {
+        if let Err(error) = self.make_ring() {
+            log::info!("no io_uring here ({error}): disk requests go one by one");
+        }
+        match &mut self.engine {
+            Asynchronous::Ready(ring) => Some(ring),
+            _ => None,
+        }
+    }
+
+    /// Does a request now.
+    fn run(&mut self, tag: u64, request: Request) {
+        let result = self.target.run(&request);
+        self.done.push(Done { tag, request, result });
+    }
+
     /// The file itself.
     pub(super) fn file(&self) -> &Arc<File> {
         self.target.file()
@@ -142,13 +188,19 @@ impl Disk for Raw {
     }
 
     fn submit(&mut self, tag: u64, request: Request) {
-        let Some(ring) = &mut self.ring else {
-            let result = self.target.run(&request);
-            return self.done.push(Done { tag, request, result });
-        };
         let (operation, request) = match request {
+            _ if self.ring().is_none() => return self.run(tag, request),
+            Request::Write { .. } if self.writes_by_ring == 0 => {
+                let start = Instant::now();
+                self.run(tag, request);
+                if start.elapsed() > SLOW {
+                    self.writes_by_ring = WRITES_BY_RING;
+                }
+                return;
+            }
             Request::Read { offset, buffers } => (Operation::Read { pieces: buffers, skip: 0, offset }, None),
             Request::Write { offset, buffers } => {
+                self.writes_by_ring -= 1;
                 (Operation::Write { pieces: buffers, skip: 0, offset }, None)
             }
             Request::Flush => (Operation::Sync, None),
@@ -160,17 +212,16 @@ impl Disk for Raw {
             {
                 (Operation::Hole { hole, offset, len }, Some(request))
             }
-            request => {
-                let result = self.target.run(&request);
-                return self.done.push(Done { tag, request, result });
-            }
+            request => return self.run(tag, request),
         };
-        ring.push(operation, Context { tag, request });
+        if let Some(ring) = self.ring() {
+            ring.push(operation, Context { tag, request });
+        }
     }
 
     fn finished(&mut self, done: &mut Vec<Done>) {
         done.append(&mut self.done);
-        while let Some(ring) = &mut self.ring {
+        while let Asynchronous::Ready(ring) = &mut self.engine {
             ring.reap(&mut self.completed);
             if !self.settle(done) {
                 break;
@@ -180,12 +231,14 @@ impl Disk for Raw {
     }
 
     fn events(&self) -> Vec<RawFd> {
-        self.ring.iter().map(Ring::event).collect()
+        self.event.iter().map(|event| event.as_raw_fd()).collect()
     }
 
     fn drain(&mut self, done: &mut Vec<Done>) {
         done.append(&mut self.done);
-        while let Some(ring) = self.ring.as_mut().filter(|ring| !ring.is_idle()) {
+        while let Asynchronous::Ready(ring) = &mut self.engine
+            && !ring.is_idle()
+        {
             ring.wait(&mut self.completed);
             self.settle(done);
         }
@@ -196,7 +249,7 @@ impl Raw {
     /// Finishes the requests of completed operations; returns whether some of them were queued again
     /// because they did only a part.
     fn settle(&mut self, done: &mut Vec<Done>) -> bool {
-        let Some(ring) = &mut self.ring else { return false };
+        let Asynchronous::Ready(ring) = &mut self.engine else { return false };
         let mut again = false;
         for completed in self.completed.drain(..) {
             match settle(completed, &mut self.target) {
@@ -263,7 +316,7 @@ fn settle(
 impl Drop for Raw {
     fn drop(&mut self) {
         // The kernel may hold the file a moment longer than we do.
-        self.ring = None;
+        self.engine = Asynchronous::None;
         self.target.unlock();
     }
 }

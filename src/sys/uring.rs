@@ -9,12 +9,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::file::{Hole, Pieces, window};
 use crate::sys::slab::Slab;
@@ -81,7 +81,7 @@ unsafe impl<P: Send, C: Send> Send for Slot<P, C> {}
 /// An io_uring for one file.
 pub struct Ring<P: Pieces, C> {
     uring: IoUring,
-    event: EventFd,
+    event: Arc<EventFd>,
     file: Arc<File>,
     slots: Slab<Slot<P, C>>,
     /// Operations that were pushed and not handed to the kernel.
@@ -92,11 +92,12 @@ pub struct Ring<P: Pieces, C> {
 }
 
 impl<P: Pieces, C> Ring<P, C> {
-    /// A ring for `file`.
+    /// A ring for `file` that makes `event` readable when an operation has completed outside of
+    /// [`reap`](Self::reap). It takes some tens of microseconds and of KiB of the kernel's.
     ///
     /// # Errors
     /// The host has no io_uring, forbids it, or its io_uring lacks an operation.
-    pub fn new(file: Arc<File>) -> io::Result<Self> {
+    pub fn new(file: Arc<File>, event: Arc<EventFd>) -> io::Result<Self> {
         let uring = IoUring::builder().dontfork().setup_clamp().build(ENTRIES)?;
         let mut probe = Probe::new();
         uring.submitter().register_probe(&mut probe)?;
@@ -107,7 +108,6 @@ impl<P: Pieces, C> Ring<P, C> {
         if !complete || !uring.params().is_feature_nodrop() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         uring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Ring {
             uring,
@@ -118,11 +118,6 @@ impl<P: Pieces, C> Ring<P, C> {
             under_way: 0,
             completed: Vec::new(),
         })
-    }
-
-    /// Becomes readable when an operation has completed outside of [`reap`](Self::reap).
-    pub fn event(&self) -> RawFd {
-        self.event.as_raw_fd()
     }
 
     /// Whether nothing is queued, under way or waiting to be reaped.
@@ -264,7 +259,8 @@ mod tests {
 
     fn ring() -> Option<(Ring<Bytes, usize>, Arc<File>)> {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        match Ring::new(file.clone()) {
+        let event = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+        match Ring::new(file.clone(), Arc::new(event)) {
             Ok(ring) => Some((ring, file)),
             Err(error) => {
                 eprintln!("skipped: no io_uring here: {error}");
@@ -316,7 +312,7 @@ mod tests {
     }
 
     fn signalled(ring: &Ring<Bytes, usize>) -> bool {
-        let mut polled = libc::pollfd { fd: ring.event(), events: libc::POLLIN, revents: 0 };
+        let mut polled = libc::pollfd { fd: ring.event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd. The ring's work interrupts the wait.
         while unsafe { libc::poll(&mut polled, 1, 5000) } < 0 {}
         polled.revents == libc::POLLIN

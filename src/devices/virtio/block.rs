@@ -33,6 +33,8 @@ use crate::sys::slab::Slab;
 pub use config::{Cache, Config};
 
 const QUEUE_SIZE: u16 = 256;
+/// Requests that are handed to the disk together.
+const BATCH: usize = 16;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 
@@ -155,23 +157,20 @@ impl Block {
                 self.begin(chain, lent)?;
             }
         }
-        let blocking = self.disk.events().is_empty();
+        // What is done is told soon when the next request may take long.
+        let batch = if self.disk.events().is_empty() { 1 } else { BATCH };
         loop {
-            let mut empty = false;
-            while !empty && self.pending.len() < usize::from(QUEUE_SIZE) {
+            let (mut taken, mut empty) = (0, false);
+            while taken < batch && !empty && self.pending.len() < usize::from(QUEUE_SIZE) {
                 match lent.take(0)? {
                     Some(chain) => self.begin(chain, lent)?,
                     None => empty = true,
                 }
-                if blocking {
-                    // The next request may take long: what is done is told now.
-                    self.collect(lent)?;
-                    lent.notify();
-                }
+                taken += 1;
             }
             self.collect(lent)?;
-            let full = self.pending.len() >= usize::from(QUEUE_SIZE);
-            if empty || full {
+            lent.notify();
+            if empty || self.pending.len() >= usize::from(QUEUE_SIZE) {
                 return Ok(());
             }
         }
