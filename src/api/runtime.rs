@@ -223,6 +223,11 @@ impl Entry {
         self.name.as_str()
     }
 
+    /// The machine's own directory. All files in it go with the machine.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Opens the socket of the machine.
     ///
     /// # Errors

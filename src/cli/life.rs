@@ -35,13 +35,23 @@ pub struct Life {
 
 impl Life {
     /// Makes a machine, new or as it was saved, and stays until it ends.
-    pub fn live(self, config: VmConfig, restore: Option<&Restore>, common: &Common) -> Result<u8, Failure> {
+    pub fn live(
+        self,
+        mut config: VmConfig,
+        restore: Option<&Restore>,
+        common: &Common,
+    ) -> Result<u8, Failure> {
         let entry = enter(self.name.as_ref(), common)?;
+        if entry.is_none() {
+            // It has no place for its socket.
+            config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());
+        }
         let environment = Environment {
             kernel_cache: cache_directory(),
             // Before any thread starts, so that every thread inherits the mask.
             termination: Some(Termination::new().map_err(Failure::usage)?),
             grace: self.grace,
+            directory: entry.as_ref().map(|entry| entry.path().to_path_buf()),
             paused: self.paused,
         };
         std::panic::set_hook(Box::new(|panic| {

@@ -41,6 +41,18 @@ pub enum Error {
         /// The host's answer.
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// The host has too few huge pages for a region of `mib` MiB.
+    #[error(
+        "Cannot map {mib} MiB of guest memory in huge pages: reserve them, for example with `sysctl vm.nr_hugepages={pages}`"
+    )]
+    Huge {
+        /// Size of the region in MiB.
+        mib: u64,
+        /// How many huge pages that is.
+        pages: u64,
+        /// The host's answer.
+        source: vm_memory::mmap::MmapRegionError,
+    },
     /// A region is empty, overlaps another or passes the end of the address space.
     #[error("Guest memory layout is not valid")]
     Layout(#[source] vm_memory::GuestRegionCollectionError),
@@ -55,19 +67,23 @@ pub enum Error {
 }
 
 /// Maps fresh, zeroed, private guest RAM over `ranges` of (address, bytes). Nothing is
-/// touched yet: the host may overcommit.
+/// touched yet: the host may overcommit, but for huge pages.
 pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, Error> {
-    let huge = match pages {
-        Pages::Transparent => 0,
+    // Huge pages are reserved at once: where one is missing later, the first touch kills the process.
+    let flags = match pages {
+        Pages::Transparent => libc::MAP_NORESERVE,
         Pages::Huge2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
     let mut regions = Vec::with_capacity(ranges.len());
     for &(start, size) in ranges {
         let mapping = MmapRegionBuilder::new(size as usize)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE | huge)
+            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | flags)
             .build()
-            .map_err(|source| Error::Map { mib: size >> 20, source })?;
+            .map_err(|source| match pages {
+                Pages::Transparent => Error::Map { mib: size >> 20, source },
+                Pages::Huge2M => Error::Huge { mib: size >> 20, pages: size.div_ceil(2 << 20), source },
+            })?;
         if pages == Pages::Transparent {
             advise(&mapping, libc::MADV_HUGEPAGE);
         }

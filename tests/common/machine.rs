@@ -229,7 +229,12 @@ impl Running {
     #[track_caller]
     pub fn says_times(&self, text: &str, times: usize) -> &Self {
         let said = self.out.wait(self.deadline, |all| all.matches(text).count() >= times);
-        assert!(said, "the guest did not say {text:?} {times} times:\n{}\n{}", self.out.text(), self.err.text());
+        assert!(
+            said,
+            "the guest did not say {text:?} {times} times:\n{}\n{}",
+            self.out.text(),
+            self.err.text()
+        );
         self
     }
 

@@ -23,13 +23,14 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::disk;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::disk;
 use crate::memory::Memory;
 use crate::notice::Notifier;
 use crate::snapshot::Persist;
@@ -97,6 +98,8 @@ pub struct Context {
     pub notifier: Notifier,
     /// Place of the device among its kind: 0 for the first disk, 1 for the second.
     pub index: usize,
+    /// The machine's own directory, where its sockets are; a machine without a name has none.
+    pub directory: Option<PathBuf>,
 }
 
 /// What was asked for: from it the device is made. It is written in the configuration file with serde and
@@ -173,11 +176,11 @@ macro_rules! devices {
                 $(self.$module.extend(more.$module);)*
             }
 
-            /// Makes every device, with where its work is to be done.
-            pub fn open(&self, memory: &Arc<Memory>, notifier: &Notifier) -> Result<Vec<(Box<dyn VirtioDevice>, Place)>, Error> {
+            /// Makes every device, with where its work is to be done. The context's `index` is set here.
+            pub fn open(&self, mut context: Context) -> Result<Vec<(Box<dyn VirtioDevice>, Place)>, Error> {
                 let mut devices = Vec::new();
                 $(for (index, config) in self.$module.iter().enumerate() {
-                    let context = Context { memory: Arc::clone(memory), notifier: notifier.clone(), index };
+                    context.index = index;
                     devices.push((config.open(&context)?, Place::$worker));
                 })*
                 Ok(devices)
@@ -203,7 +206,8 @@ devices! {
     rng: "entropy", "rng", "FILE", Shared;
     /// Channel between programs on the host and in the guest: a client of the unix socket PATH says `CONNECT <port>`
     /// first; what the guest sends to port P of the host goes to the socket PATH_P
-    vsock: "vsock", "vsock", "PATH[,cid=3]", Shared;
+    /// [default: auto, vsock.sock in the machine's runtime directory]
+    vsock: "vsock", "vsock", "PATH|auto|none[,cid=N]", Shared;
 }
 
 #[cfg(test)]

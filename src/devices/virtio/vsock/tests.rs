@@ -33,7 +33,7 @@ struct Guest {
 }
 
 fn config(directory: &tempfile::TempDir) -> Config {
-    Config { guest_cid: CID as u32, uds_path: directory.path().join("v.sock"), vsock_id: None }
+    Config { guest_cid: CID as u32, uds_path: Some(directory.path().join("v.sock")), vsock_id: None }
 }
 
 fn device(directory: &tempfile::TempDir) -> Box<dyn VirtioDevice> {
