@@ -14,7 +14,7 @@ pub mod extents;
 mod holder;
 mod layers;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 mod open;
 mod overlay;
 mod raw;
