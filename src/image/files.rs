@@ -103,15 +103,6 @@ impl Files {
         }
     }
 
-    /// Removes a directory and what is in it; one that is gone already is fine.
-    pub fn remove_directory(&self, path: &Path) -> io::Result<()> {
-        self.before(Change::Remove(path))?;
-        match fs::remove_dir_all(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
-
     /// Replaces the file at `path` as a whole: after a crash it is the old one or the new one.
     pub fn replace(&self, path: &Path, beside: &Path, bytes: &[u8]) -> io::Result<()> {
         self.remove(beside)?;
