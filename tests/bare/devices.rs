@@ -98,7 +98,10 @@ fn discards_give_the_hosts_space_back() {
         let disk = disks.raw("disk", 1 << 20);
         File::open(&disk).and_then(|file| file.sync_all()).expect("a disk");
         let before = fs::metadata(&disk).expect("a disk").blocks();
-        guest("blk mode=discard first=64 sectors=64").disk(&disk, &format!(",engine={engine}")).run().passed("blk");
+        guest("blk mode=discard first=64 sectors=64")
+            .disk(&disk, &format!(",engine={engine}"))
+            .run()
+            .passed("blk");
         let after = fs::metadata(&disk).expect("a disk");
         assert_eq!(after.len(), 1 << 20);
         assert!(after.blocks() + 64 <= before, "{} blocks of {before}", after.blocks());
@@ -137,7 +140,8 @@ fn several_disks_in_their_order() {
     let disks = Disks::new();
     let all: Vec<_> = (1..=3).map(|n| disks.raw(&format!("disk{n}"), n << 20)).collect();
     for (slot, disk) in all.iter().enumerate() {
-        let machine = all.iter().fold(guest(&format!("blk slot={slot}")), |machine, disk| machine.disk(disk, ""));
+        let machine =
+            all.iter().fold(guest(&format!("blk slot={slot}")), |machine, disk| machine.disk(disk, ""));
         let size = bytes(disk).len() / 512;
         machine.run().passed("blk").said(&format!("blk: {size} sectors\n"));
     }
@@ -176,7 +180,11 @@ fn qcow2_disks() {
     let disks = Disks::new();
     for driver in DRIVERS {
         let disk = disks.qcow2("disk.qcow2", None);
-        guest(&format!("blk {driver} rounds=3")).disk(&disk, "").run().passed("blk").said("blk: 2048 sectors\n");
+        guest(&format!("blk {driver} rounds=3"))
+            .disk(&disk, "")
+            .run()
+            .passed("blk")
+            .said("blk: 2048 sectors\n");
         host::run("qemu-img", &["check", "-q", &disk.to_string_lossy()]);
     }
 }
@@ -218,7 +226,11 @@ fn random_numbers() {
     let disks = Disks::new();
     let file = disks.0.path().join("numbers");
     fs::write(&file, [[1; 64], [2; 64]].concat()).expect("a file");
-    guest("rng").option("--rng", &file).run().passed("rng").said("the first 0x101010101010101 and 0x202020202020202");
+    guest("rng")
+        .option("--rng", &file)
+        .run()
+        .passed("rng")
+        .said("the first 0x101010101010101 and 0x202020202020202");
 }
 
 #[test]

@@ -16,7 +16,9 @@ pub fn kernel() -> &'static Path {
         let mut build = Command::new(cargo);
         // The guest has its own flags, in its own folder; cargo lets only one process build there at a time.
         build.args(["build", "--release", "--quiet", "--target-dir", "target"]).current_dir(&directory);
-        for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+        for variable in
+            ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET"]
+        {
             build.env_remove(variable);
         }
         let status = build.status().expect("cargo, to build the bare-metal guest");

@@ -6,12 +6,20 @@ use std::process::{Command, Stdio};
 
 use super::machine::Machine;
 
+/// The kernel that `make guest` fetches.
+pub const STOCK_KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/out/vmlinuz");
+
 /// `Err` says in words what is missing.
 pub type Offer<T = ()> = Result<T, String>;
 
 /// Virtual machines at all.
 pub fn kvm() -> Offer {
-    File::options().read(true).write(true).open("/dev/kvm").map(drop).map_err(|error| format!("no /dev/kvm: {error}"))
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map(drop)
+        .map_err(|error| format!("no /dev/kvm: {error}"))
 }
 
 /// Virtual machines fast and whole enough for Linux: KVM with hardware behind it, or the word of `guest/test-linux`.
@@ -28,7 +36,8 @@ pub fn linux() -> Offer {
 /// A program, found on PATH or where administrators have theirs.
 pub fn program(name: &str) -> Offer<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
-    let mut places = path.split(':').chain(["/usr/sbin", "/sbin"]).map(|place| PathBuf::from(place).join(name));
+    let mut places =
+        path.split(':').chain(["/usr/sbin", "/sbin"]).map(|place| PathBuf::from(place).join(name));
     places.find(|path| path.is_file()).ok_or_else(|| format!("no {name} on PATH"))
 }
 
@@ -46,7 +55,8 @@ pub fn tap() -> Offer {
 #[track_caller]
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let path = self::program(program).expect("a program that the test has asked for");
-    let output = Command::new(path).args(arguments).stdin(Stdio::null()).output().expect("a program that starts");
+    let output =
+        Command::new(path).args(arguments).stdin(Stdio::null()).output().expect("a program that starts");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {}\n{error}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()

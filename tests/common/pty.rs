@@ -37,7 +37,9 @@ impl Pty {
         };
         assert_eq!(result, 0, "openpty: {}", io::Error::last_os_error());
         // SAFETY: fresh descriptors that nobody else owns.
-        unsafe { Pty { user: File::from_raw_fd(user), program: OwnedFd::from_raw_fd(program), seen: Vec::new() } }
+        unsafe {
+            Pty { user: File::from_raw_fd(user), program: OwnedFd::from_raw_fd(program), seen: Vec::new() }
+        }
     }
 
     /// The program's side, for its standard input.
