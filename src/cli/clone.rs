@@ -93,7 +93,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
             &json!({ "machines": machines, "failed": failed, "elapsed_us": elapsed.as_micros() as u64 }),
         )?;
     } else {
-        print(&format!("{} machines run after {:.1} ms", machines.len(), elapsed.as_secs_f64() * 1e3))?;
+        print(format!("{} machines run after {:.1} ms", machines.len(), elapsed.as_secs_f64() * 1e3))?;
     }
     Ok(if failed == 0 { 0 } else { exit::REFUSED })
 }
@@ -142,6 +142,8 @@ fn live(
         console::Config::Socket(path) => console::Config::Socket(place(path)),
         other => other.clone(),
     };
+    // Each has a channel of its own.
+    config.devices.vsock.iter_mut().for_each(|vsock| vsock.uds_path = None);
     let life = Life {
         name: Some(name),
         grace: Duration::from_secs(10),

@@ -1,12 +1,13 @@
 //! The life of a machine in this process: entered in the runtime directory, built or restored, run, reported.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use log::warn;
 
 use super::boot_timer::BootTimer;
-use super::output::Failure;
+use super::output::{Failure, complain};
 use super::{Common, exit, machines};
 use crate::api::name::Name;
 use crate::api::runtime::Entry;
@@ -34,13 +35,23 @@ pub struct Life {
 
 impl Life {
     /// Makes a machine, new or as it was saved, and stays until it ends.
-    pub fn live(self, config: VmConfig, restore: Option<&Restore>, common: &Common) -> Result<u8, Failure> {
+    pub fn live(
+        self,
+        mut config: VmConfig,
+        restore: Option<&Restore>,
+        common: &Common,
+    ) -> Result<u8, Failure> {
         let entry = enter(self.name.as_ref(), common)?;
+        if entry.is_none() {
+            // It has no place for its socket.
+            config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());
+        }
         let environment = Environment {
             kernel_cache: cache_directory(),
             // Before any thread starts, so that every thread inherits the mask.
             termination: Some(Termination::new().map_err(Failure::usage)?),
             grace: self.grace,
+            directory: entry.as_ref().map(|entry| entry.path().to_path_buf()),
             paused: self.paused,
         };
         std::panic::set_hook(Box::new(|panic| {
@@ -50,7 +61,7 @@ impl Life {
         let outcome = self.run(config, restore, environment, entry.as_ref());
         terminal::restore();
         let outcome = outcome?;
-        report(&outcome, common);
+        report(&outcome, entry.as_ref(), common);
         Ok(exit::status(&outcome))
     }
 
@@ -97,19 +108,23 @@ fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure>
 }
 
 /// Says how the machine ended, if that is worth a word.
-fn report(outcome: &Outcome, common: &Common) {
-    if common.json {
-        let mut report = serde_json::to_value(outcome).unwrap_or_default();
-        report["status"] = exit::status(outcome).into();
-        return eprintln!("{report}");
-    }
-    match outcome {
-        Outcome::PowerOff | Outcome::Reboot => {}
-        Outcome::Stopped => eprintln!("rvmm: the machine was stopped"),
-        Outcome::Panic => eprintln!("rvmm: the guest's kernel panicked"),
-        Outcome::TripleFault => eprintln!("rvmm: the guest crashed with a triple fault"),
-        Outcome::Failed(reason) => eprintln!("rvmm: internal error: {reason}"),
-    }
+fn report(outcome: &Outcome, entry: Option<&Entry>, common: &Common) {
+    let status = exit::status(outcome);
+    let message = match outcome {
+        _ if common.json => {
+            let mut report = serde_json::to_value(outcome).unwrap_or_default();
+            report["status"] = status.into();
+            report["name"] = entry.map(Entry::name).into();
+            let _ = writeln!(io::stderr(), "{report}");
+            return;
+        }
+        Outcome::PowerOff | Outcome::Reboot => return,
+        Outcome::Stopped => "the machine was stopped",
+        Outcome::Panic => "the guest's kernel panicked",
+        Outcome::TripleFault => "the guest crashed with a triple fault",
+        Outcome::Failed(reason) => &format!("internal error: {reason}"),
+    };
+    complain(false, status, message);
 }
 
 /// Where decompressed kernels are kept, by the XDG base directory specification.

@@ -131,8 +131,8 @@ fn root(devices: &virtio::Configs) -> String {
     }
 }
 
-/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, and a
-/// source of entropy.
+/// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, a
+/// source of entropy, and a channel to programs in the guest.
 fn complete(devices: &mut virtio::Configs) {
     if devices.net.is_empty() {
         match net::installed() {
@@ -146,6 +146,10 @@ fn complete(devices: &mut virtio::Configs) {
     if devices.rng.is_empty() {
         devices.rng.push(virtio::rng::Config::default());
     }
+    if devices.vsock.is_empty() {
+        devices.vsock.push(virtio::vsock::Config::default());
+    }
+    devices.vsock.retain(|vsock| !vsock.is_none());
 }
 
 fn set<T>(value: &mut T, new: Option<T>) {

@@ -90,7 +90,7 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     })?;
     match results.pop() {
         Some((_, Ok(written))) if common.json => print_json(&written)?,
-        Some((name, Ok(written))) => print(&format!(
+        Some((name, Ok(written))) => print(format!(
             "{name} saved in {}: {} of {} MiB, paused for {:.1} ms",
             args.target.display(),
             written["data_bytes"].as_u64().unwrap_or(0) >> 20,
@@ -127,7 +127,7 @@ fn verify(path: &Path, common: &Common) -> Result<u8, Failure> {
     chain.verify(|bytes| done += bytes).map_err(Failure::refused)?;
     match common.json {
         true => print_json(&json!({ "verified_bytes": done }))?,
-        false => print(&format!("{}: whole, {} MiB of memory checked", path.display(), done >> 20))?,
+        false => print(format!("{}: whole, {} MiB of memory checked", path.display(), done >> 20))?,
     }
     Ok(0)
 }

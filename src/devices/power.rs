@@ -25,15 +25,18 @@ impl BusDevice for Power {
 
     fn write(&self, offset: u64, data: &[u8]) {
         match (offset, data[0]) {
-            (0, value) if value & SLEEP_ENABLE != 0 => {
-                if value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK == SLEEP_TYPE_OFF {
-                    self.0.notify(Notice::PowerOff);
-                }
+            (0, value) if value & SLEEP_ENABLE != 0 && sleep_type(value) == SLEEP_TYPE_OFF => {
+                self.0.notify(Notice::PowerOff);
             }
             (2, RESET_VALUE) => self.0.notify(Notice::Reset),
             _ => {}
         }
     }
+}
+
+/// The sleep type in a value of the sleep control register.
+fn sleep_type(control: u8) -> u8 {
+    control >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK
 }
 
 /// The keyboard controller without a keyboard, ports 0x60 to 0x64: it answers at once, and it resets.

@@ -23,6 +23,15 @@ impl Buffers {
         count(unsafe { libc::readv(fd.as_raw_fd(), pieces.as_ptr(), number(&pieces)?) })
     }
 
+    /// Reads what a stream holds, as much of it as fits; returns how many bytes came, none when the stream has ended.
+    ///
+    /// # Errors
+    /// What `readv(2)` says; `InvalidInput` when there are too many pieces.
+    pub fn read_stream(&self, fd: BorrowedFd) -> io::Result<usize> {
+        // SAFETY: the pieces are mapped guest RAM, which lives as long as `self`.
+        count(unsafe { libc::readv(fd.as_raw_fd(), self.iovecs().as_ptr(), number(self.iovecs())?) })
+    }
+
     /// Writes one record, for example a frame to a tap; returns how many bytes were taken.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use super::workers::{Subscriber, WorkerThread};
 use super::{Error, host_console};
 use crate::arch::x86_64::layout;
 use crate::config::VmConfig;
-use crate::devices::virtio::{Function, Place, Worker, mmio::Mmio};
+use crate::devices::virtio::{Context, Function, Place, Worker, mmio::Mmio};
 use crate::kvm;
 use crate::memory;
 use crate::memory::image::Origin;
@@ -28,6 +28,8 @@ pub struct Environment {
     pub termination: Option<Termination>,
     /// How long a guest may take to switch itself off when it is asked to.
     pub grace: Duration,
+    /// The machine's own directory, where its sockets are.
+    pub directory: Option<PathBuf>,
     /// The machine stands still until it is told to go on.
     pub paused: bool,
 }
@@ -38,6 +40,7 @@ pub(super) fn machine(
     config: &VmConfig,
     restore: Option<&Restore>,
     kernel_cache: Option<PathBuf>,
+    directory: Option<PathBuf>,
     outbox: &Outbox,
 ) -> Result<(Machine, Vec<Subscriber>), Error> {
     let kvm = kvm::open()?;
@@ -67,7 +70,8 @@ pub(super) fn machine(
         let drained = platform.serial_drained.try_clone()?;
         subscribers.push(Box::new(ConsoleInput::new(input, &platform.serial, drained, outbox.clone())));
     }
-    let devices = config.devices.open(&memory, &notifier)?;
+    let devices =
+        config.devices.open(Context { memory: Arc::clone(&memory), notifier, index: 0, directory })?;
     if devices.len() > layout::VIRTIO_MAX {
         return Err(Error::Devices { count: devices.len(), limit: layout::VIRTIO_MAX });
     }
@@ -84,7 +88,7 @@ pub(super) fn machine(
     }
     let mut machine = Machine {
         powered: None,
-        workers,
+        _workers: workers,
         functions,
         platform,
         buses: Arc::new(buses),

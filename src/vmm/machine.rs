@@ -32,7 +32,8 @@ use crate::memory::{self, Memory};
 /// Fields are dropped from top to bottom: vCPUs end before the devices they reach.
 pub struct Machine {
     pub(super) powered: Option<Powered>,
-    pub(super) workers: Vec<WorkerThread>,
+    /// Threads of devices; they end with the machine.
+    pub(super) _workers: Vec<WorkerThread>,
     pub(super) functions: Vec<Arc<Mutex<Function>>>,
     pub(super) platform: Platform,
     pub(super) buses: Arc<Buses>,

@@ -142,8 +142,13 @@ impl Vmm {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
         let Environment { grace, paused, .. } = environment;
-        let (machine, subscribers) =
-            build::machine(&config, restore, environment.kernel_cache, inbox.outbox())?;
+        let (machine, subscribers) = build::machine(
+            &config,
+            restore,
+            environment.kernel_cache,
+            environment.directory,
+            inbox.outbox(),
+        )?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }

@@ -30,7 +30,7 @@ fn tap() -> Finding {
             return warn("There is no /dev/net/tun: no --net tap=NAME".into()).fix("sudo modprobe tun");
         }
         Err(error) => {
-            return warn(format!("/dev/net/tun does not open ({error}): no --net tap=NAME"))
+            return warn(format!("/dev/net/tun does not open ({}): no --net tap=NAME", error.kind()))
                 .fix("sudo chmod 666 /dev/net/tun");
         }
     };
@@ -56,7 +56,7 @@ fn passt() -> Finding {
     // The first line is `passt VERSION`.
     match said.lines().next().and_then(|line| line.strip_prefix("passt ")) {
         Some(version) => {
-            let says = format!("passt ({version}) is there: --net user works without privileges");
+            let says = "passt is there: --net user works without privileges";
             Finding::new("passt", Ok, says, json!({ "path": path, "version": version }))
         }
         None => {
@@ -71,7 +71,7 @@ fn io_uring() -> Finding {
     match IoUring::new(2) {
         Result::Ok(_) => Finding::new("io-uring", Ok, "Disks use io_uring", true),
         Err(error) => {
-            let says = format!("io_uring is not offered ({error}): disks use slower system calls");
+            let says = format!("io_uring is not offered ({}): disks use slower system calls", error.kind());
             let finding = Finding::new("io-uring", Warn, says, false);
             match read("/proc/sys/kernel/io_uring_disabled").as_str() {
                 "" | "0" => finding,

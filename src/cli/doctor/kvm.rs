@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Finding;
 use super::Status::{Missing, Ok, Warn};
-use crate::kvm::{missing_capabilities, open_device, probe};
+use crate::kvm::{self, missing_capabilities, open_device, probe};
 use crate::vmm::chain;
 
 /// The version that the interface has had since 2007.
@@ -20,7 +20,7 @@ pub fn checks() -> Vec<Finding> {
         Result::Ok(kvm) => {
             vec![device(), api(&kvm), capabilities(&kvm), speed(&kvm), vcpus(&kvm), clocks(&kvm)]
         }
-        Err(error) => vec![no_device(&chain(&error))],
+        Err(error) => vec![no_device(&error)],
     }
 }
 
@@ -28,10 +28,16 @@ fn device() -> Finding {
     Finding::new("kvm-device", Ok, "/dev/kvm is there, and this user may use it", true)
 }
 
-fn no_device(error: &str) -> Finding {
+fn no_device(error: &kvm::Error) -> Finding {
     let finding = |says: &str| Finding::new("kvm-device", Missing, says, false);
     if Path::new("/dev/kvm").exists() {
-        return finding(error).fix("sudo usermod -aG kvm $USER   # and log in again");
+        return match error {
+            kvm::Error::Open { source, .. } if source.errno() == libc::EACCES => {
+                finding("/dev/kvm is there, but this user may not use it")
+                    .fix("sudo usermod -aG kvm $USER   # and log in again")
+            }
+            _ => finding(&chain(error)),
+        };
     }
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or_default();

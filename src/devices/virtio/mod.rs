@@ -19,9 +19,16 @@ pub(crate) mod mock;
 mod queues;
 mod worker;
 
+use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::disk;
 use crate::memory::Memory;
@@ -91,6 +98,8 @@ pub struct Context {
     pub notifier: Notifier,
     /// Place of the device among its kind: 0 for the first disk, 1 for the second.
     pub index: usize,
+    /// The machine's own directory, where its sockets are; a machine without a name has none.
+    pub directory: Option<PathBuf>,
 }
 
 /// What was asked for: from it the device is made. It is written in the configuration file with serde and
@@ -119,6 +128,29 @@ pub enum Place {
     Own,
 }
 
+/// A list of devices, or one device without a list around it, as Firecracker has those of which there is only one.
+fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct OneOrMany<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a device or a list of devices")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(|one| vec![one])
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany(PhantomData))
+}
+
 macro_rules! devices {
     ($($(#[$help:meta])* $module:ident: $key:literal, $flag:literal, $value:literal, $worker:ident;)*) => {
         $(pub mod $module;)*
@@ -129,7 +161,7 @@ macro_rules! devices {
         pub struct Configs {
             $(
                 $(#[$help])*
-                #[serde(rename = $key, skip_serializing_if = "Vec::is_empty")]
+                #[serde(rename = $key, skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
                 #[arg(long = $flag, value_name = $value)]
                 pub $module: Vec<$module::Config>,
             )*
@@ -144,11 +176,11 @@ macro_rules! devices {
                 $(self.$module.extend(more.$module);)*
             }
 
-            /// Makes every device, with where its work is to be done.
-            pub fn open(&self, memory: &Arc<Memory>, notifier: &Notifier) -> Result<Vec<(Box<dyn VirtioDevice>, Place)>, Error> {
+            /// Makes every device, with where its work is to be done. The context's `index` is set here.
+            pub fn open(&self, mut context: Context) -> Result<Vec<(Box<dyn VirtioDevice>, Place)>, Error> {
                 let mut devices = Vec::new();
                 $(for (index, config) in self.$module.iter().enumerate() {
-                    let context = Context { memory: Arc::clone(memory), notifier: notifier.clone(), index };
+                    context.index = index;
                     devices.push((config.open(&context)?, Place::$worker));
                 })*
                 Ok(devices)
@@ -172,4 +204,28 @@ devices! {
     net: "network-interfaces", "net", "user|tap=NAME|none[,OPTION]...", Shared;
     /// Source of random numbers for the guest [default: /dev/urandom]
     rng: "entropy", "rng", "FILE", Shared;
+    /// Channel between programs on the host and in the guest: a client of the unix socket PATH says `CONNECT <port>`
+    /// first; what the guest sends to port P of the host goes to the socket PATH_P
+    /// [default: auto, vsock.sock in the machine's runtime directory]
+    vsock: "vsock", "vsock", "PATH|auto|none[,cid=N]", Shared;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_device_needs_no_list() {
+        let read = |text: &str| serde_json::from_str::<Configs>(text);
+        let one = read(r#"{ "vsock": { "guest_cid": 3, "uds_path": "v" }, "entropy": {} }"#).unwrap();
+        let list = read(r#"{ "vsock": [{ "uds_path": "v" }], "entropy": [{}], "drives": [] }"#).unwrap();
+        assert_eq!(one, list);
+        assert_eq!((one.vsock.len(), one.rng.len(), one.block.len()), (1, 1, 0));
+        let again = read(&serde_json::to_string(&one).unwrap()).unwrap();
+        assert_eq!(again, one);
+        let error = read("{ \"entropy\": {},\n \"vsock\": { \"uds_pth\": \"v\" } }").unwrap_err().to_string();
+        assert!(error.contains("uds_pth"), "{error}");
+        let error = read(r#"{ "vsock": 1 }"#).unwrap_err().to_string();
+        assert!(error.contains("a device or a list of devices"), "{error}");
+    }
 }
