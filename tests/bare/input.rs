@@ -161,8 +161,8 @@ fn qcow2_disks_that_are_damaged() {
         with(&["--disk", &text]).refused(&["disk.qcow2"]);
     }
     fs::write(&path, &whole).expect("a disk");
-    fs::remove_file(&*base).expect("a base");
-    with(&["--disk", &text]).refused(&["base", "does not exist"]);
+    fs::remove_file(base.as_ref()).expect("a base");
+    with(&["--disk", &text]).refused(&["base", "cannot be found"]);
 }
 
 #[test]
