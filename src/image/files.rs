@@ -15,7 +15,8 @@ pub struct Files {
     fault: Option<Fault>,
 }
 
-/// A change that is about to be made.
+/// A change that is about to be made. Only tests look at what it is.
+#[cfg_attr(not(test), expect(dead_code))]
 pub enum Change<'a> {
     /// A file's bytes.
     Write(&'a Path),
