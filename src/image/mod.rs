@@ -12,6 +12,7 @@ mod commit;
 mod config;
 mod digest;
 mod error;
+pub mod ext4;
 #[cfg(test)]
 mod fault;
 mod files;
