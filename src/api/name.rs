@@ -1,8 +1,9 @@
 //! Names of machines: what a user may choose, and a short one for who does not care.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
+
+use crate::sys::random;
 
 /// The longest name in bytes. It is part of a socket's path, which Linux limits to 107 bytes.
 const MAX: usize = 63;
@@ -34,10 +35,14 @@ pub struct Error {
 impl Name {
     /// A name that most likely no machine has, such as `quiet-otter-3f`.
     pub fn random() -> Self {
-        // The standard library seeds every hasher with random numbers of the host's kernel.
-        let number = RandomState::new().hash_one(0) as usize;
-        let (manner, animal) = (MANNERS[number % 32], ANIMALS[(number >> 5) % 32]);
-        Name(format!("{manner}-{animal}-{:02x}", number >> 10 & 0xff))
+        let mut bytes = [0; 3];
+        if random::fill(&mut bytes).is_err() {
+            // Not random, but its own.
+            bytes.copy_from_slice(&std::process::id().to_le_bytes()[..3]);
+        }
+        let [manner, animal, number] = bytes;
+        let word = |words: &[&'static str; 32], byte: u8| words[usize::from(byte) % 32];
+        Name(format!("{}-{}-{number:02x}", word(&MANNERS, manner), word(&ANIMALS, animal)))
     }
 
     /// The name.

@@ -128,12 +128,13 @@ impl Directory {
     /// # Errors
     /// When the directory cannot be used.
     pub fn claim_any(&self) -> Result<Entry, Error> {
-        loop {
+        for _ in 1..ATTEMPTS {
             match self.claim(&Name::random()) {
                 Err(Error::Taken { .. }) => {}
                 result => return result,
             }
         }
+        self.claim(&Name::random())
     }
 
     /// All machines that run, by name. Stale entries are removed on the way.

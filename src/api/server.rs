@@ -78,11 +78,16 @@ impl Server {
         let thread = thread::Builder::new().name("api".into()).spawn(move || clients.serve())?;
         Ok(Server { stop, thread: Some(thread) })
     }
+
+    /// Begins to end: nobody is accepted any more. Dropping the value waits for the end.
+    pub fn stop(&self) {
+        let _ = self.stop.write(1);
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.stop.write(1);
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

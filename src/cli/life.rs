@@ -85,7 +85,11 @@ impl Life {
         if let Some(boot_timer) = self.boot_timer {
             boot_timer.write(vmm.milestones());
         }
-        // In this order: a request that came too late is answered when the monitor is gone, and waited for by the server.
+        // The server ends while the machine is taken down; a request that came too late is answered when the monitor is
+        // gone, and the server waits for that.
+        if let Some(server) = &server {
+            server.stop();
+        }
         drop(vmm);
         drop(server);
         Ok(outcome)

@@ -63,6 +63,7 @@ struct Common {
 #[derive(Subcommand)]
 enum Command {
     /// Boot a machine in the foreground, as the bare form does
+    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}", exit::HELP))]
     Run(Box<run::Args>),
     /// List the machines that run
     Ps(ps::Args),
@@ -94,6 +95,13 @@ const EXAMPLES: &str = "Examples:
   rvmm --kernel vmlinuz --disk root.ext4 --net user,publish=8080:80 --memory 1G --cpus 2 --name web
   rvmm ps
   rvmm stop web";
+
+const RUN_EXAMPLES: &str = "Examples:
+  rvmm run --kernel vmlinuz --disk root.ext4
+  rvmm run --kernel vmlinuz --disk root.ext4 --name web --console file=web.log --memory 1G --cpus 2
+  rvmm run --config machine.json --memory 512M
+
+On the console, Ctrl-A h shows the keys that are for rvmm; Ctrl-A x ends the machine.";
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {

@@ -46,9 +46,13 @@ pub struct Args {
 /// Stops machines and waits until they are gone.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let selection = if args.all { Selection::All } else { Selection::Names(&args.names) };
-    let results = machines::each(common, selection, |machine| {
-        // A machine that ends by itself meanwhile breaks a connection, and is what was wanted.
-        stop(machine, args).or_else(|error| if machine.is_gone() { Ok(()) } else { Err(error) })
+    let results = machines::each(common, selection, |machine| match stop(machine, args) {
+        // A machine that ends by itself meanwhile does not answer any more, and that is what was wanted.
+        Err(Error::Client(client::Error::Lost(_) | client::Error::Refused { status: 503, .. })) => {
+            wait(machine, TEARDOWN)
+        }
+        Err(_) if machine.is_gone() => Ok(()),
+        result => result,
     })?;
     machines::report(common, &results)
 }

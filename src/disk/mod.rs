@@ -16,7 +16,7 @@ mod full;
 mod holder;
 mod layers;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 mod open;
 mod overlay;
 mod qcow2;

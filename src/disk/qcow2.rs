@@ -161,6 +161,27 @@ pub fn has_magic(path: &Path) -> bool {
         && magic == *b"QFI\xfb"
 }
 
+/// The table that the image's header names and that the file no longer has: imago would read zeroes there, take
+/// clusters that are in use for free, and write over them.
+fn cut_off(file: &File) -> io::Result<Option<&'static str>> {
+    let end = file::length(file)?;
+    let number = |at: u64, size: usize| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes[8 - size..], at)?;
+        Ok::<_, io::Error>(u64::from_be_bytes(bytes))
+    };
+    let inside = |start: u64, size: u64| start.checked_add(size).is_some_and(|last| last <= end);
+    let (mapping, entries, counts) = (number(40, 8)?, number(36, 4)?, number(48, 8)?);
+    if !inside(mapping, entries * 8) {
+        return Ok(Some("its table of clusters"));
+    }
+    // The first block of reference counts is that of the header itself.
+    if !inside(counts, 8) || !inside(number(counts, 8)? & !511, 512) {
+        return Ok(Some("its table of reference counts"));
+    }
+    Ok(None)
+}
+
 /// Opens an image and all that it stands on.
 fn open_image(
     file: File,
@@ -177,6 +198,9 @@ fn open_image(
     let mut magic = [0; 4];
     if file.read_exact_at(&mut magic, 0).is_err() || magic != *b"QFI\xfb" {
         return Err(refused("it does not begin as one; say `format=raw` if its bytes are the disk's".into()));
+    }
+    if let Some(table) = cut_off(&file).map_err(failed)? {
+        return Err(refused(format!("it is cut off: {table} is behind the end of the file")));
     }
     let storage = open_storage(file, path, write)?;
     let mut image = imago::qcow2::Qcow2::<Storage>::open_image(storage, write).map_err(failed)?;

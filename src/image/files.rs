@@ -15,7 +15,8 @@ pub struct Files {
     fault: Option<Fault>,
 }
 
-/// A change that is about to be made.
+/// A change that is about to be made. Only tests look at what it is.
+#[cfg_attr(not(test), expect(dead_code))]
 pub enum Change<'a> {
     /// A file's bytes.
     Write(&'a Path),
@@ -98,15 +99,6 @@ impl Files {
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         self.before(Change::Remove(path))?;
         match fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Removes a directory and what is in it; one that is gone already is fine.
-    pub fn remove_directory(&self, path: &Path) -> io::Result<()> {
-        self.before(Change::Remove(path))?;
-        match fs::remove_dir_all(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }

@@ -51,6 +51,7 @@ impl Store {
                 self.files.remove(&path).map_err(Error::io("remove", &path))?;
             }
         }
+        self.gc_cache(&live, &mut collected)?;
         Ok(collected)
     }
 
@@ -62,12 +63,7 @@ impl Store {
             if !live.insert(digest) {
                 continue;
             }
-            let path = self.blob(&digest);
-            let small = fs::metadata(&path).is_ok_and(|found| found.len() <= MAX_DOCUMENT);
-            // Layers are not documents: the first byte tells before all are read.
-            let Some(bytes) = (small && starts_as_json(&path)).then(|| fs::read(&path).ok()).flatten() else {
-                continue;
-            };
+            let Some(bytes) = self.small_document(&digest) else { continue };
             if let Ok(manifest) = Manifest::parse(&bytes, "") {
                 roots.extend(manifest.blobs().map(|blob| blob.digest));
                 let parent = manifest.parent().ok().flatten().filter(|parent| self.has(&parent.digest));
@@ -77,6 +73,13 @@ impl Store {
             }
         }
         live
+    }
+
+    /// The bytes of a blob that may be a document. Layers are not: the first byte tells before all are read.
+    pub(super) fn small_document(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let path = self.blob(digest);
+        let small = fs::metadata(&path).is_ok_and(|found| found.len() <= MAX_DOCUMENT);
+        (small && starts_as_json(&path)).then(|| fs::read(&path).ok()).flatten()
     }
 
     /// Reads every blob and returns those whose bytes are not what their name says.

@@ -7,32 +7,41 @@
 //!                                   └─► warm images: memory layers, state
 //! ```
 
+mod cache;
+mod commit;
 mod config;
 mod digest;
 mod error;
+pub mod ext4;
 #[cfg(test)]
 mod fault;
 mod files;
 mod gc;
 pub mod layer;
 mod lease;
+mod list;
 mod manifest;
 mod name;
 mod refs;
 mod store;
 #[cfg(test)]
 mod tests;
+mod time;
 mod upload;
 
+pub use cache::Unpacked;
+pub use commit::{Change, Commit};
 pub use config::{Config, Disk, MAX_DISK, Machine, Process, Version};
 pub use digest::{Digest, Hasher};
 pub use error::Error;
 pub use gc::Collected;
 pub use lease::Lease;
+pub use list::{Difference, Image, Inspected};
 pub use manifest::{
     CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_LAYER, Manifest, STATE,
 };
 pub use name::Name;
 pub use refs::Index;
 pub use store::Store;
+pub use time::rfc3339;
 pub use upload::Upload;

@@ -183,3 +183,88 @@ fn power_goes_away_at_every_change() {
         }
     }
 }
+
+/// A disk of 1 MiB in `file`, of which `changes` were written.
+fn disk(changes: &[(u64, u8)]) -> (std::fs::File, Vec<(std::ops::Range<u64>, crate::disk::State)>) {
+    use std::os::unix::fs::FileExt;
+    let file = tempfile::tempfile().unwrap();
+    let written = changes.iter().map(|&(block, byte)| {
+        file.write_all_at(&[byte; 4096], block * 4096).unwrap();
+        (block * 4096..(block + 1) * 4096, crate::disk::State::Data)
+    });
+    let written = written.collect();
+    (file, written)
+}
+
+#[test]
+fn versions_of_a_disk() {
+    use std::os::unix::fs::FileExt;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("store")).unwrap();
+    let mut lease = store.lease().unwrap();
+    let kernel = store.put(&mut lease, KERNEL, b"kernel").unwrap();
+    let size = 1 << 20;
+    let mut last: Option<Descriptor> = None;
+    for version in 0..9u64 {
+        let (file, changes) =
+            disk(&[(version * 3, version as u8 + 1), (100, version as u8), (200 + version % 2, 7)]);
+        let about = Commit {
+            parent: last.as_ref(),
+            message: &format!("version {version}"),
+            author: "ada",
+            blobs: if version == 0 { std::slice::from_ref(&kernel) } else { &[] },
+            ..Commit::new(UNIX_EPOCH + Duration::from_secs(86400 * version))
+        };
+        let image = store.commit(&mut lease, &about, Some(&Change { file: &file, size, changes })).unwrap();
+        store.tag(&name("disk"), &image).unwrap();
+        last = Some(image);
+    }
+    drop(lease);
+    store.gc().unwrap();
+    is_whole(&store);
+
+    let history = store.history("disk").unwrap();
+    assert_eq!(history.len(), 9);
+    let (newest, packed) = &history[0];
+    assert_eq!((newest.comment.as_str(), newest.created.as_str()), ("version 8", "1970-01-09T00:00:00Z"));
+    assert!(*packed > 0 && newest.parent == Some(store.resolve("disk~1").unwrap().digest));
+
+    let unpacked = store.unpack(&store.resolve("disk").unwrap(), u64::MAX).unwrap();
+    let layers = crate::disk::Layers::open(&unpacked.map, &unpacked.layers, unpacked.size).unwrap();
+    let mut bytes = vec![0; size as usize];
+    (0..9).for_each(|version| bytes[version * 3 * 4096..(version * 3 + 1) * 4096].fill(version as u8 + 1));
+    bytes[100 * 4096..101 * 4096].fill(8);
+    bytes[200 * 4096..202 * 4096].fill(7);
+    crate::disk::model::Model::new(&bytes, 1).compare(&mut { layers });
+
+    let difference = store.diff("disk", "disk~1", u64::MAX).unwrap();
+    assert_eq!(difference.shared_layers, 8);
+    let blocks: Vec<u64> = difference.changed.iter().map(|range| range.start / 4096).collect();
+    assert_eq!(blocks, [24, 100, 200]);
+
+    // Another store has the first eight layers already: one layer, a configuration and a manifest travel.
+    let other = Store::open(&directory.path().join("other")).unwrap();
+    store.copy(&store.resolve("disk~1").unwrap(), &other, &name("copy:8")).unwrap();
+    let newest = store.resolve("disk").unwrap();
+    let copied = store.copy(&newest, &other, &name("copy:9")).unwrap();
+    let manifest = store.manifest(&newest).unwrap();
+    let own = newest.size + manifest.config.size + manifest.of_type(DISK_LAYER).last().unwrap().size;
+    assert_eq!(copied, own);
+    is_whole(&other);
+    assert_eq!(other.images().unwrap().len(), 2);
+
+    // A damaged layer is not unpacked; a layer that is unpacked is not needed packed.
+    let layer = manifest.of_type(DISK_LAYER).last().unwrap().digest;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(other.blob(&layer))
+        .unwrap()
+        .write_all_at(&[1; 9], 3)
+        .unwrap();
+    assert!(other.unpack(&newest, u64::MAX).is_err());
+    store.untag(&name("disk")).unwrap();
+    assert!(store.gc().unwrap().cached > 9 * 2);
+    assert_eq!(std::fs::read_dir(store.path().join("cache")).unwrap().count(), 0);
+}

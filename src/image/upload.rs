@@ -81,6 +81,15 @@ impl Upload {
     }
 }
 
+impl Upload {
+    /// Makes the file one of the store's other files.
+    pub(super) fn place(self, to: &Path) -> Result<(), Error> {
+        self.store.files.sync(&self.file, &self.path).map_err(Error::io("sync", &self.path))?;
+        let _lock = self.store.lock(Hold::Shared)?;
+        self.store.files.rename(&self.path, to).map_err(Error::io("write", to))
+    }
+}
+
 impl Drop for Upload {
     fn drop(&mut self) {
         // Nothing is there after a rename; after an error, gc removes it when this fails.

@@ -33,7 +33,7 @@ const MTU: u16 = 65_520;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Ports of the host that lead to the guest.
     #[serde(skip_serializing_if = "Vec::is_empty")]

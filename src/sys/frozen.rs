@@ -56,6 +56,11 @@ impl Frozen {
         }
     }
 
+    /// Process ID of the child.
+    pub fn id(&self) -> u32 {
+        self.pid.unsigned_abs()
+    }
+
     /// Reads the copy's memory at `address`.
     pub fn read(&self, address: usize, to: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
@@ -118,32 +123,5 @@ fn end(pid: libc::pid_t) {
     unsafe {
         libc::kill(pid, libc::SIGKILL);
         libc::waitpid(pid, std::ptr::null_mut(), 0);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_copy_keeps_what_was_there() {
-        let mut bytes = vec![7u8; 8 * PAGE];
-        let frozen = Frozen::fork().unwrap();
-        bytes.fill(9);
-        let mut copy = vec![0; bytes.len()];
-        frozen.read(bytes.as_ptr() as usize, &mut copy).unwrap();
-        assert!(copy.iter().all(|&byte| byte == 7) && bytes.iter().all(|&byte| byte == 9));
-        let mut pages = [Page::Absent; 2];
-        frozen.pages(bytes.as_ptr() as usize / PAGE * PAGE + PAGE, &mut pages).unwrap();
-        assert_eq!(pages, [Page::Private; 2]);
-    }
-
-    #[test]
-    fn no_child_stays() {
-        let frozen = Frozen::fork().unwrap();
-        let proc = format!("/proc/{}", frozen.pid);
-        assert!(std::path::Path::new(&proc).exists());
-        drop(frozen);
-        assert!(!std::path::Path::new(&proc).exists());
     }
 }

@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 
 use super::machine::Machine;
 
+/// The kernel that `make guest` fetches.
+pub const STOCK_KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/out/vmlinuz");
+
 /// `Err` says in words what is missing.
 pub type Offer<T = ()> = Result<T, String>;
 

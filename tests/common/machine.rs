@@ -376,8 +376,14 @@ impl Ended {
     /// Nothing was started: one line says why, and it has all of `words`.
     #[track_caller]
     pub fn refused(&self, words: &[&str]) -> &Self {
+        self.failed(125, words)
+    }
+
+    /// It failed with this status: one line says why, and it has all of `words`.
+    #[track_caller]
+    pub fn failed(&self, status: i32, words: &[&str]) -> &Self {
         let one_line = self.err.ends_with('\n') && self.err.lines().count() == 1;
-        assert!(self.status == 125 && one_line && self.out.is_empty(), "a refusal in one line:\n{self}");
+        assert!(self.status == status && one_line && self.out.is_empty(), "a refusal in one line:\n{self}");
         for word in words {
             assert!(self.err.contains(word), "{word:?} is not in\n{self}");
         }

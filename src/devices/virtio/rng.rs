@@ -13,6 +13,7 @@ use crate::snapshot::{self, Persist, Saved};
 
 /// Where the entropy comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// A file that gives random bytes without blocking.
     #[serde(default = "urandom")]

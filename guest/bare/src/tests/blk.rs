@@ -2,7 +2,7 @@
 //! that must fail.
 //!
 //! `mode=write` and `mode=verify` do only one half, so that one boot can check what another wrote, and
-//! `mode=discard` does neither; `rounds=` repeats.
+//! `mode=discard` and `mode=zero` do neither; `rounds=` repeats.
 
 use crate::memory::{Shared, pages};
 use crate::virtio::{self, Device, Irq, Queue, readable, writable};
@@ -145,14 +145,15 @@ pub fn run() -> Result {
     let last = disk.capacity - count;
     let seed = cmdline::number("seed", 1);
     let mode = cmdline::value("mode");
+    let wants = |part: &[u8]| mode.is_none_or(|mode| mode == part);
     for round in 0..cmdline::number("rounds", 1) {
         let seed = seed + round;
-        if !read_only && [None, Some(&b"write"[..])].contains(&mode) {
+        if !read_only && wants(b"write") {
             disk.write(first, count, seed)?;
             disk.write(last, count, !seed)?;
             disk.flush()?;
         }
-        if mode == Some(b"verify") || mode != Some(b"write") && !read_only {
+        if wants(b"verify") && (mode.is_some() || !read_only) {
             // If the two overlap, the last one has won.
             if last >= first + count {
                 disk.verify(first, count, seed)?;
@@ -172,13 +173,13 @@ pub fn run() -> Result {
     if read_only {
         let (status, _) = disk.request(OUT, 0, SECTOR)?;
         check("the status of a write to a read-only disk", status, STATUS_IO_ERROR)?;
-    } else if [None, Some(&b"discard"[..])].contains(&mode) {
-        for (name, feature, request) in
-            [("discard", DISCARD, DISCARD_REQUEST), ("write zeroes", WRITE_ZEROES, WRITE_ZEROES_REQUEST)]
-        {
-            if mode.is_some() && request != DISCARD_REQUEST {
-                continue;
-            }
+    }
+    let requests = [
+        ("discard", wants(b"discard"), DISCARD, DISCARD_REQUEST),
+        ("write zeroes", wants(b"zero"), WRITE_ZEROES, WRITE_ZEROES_REQUEST),
+    ];
+    for (name, wanted, feature, request) in requests {
+        if wanted && !read_only {
             if disk.features & feature != 0 {
                 disk.clear(request, first, count)?;
             } else {

@@ -13,6 +13,7 @@ use crate::options::{self, Options};
 
 /// One network interface: to a tap, to the user's network, or none at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// How the user calls it; `eth` and its place when empty.
     #[serde(default)]

@@ -192,6 +192,9 @@ fn exchange(mut guest: Guest, mut host: UnixStream, mut peer: Peer, seed: u64, t
     }
     assert!(got == down, "what the host sent");
     guest.send(&peer.shutdown(NO_SEND), &[]);
+    while !reader.is_finished() {
+        guest.driver.wait(Duration::from_millis(1));
+    }
     writer.join().unwrap();
     reader.join().unwrap();
 }

@@ -1,0 +1,152 @@
+//! A new version of an image: what changed on the disk becomes a layer, with a message and an author.
+
+use std::fs::File;
+use std::ops::Range;
+use std::time::SystemTime;
+
+use super::config::{Config, Disk, Machine, Process, Version};
+use super::layer;
+use super::lease::Lease;
+use super::manifest::{
+    CONFIG, DISK_LAYER, Descriptor, INITRAMFS, KERNEL, MANIFEST, MEMORY_LAYER, Manifest, STATE,
+};
+use super::store::Store;
+use super::time::rfc3339;
+use super::{Error, MAX_DISK};
+use crate::disk::State;
+
+/// What a version says of itself and changes.
+#[derive(Clone, Debug)]
+pub struct Commit<'a> {
+    /// The image that it goes on from; `None` begins a new one.
+    pub parent: Option<&'a Descriptor>,
+    /// Why.
+    pub message: &'a str,
+    /// Who.
+    pub author: &'a str,
+    /// When.
+    pub time: SystemTime,
+    /// By which command.
+    pub created_by: &'a str,
+    /// The machine, unless it stays as it is.
+    pub machine: Option<Machine>,
+    /// What runs in it, unless it stays as it is.
+    pub process: Option<Process>,
+    /// Blobs beside the disk; a kernel or initial RAM disk replaces that of the parent, memory and state always do.
+    pub blobs: &'a [Descriptor],
+}
+
+impl Commit<'_> {
+    /// A version that says nothing yet.
+    pub fn new(time: SystemTime) -> Self {
+        Commit {
+            parent: None,
+            message: "",
+            author: "",
+            time,
+            created_by: "",
+            machine: None,
+            process: None,
+            blobs: &[],
+        }
+    }
+}
+
+/// What changed on a disk.
+pub struct Change<'a> {
+    /// The file with the data, each byte at its place on the disk: a sealed overlay, a raw disk.
+    pub file: &'a File,
+    /// Bytes of the disk.
+    pub size: u64,
+    /// What changed, in order.
+    pub changes: Vec<(Range<u64>, State)>,
+}
+
+impl Store {
+    /// Makes a new version; `lease` holds it until it has a name.
+    ///
+    /// # Errors
+    /// When the parent cannot be read, the disk has another size, or the host refuses.
+    pub fn commit(
+        &self,
+        lease: &mut Lease,
+        about: &Commit,
+        change: Option<&Change>,
+    ) -> Result<Descriptor, Error> {
+        let (mut config, mut layers) = (Config::default(), Vec::new());
+        if let Some(parent) = about.parent {
+            lease.hold(&parent.digest)?;
+            let manifest = self.manifest(parent)?;
+            config = self.config(&manifest)?;
+            layers = manifest.layers;
+        }
+        replace(&mut layers, about.blobs);
+        let added = match change {
+            Some(change) => self.add_layer(lease, &mut config, &mut layers, change)?,
+            None => false,
+        };
+        config.created = rfc3339(about.time);
+        config.author = about.author.into();
+        config.machine = about.machine.clone().unwrap_or(config.machine);
+        config.config = about.process.clone().unwrap_or(config.config);
+        config.history.push(Version {
+            created: config.created.clone(),
+            author: about.author.into(),
+            comment: about.message.into(),
+            created_by: about.created_by.into(),
+            parent: about.parent.map(|parent| parent.digest),
+            empty_layer: !added,
+        });
+        layers.sort_by_key(|layer| order(&layer.media_type));
+        let document = self.put(lease, CONFIG, &config.bytes())?;
+        let manifest = Manifest::new(document, layers, &config, about.parent);
+        self.put(lease, MANIFEST, &manifest.bytes())
+    }
+
+    /// Packs a change as the highest layer; returns whether there was anything in it.
+    fn add_layer(
+        &self,
+        lease: &mut Lease,
+        config: &mut Config,
+        layers: &mut Vec<Descriptor>,
+        change: &Change,
+    ) -> Result<bool, Error> {
+        let size = change.size;
+        if size == 0 || size > MAX_DISK || !size.is_multiple_of(512) {
+            return Err(Error::invalid("A disk", format!("it has {size} bytes")));
+        }
+        let disk = config.disk.get_or_insert_with(|| Disk { size, diff_ids: Vec::new() });
+        if disk.size != size {
+            let reason = format!("it has {size} bytes, the image before has {}", disk.size);
+            return Err(Error::invalid("A disk", reason));
+        }
+        let upload = self.upload()?;
+        let packed = layer::write(change.file, size, change.changes.iter().cloned(), upload.file());
+        let written = packed.map_err(Error::io("write", upload.path()))?;
+        if written.runs.is_empty() && !disk.diff_ids.is_empty() {
+            return Ok(false);
+        }
+        let (digest, size) = upload.publish(lease, None)?;
+        disk.diff_ids.push(written.diff_id);
+        layers.push(Descriptor::new(DISK_LAYER, digest, size));
+        Ok(true)
+    }
+}
+
+/// Puts new blobs in place of those that they replace.
+fn replace(layers: &mut Vec<Descriptor>, blobs: &[Descriptor]) {
+    let replaced = |layer: &Descriptor| match layer.media_type.as_str() {
+        // The disk goes on from where it is: memory from before does not belong to it.
+        MEMORY_LAYER | STATE => true,
+        DISK_LAYER => false,
+        kind => blobs.iter().any(|blob| blob.media_type == kind),
+    };
+    layers.retain(|layer| !replaced(layer));
+    layers.extend_from_slice(blobs);
+}
+
+/// The order of layers in a manifest; those of one kind stay as they are.
+fn order(media_type: &str) -> usize {
+    let kinds = [KERNEL, INITRAMFS, DISK_LAYER, MEMORY_LAYER, STATE];
+    kinds.iter().position(|kind| *kind == media_type).unwrap_or(kinds.len())
+}

@@ -1,0 +1,79 @@
+//! Extended attributes (ext4: Extended Attributes).
+
+use std::collections::BTreeMap;
+
+use super::BLOCK_BYTES;
+
+/// Extended attributes by their full names.
+type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+
+const MAGIC: u32 = 0xea02_0000;
+const ENTRY: usize = 16;
+
+/// Prefixes that are numbers on the disk. ACLs are stored by the kernel in another form than in `xattrs`.
+const PREFIXES: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
+
+/// The number of the prefix of a name, and the rest; `None` if ext4 has no place for it.
+pub fn split(name: &[u8]) -> Option<(u8, &[u8])> {
+    let found = PREFIXES.iter().find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)));
+    found.filter(|(_, rest)| !rest.is_empty() && rest.len() <= 255)
+}
+
+/// Entries and values in `room` bytes; `hash` says whether entries carry theirs. Values are at the end, their places
+/// counted from `base` bytes before the first entry.
+fn pack(xattrs: &Xattrs, room: usize, base: usize, hash: bool) -> Option<(Vec<u8>, u32)> {
+    let mut bytes = vec![0; room];
+    let mut known: Vec<_> = xattrs.iter().filter_map(|(name, value)| Some((split(name)?, value))).collect();
+    // The kernel searches in this order.
+    known.sort_by_key(|((number, rest), _)| (*number, rest.len(), rest.to_vec()));
+    let (mut at, mut end, mut all) = (0, room, 0u32);
+    for ((number, rest), value) in known {
+        let next = at + ENTRY + rest.len().next_multiple_of(4);
+        end = end.checked_sub(value.len().next_multiple_of(4))?;
+        // Four zero bytes end the entries.
+        if next + 4 > end {
+            return None;
+        }
+        bytes[end..end + value.len()].copy_from_slice(value);
+        let words = bytes[end..end + value.len().next_multiple_of(4)].as_chunks::<4>().0;
+        let named = rest.iter().fold(0u32, |hash, &c| hash.rotate_left(5) ^ u32::from(c));
+        let own = words.iter().fold(named, |hash, word| hash.rotate_left(16) ^ u32::from_le_bytes(*word));
+        all = all.rotate_left(16) ^ own;
+        let entry = &mut bytes[at..next];
+        entry[0] = rest.len() as u8;
+        entry[1] = number;
+        let place = if value.is_empty() { 0 } else { base + end };
+        entry[2..4].copy_from_slice(&(place as u16).to_le_bytes());
+        entry[8..12].copy_from_slice(&(value.len() as u32).to_le_bytes());
+        if hash {
+            entry[12..16].copy_from_slice(&own.to_le_bytes());
+        }
+        entry[ENTRY..ENTRY + rest.len()].copy_from_slice(rest);
+        at = next;
+    }
+    Some((bytes, all))
+}
+
+/// Attributes in `room` bytes of an inode; `None` if they do not fit.
+pub fn in_inode(xattrs: &Xattrs, room: usize) -> Option<Vec<u8>> {
+    if xattrs.is_empty() {
+        return Some(vec![0; room]);
+    }
+    let (packed, _) = pack(xattrs, room - 4, 0, false)?;
+    Some([&MAGIC.to_le_bytes()[..], &packed].concat())
+}
+
+/// Whether attributes fit in a block.
+pub fn fits(xattrs: &Xattrs) -> bool {
+    pack(xattrs, BLOCK_BYTES - 32, 32, true).is_some()
+}
+
+/// A block of attributes; those that do not fit were refused before.
+pub fn block(xattrs: &Xattrs) -> Vec<u8> {
+    let (packed, hash) = pack(xattrs, BLOCK_BYTES - 32, 32, true).unwrap_or_default();
+    let mut bytes: Vec<u8> = [MAGIC, 1, 1, hash].iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.resize(32, 0);
+    bytes.extend(packed);
+    bytes.resize(BLOCK_BYTES, 0);
+    bytes
+}

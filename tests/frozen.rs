@@ -1,0 +1,119 @@
+//! Memory that is frozen by fork, and the images made of it. In a process of its own: a forked child holds copies of
+//! every descriptor for a moment, and with them the locks that other tests look at.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use rvmm::memory::image::{Chain, Error, Origin, PAGES_FILE, Written, write};
+use rvmm::memory::{Memory, Pages, allocate};
+use rvmm::sys::frozen::{Frozen, PAGE, Page};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Numbers that look random and are the same each time (Knuth's MMIX generator).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+const RANGES: [(GuestAddress, u64); 2] = [(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 2 << 20)];
+
+fn capture(memory: &Memory, origin: &Origin, base: Option<&Chain>) -> (tempfile::TempDir, Written) {
+    let directory = tempfile::tempdir().unwrap();
+    let frozen = Frozen::fork().unwrap();
+    let written = write(&frozen, memory, origin, base, directory.path(), &mut |_, _| {}).unwrap();
+    (directory, written)
+}
+
+fn contents(memory: &Memory) -> Vec<u8> {
+    let mut bytes = vec![0; 6 << 20];
+    memory.read_slice(&mut bytes[..4 << 20], GuestAddress(0)).unwrap();
+    memory.read_slice(&mut bytes[4 << 20..], GuestAddress(1 << 32)).unwrap();
+    bytes
+}
+
+fn scribble(memory: &Memory, random: &mut Random, pages: u64) {
+    for _ in 0..pages {
+        let page = random.below(1536);
+        let address = if page < 1024 { page * 4096 } else { (1 << 32) + (page - 1024) * 4096 };
+        let value = if random.below(4) == 0 { [0; 4096] } else { [random.below(256) as u8; 4096] };
+        memory.write_slice(&value, GuestAddress(address)).unwrap();
+    }
+}
+
+/// Ten generations, each restored from the chain of all before, by mapping and by copying in turn.
+#[test]
+fn generations_come_back_exactly() {
+    let mut random = Random(7);
+    let mut memory = allocate(&RANGES, Pages::Transparent).unwrap();
+    let mut origin = Origin::default();
+    let mut directories: Vec<tempfile::TempDir> = Vec::new();
+    for generation in 0..10 {
+        scribble(&memory, &mut random, 300);
+        let before = contents(&memory);
+        let paths: Vec<_> = directories.iter().rev().map(|directory| directory.path()).collect();
+        let base = Chain::open(&paths).unwrap();
+        let base = (!paths.is_empty()).then_some(&base);
+        directories.push(capture(&memory, &origin, base).0);
+        let paths: Vec<_> = directories.iter().rev().map(|directory| directory.path()).collect();
+        let chain = Chain::open(&paths).unwrap();
+        chain.verify(|_| {}).unwrap();
+        (memory, origin) = chain.map(&RANGES, generation % 3 == 2).unwrap();
+        assert!(contents(&memory) == before, "generation {generation}");
+    }
+    // A whole image of a machine that was restored ten times stands for itself.
+    let before = contents(&memory);
+    let (whole, _) = capture(&memory, &origin, None);
+    let (memory, _) = Chain::open(&[whole.path()]).unwrap().map(&RANGES, false).unwrap();
+    assert!(contents(&memory) == before);
+}
+
+#[test]
+fn a_difference_holds_exactly_what_differs() {
+    let memory = allocate(&RANGES, Pages::Transparent).unwrap();
+    memory.write_slice(&[1; 8 * 4096], GuestAddress(4096)).unwrap();
+    let (base, written) = capture(&memory, &Origin::default(), None);
+    assert_eq!((written.data, written.zero), (8 * 4096, 0));
+    memory.write_slice(&[0; 4096], GuestAddress(4096)).unwrap();
+    memory.write_slice(&[1; 4096], GuestAddress(2 * 4096)).unwrap();
+    memory.write_slice(&[2; 4096], GuestAddress(1 << 32)).unwrap();
+    let chain = Chain::open(&[base.path()]).unwrap();
+    let (_, written) = capture(&memory, &Origin::default(), Some(&chain));
+    assert_eq!((written.data, written.zero), (4096, 4096));
+}
+
+#[test]
+fn damaged_pages_are_found() {
+    let memory = allocate(&RANGES, Pages::Transparent).unwrap();
+    memory.write_slice(&[1; 8192], GuestAddress(3 << 20)).unwrap();
+    let (image, _) = capture(&memory, &Origin::default(), None);
+    let pages = File::options().write(true).open(image.path().join(PAGES_FILE)).unwrap();
+    pages.write_all_at(&[2], (3 << 20) + 5000).unwrap();
+    let error = Chain::open(&[image.path()]).unwrap().verify(|_| {}).unwrap_err();
+    assert!(matches!(error, Error::Pages { offset: 0x20_0000, .. }), "{error}");
+}
+
+#[test]
+fn the_copy_keeps_what_was_there() {
+    let mut bytes = vec![7u8; 8 * PAGE];
+    let frozen = Frozen::fork().unwrap();
+    bytes.fill(9);
+    let mut copy = vec![0; bytes.len()];
+    frozen.read(bytes.as_ptr() as usize, &mut copy).unwrap();
+    assert!(copy.iter().all(|&byte| byte == 7) && bytes.iter().all(|&byte| byte == 9));
+    let mut pages = [Page::Absent; 2];
+    frozen.pages(bytes.as_ptr() as usize / PAGE * PAGE + PAGE, &mut pages).unwrap();
+    assert_eq!(pages, [Page::Private; 2]);
+}
+
+#[test]
+fn no_child_stays() {
+    let frozen = Frozen::fork().unwrap();
+    let proc = format!("/proc/{}", frozen.id());
+    assert!(std::path::Path::new(&proc).exists());
+    drop(frozen);
+    assert!(!std::path::Path::new(&proc).exists());
+}
