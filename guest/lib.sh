@@ -100,11 +100,13 @@ busybox_into() {
 # system_into DIRECTORY: the user space of rvmm's guests, the same on a disk and in the initramfs.
 system_into() {
     local root=$1
-    mkdir -p "$root"/{sbin,etc,root}
+    mkdir -p "$root"/{sbin,etc/acpi/PWRF,root}
     busybox_into "$root"
     cc -nostdlib -static -s -Wl,--build-id=none,-z,noseparate-code -o "$root/bin/stamp" "$guest/stamp.S"
     install -m 755 "$guest/system" "$root/sbin/init"
     install -m 755 "$guest/udhcpc" "$root/etc/udhcpc"
+    printf '#!/bin/sh\nsync\nmount -o remount,ro /\npoweroff -f\n' >"$root/etc/acpi/PWRF/00000080"
+    chmod 755 "$root/etc/acpi/PWRF/00000080"
     echo 'root::0:0:root:/root:/bin/sh' >"$root/etc/passwd"
     echo 'root:x:0:' >"$root/etc/group"
     echo '127.0.0.1 localhost rvmm' >"$root/etc/hosts"
