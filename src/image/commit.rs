@@ -97,14 +97,14 @@ impl Store {
             parent: about.parent.map(|parent| parent.digest),
             empty_layer: !added,
         });
-        layers.sort_by_key(|layer| order(&layer.media_type));
+        sort(&mut layers);
         let document = self.put(lease, CONFIG, &config.bytes())?;
         let manifest = Manifest::new(document, layers, &config, about.parent);
         self.put(lease, MANIFEST, &manifest.bytes())
     }
 
     /// Packs a change as the highest layer; returns whether there was anything in it.
-    fn add_layer(
+    pub(super) fn add_layer(
         &self,
         lease: &mut Lease,
         config: &mut Config,
@@ -121,8 +121,15 @@ impl Store {
             return Err(Error::invalid("A disk", reason));
         }
         let upload = self.upload()?;
-        let packed = layer::write(change.file, size, change.changes.iter().cloned(), upload.file());
-        let written = packed.map_err(Error::io("write", upload.path()))?;
+        let pack = || {
+            // Below the lowest layer are zeroes: its own say nothing.
+            let changes = match disk.diff_ids.is_empty() {
+                true => layer::without_zeroes(change.file, size, &change.changes)?,
+                false => change.changes.clone(),
+            };
+            layer::write(change.file, size, changes, upload.file())
+        };
+        let written = pack().map_err(Error::io("write", upload.path()))?;
         if written.runs.is_empty() && !disk.diff_ids.is_empty() {
             return Ok(false);
         }
@@ -145,8 +152,9 @@ fn replace(layers: &mut Vec<Descriptor>, blobs: &[Descriptor]) {
     layers.extend_from_slice(blobs);
 }
 
-/// The order of layers in a manifest; those of one kind stay as they are.
-fn order(media_type: &str) -> usize {
+/// Brings layers in the order that they have in a manifest; those of one kind stay as they are.
+pub(super) fn sort(layers: &mut [Descriptor]) {
     let kinds = [KERNEL, INITRAMFS, DISK_LAYER, MEMORY_LAYER, STATE];
-    kinds.iter().position(|kind| *kind == media_type).unwrap_or(kinds.len())
+    layers
+        .sort_by_key(|layer| kinds.iter().position(|kind| *kind == layer.media_type).unwrap_or(kinds.len()));
 }

@@ -90,6 +90,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file system could not be made of what was imported.
+    #[error("Cannot make a file system of it")]
+    FileSystem(#[from] super::ext4::Error),
     /// Input that passes a limit.
     #[error("{what} is larger than {limit} bytes")]
     TooLarge {

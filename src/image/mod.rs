@@ -17,6 +17,7 @@ pub mod ext4;
 mod fault;
 mod files;
 mod gc;
+pub mod import;
 pub mod layer;
 mod lease;
 mod list;

@@ -1,8 +1,11 @@
 //! What a layer holds, as runs and as a diff ID, found while its clusters go by in order.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
-use super::BLOCK;
+use super::{BLOCK, CLUSTER};
 use crate::disk::State;
 use crate::image::digest::{Digest, Hasher};
 
@@ -43,6 +46,46 @@ impl Scan {
         self.hasher.update(&size.to_le_bytes());
         (self.runs, self.hasher.digest())
     }
+}
+
+/// The clusters of `changes` that are not all zeroes, as a lowest layer has them: it is then the same whether zeroes were
+/// written, or never were.
+pub fn without_zeroes(
+    from: &File,
+    size: u64,
+    changes: &[(Range<u64>, State)],
+) -> io::Result<Vec<(Range<u64>, State)>> {
+    let (mut kept, mut next) = (Vec::new(), 0);
+    let mut bytes = vec![0; CLUSTER as usize];
+    for (run, _) in changes.iter().filter(|(_, state)| *state == State::Data) {
+        let mut at = next.max(run.start / CLUSTER * CLUSTER);
+        while at < run.end.min(size) {
+            let end = (at + CLUSTER).min(size);
+            let part = &mut bytes[..(end - at) as usize];
+            read(from, at, part)?;
+            if !is_zero(part) {
+                append(&mut kept, at..end, State::Data);
+            }
+            at = end;
+        }
+        next = next.max(at);
+    }
+    Ok(kept)
+}
+
+/// Reads bytes; those beyond the end of the file are zeroes.
+pub fn read(from: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match from.read_at(&mut bytes[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes[done..].fill(0);
+    Ok(())
 }
 
 /// Appends a run to those before, or to the last one if it goes on like it.

@@ -152,19 +152,11 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Reads a block; what is beyond the end of the file is zeroes.
+    /// Reads a block; what is beyond the end of the disk is zeroes.
     fn read(&self, block: u64, bytes: &mut [u8]) -> io::Result<()> {
         let len = bytes.len().min((self.size - block * BLOCK) as usize);
-        let mut done = 0;
-        while done < len {
-            match self.from.read_at(&mut bytes[done..len], block * BLOCK + done as u64) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        bytes[len..].fill(0);
+        scan::read(self.from, block * BLOCK, &mut bytes[..len])
     }
 
     /// Writes a cluster compressed if that makes it smaller by a sector.
@@ -209,7 +201,6 @@ impl Writer<'_> {
             };
             self.use_clusters(place, place + CLUSTER);
             for index in (0..BLOCKS).filter(|&index| data & parts(index) != 0) {
-                block.fill(0);
                 self.read(number * BLOCKS + index, &mut block)?;
                 self.to.write_all_at(&block, place + index * BLOCK)?;
             }
