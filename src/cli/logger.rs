@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -10,7 +9,8 @@ use std::time::Instant;
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Logger {
-    file: Mutex<File>,
+    /// Standard error, as it is at the time, if there is none: a machine that goes to the background lets go of it.
+    file: Option<Mutex<File>>,
     start: Instant,
 }
 
@@ -25,12 +25,11 @@ pub struct Error {
 /// Starts logging.
 pub fn start(level: LevelFilter, path: Option<&Path>) -> Result<(), Error> {
     let open = |path: &Path| OpenOptions::new().append(true).create(true).open(path);
-    let path_or_stderr = path.map_or("standard error".into(), |path| path.display().to_string());
-    let file = match path {
-        Some(path) => open(path),
-        None => io::stderr().as_fd().try_clone_to_owned().map(File::from),
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| Error { path, source }
     };
-    let file = Mutex::new(file.map_err(|source| Error { path: path_or_stderr, source })?);
+    let file = path.map(|path| open(path).map_err(failed(path))).transpose()?.map(Mutex::new);
     // A second start, as tests may do, keeps the first logger.
     let _ = log::set_boxed_logger(Box::new(Logger { file, start: Instant::now() }));
     log::set_max_level(level);
@@ -46,8 +45,10 @@ impl Log for Logger {
         let (time, level) = (self.start.elapsed().as_secs_f64(), record.level().as_str().to_lowercase());
         // One write for the line: lines of several threads do not mix. A carriage return, for the terminal may be raw.
         let line = format!("rvmm {time:.3} {level}: {}\r\n", record.args());
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = file.write_all(line.as_bytes());
+        let _ = match &self.file {
+            Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),
+            None => io::stderr().write_all(line.as_bytes()),
+        };
     }
 
     fn flush(&self) {}

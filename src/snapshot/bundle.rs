@@ -18,6 +18,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -119,11 +120,27 @@ struct Sealed<'a> {
 pub struct Draft {
     target: PathBuf,
     path: PathBuf,
+    /// The directory, locked: whose lock is free was left by a process that is gone.
+    _lock: File,
     files: BTreeMap<String, String>,
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::File { doing, path: path.into(), source }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Removes what killed processes have left of the same bundle.
+fn remove_stale(directory: &Path, prefix: &str) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+        if File::open(entry.path()).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 impl Draft {
@@ -133,12 +150,20 @@ impl Draft {
             return Err(Error::Exists { path: target.into() });
         }
         let name = target.file_name().ok_or_else(|| Error::NotBundle { path: target.into() })?;
-        let partial = format!(".{}.partial-{}", name.to_string_lossy(), std::process::id());
-        let path = target.with_file_name(partial);
-        // A process of the same number may have been killed here once.
-        let _ = fs::remove_dir_all(&path);
+        let prefix = format!(".{}.partial-", name.to_string_lossy());
+        remove_stale(directory_of(target), &prefix);
+        // One process may write several at once, even to one target, of which one will win.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = target.with_file_name(format!("{prefix}{}-{number}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path).map_err(failed("create", &path))?;
-        Ok(Draft { target: target.into(), path, files: BTreeMap::new() })
+        let lock = || {
+            let lock = File::open(&path)?;
+            lock.try_lock()?;
+            Ok(lock)
+        };
+        let lock = lock().map_err(failed("lock", &path))?;
+        Ok(Draft { target: target.into(), path, _lock: lock, files: BTreeMap::new() })
     }
 
     /// Where files are to be written.
@@ -191,8 +216,8 @@ impl Draft {
             io::ErrorKind::AlreadyExists => Error::Exists { path: self.target.clone() },
             _ => failed("rename", &self.target)(source),
         })?;
-        let parent = self.target.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-        file::sync_directory(parent).map_err(failed("write", parent))
+        let directory = directory_of(&self.target);
+        file::sync_directory(directory).map_err(failed("write", directory))
     }
 }
 
@@ -294,73 +319,4 @@ pub fn relative(from: &Path, to: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample(root: &Path) -> PathBuf {
-        let target = root.join("one");
-        let mut draft = Draft::new(&target).unwrap();
-        draft.add("state.json", b"{\"a\":1}").unwrap();
-        let disks = vec![Disk { id: "vda".into(), layers: vec!["disk-vda-0".into()] }];
-        draft.publish(None, disks).unwrap();
-        target
-    }
-
-    #[test]
-    fn reads_what_it_wrote() {
-        let root = tempfile::tempdir().unwrap();
-        let bundle = Bundle::open(&sample(root.path())).unwrap();
-        assert_eq!(bundle.read("state.json").unwrap(), b"{\"a\":1}");
-        assert_eq!(bundle.disk("vda").unwrap(), [root.path().join("one/disk-vda-0")]);
-        assert_eq!(bundle.memory().unwrap(), [root.path().join("one")]);
-        assert!(matches!(Draft::new(bundle.path()), Err(Error::Exists { .. })));
-    }
-
-    #[test]
-    fn relative_paths_lead_there() {
-        let check = |from: &str, to: &str, way: &str| {
-            assert_eq!(relative(Path::new(from), Path::new(to)), Path::new(way));
-        };
-        check("/a/b", "/a/c", "../c");
-        check("/a", "/a/b/c", "b/c");
-        check("/a/b/c", "/d", "../../../d");
-    }
-
-    #[test]
-    fn a_dropped_draft_leaves_nothing() {
-        let root = tempfile::tempdir().unwrap();
-        let mut draft = Draft::new(&root.path().join("one")).unwrap();
-        draft.add("state.json", b"x").unwrap();
-        drop(draft);
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn every_changed_byte_and_every_length_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let target = sample(root.path());
-        for name in [MANIFEST, "state.json"] {
-            let path = target.join(name);
-            let bytes = fs::read(&path).unwrap();
-            let refused = |changed: &[u8]| {
-                fs::write(&path, changed).unwrap();
-                Bundle::open(&target).and_then(|bundle| bundle.read("state.json")).is_err()
-            };
-            for at in 0..bytes.len() {
-                let mut changed = bytes.clone();
-                changed[at] ^= 1;
-                assert!(refused(&changed), "{name} byte {at}");
-                assert!(refused(&bytes[..at]), "{name} length {at}");
-            }
-            fs::write(&path, &bytes).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_bundle_that_is_its_own_parent_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("one");
-        Draft::new(&target).unwrap().publish(Some("../one".into()), Vec::new()).unwrap();
-        assert!(matches!(Bundle::open(&target).unwrap().memory(), Err(Error::Depth { .. })));
-    }
-}
+mod tests;

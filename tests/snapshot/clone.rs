@@ -1,0 +1,89 @@
+//! Many machines from one snapshot.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::counter::{address, counting, went_on_from};
+use super::world::{World, refused};
+use crate::common::{eventually, host};
+use crate::need;
+
+/// Where the guest finds its generation identifier (ACPI tables lead there; `arch` has the layout).
+const VMGENID: u64 = rvmm::arch::x86_64::layout::VMGENID.0;
+
+#[test]
+fn twenty_at_once_each_with_an_identity_of_its_own() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    let at = address(&source);
+    world.create("source", "one", &[]);
+    let captured = world.captured("one", at);
+    let console = format!("file={}", world.text("%n.log"));
+    let report = world.does(&[
+        "clone",
+        &world.text("one"),
+        "-n",
+        "20",
+        "--name",
+        "w",
+        "--console",
+        &console,
+        "--json",
+    ]);
+    let report: serde_json::Value = serde_json::from_str(&report).expect("a report");
+    assert_eq!(report["machines"].as_array().map(Vec::len), Some(20), "{report}");
+    let mut identities = BTreeSet::from([world.captured("one", VMGENID)]);
+    for number in 1..=20 {
+        let name = format!("w-{number}");
+        let text = || fs::read_to_string(world.path(&format!("{name}.log"))).unwrap_or_default();
+        assert!(eventually(|| text().matches("\ncounter ").count() >= 5), "{}", text());
+        went_on_from(&text(), captured);
+        if number <= 4 {
+            world.create(&name, &name, &["--base", &world.text("one")]);
+            assert!(identities.insert(world.captured(&name, VMGENID)), "{name} is like another one");
+        }
+    }
+    let listed = world.does(&["ps", "-q"]);
+    assert_eq!(listed.lines().filter(|line| line.starts_with("w-")).count(), 20, "{listed}");
+    world.does(&["stop", "--all", "--force"]);
+    assert_eq!(world.does(&["ps", "-q"]), "");
+    source.finish().ended(130, "stopped");
+}
+
+#[test]
+fn the_failure_of_one_does_not_hurt_the_others() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "w-2").start();
+    address(&source);
+    world.create("w-2", "one", &[]);
+    let ended = world.command(&["clone", &world.text("one"), "-n", "3", "--name", "w"]);
+    assert!(ended.status == 1 && ended.err.lines().count() == 1 && ended.err.contains("w-2"), "{ended}");
+    assert_eq!(world.does(&["ps", "-q"]).lines().count(), 3);
+}
+
+#[test]
+fn paused_clones_wait() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    let at = address(&source);
+    world.create("source", "one", &[]);
+    let captured = world.captured("one", at);
+    world.does(&["clone", &world.text("one"), "-n", "2", "--name", "w", "--paused"]);
+    for name in ["w-1", "w-2"] {
+        world.create(name, name, &[]);
+        assert_eq!(world.captured(name, at), captured, "{name} ran");
+    }
+}
+
+#[test]
+fn a_name_that_cannot_be_one() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    address(&source);
+    world.create("source", "one", &[]);
+    refused(&world.command(&["clone", &world.text("one"), "--name", "a/b"]), &["a/b"]);
+}

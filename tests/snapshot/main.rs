@@ -1,0 +1,12 @@
+//! Machines that are saved, restored and cloned, with the bare-metal guest (guest/bare) on this host's KVM.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod clone;
+mod counter;
+mod disk;
+mod generations;
+mod hostile;
+mod refused;
+mod world;

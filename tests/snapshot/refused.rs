@@ -1,0 +1,209 @@
+//! What cannot be saved or restored is refused with one line, and nothing is left half written.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use super::counter::{address, counting, goes_on_from};
+use super::world::{World, refused};
+use crate::common::eventually;
+use crate::common::host::{self, Offer};
+use crate::need;
+
+/// A machine that is to be saved, and still runs after it was refused.
+fn refuse(world: &World, target: &str, options: &[&str], words: &[&str]) {
+    let source = counting(world, "source").start();
+    let at = address(&source);
+    let target = world.text(target);
+    let before = world.list("");
+    refused(&world.command(&[&["snapshot", "create", "source", &target], options].concat()), words);
+    assert_eq!(world.list(""), before, "nothing is left");
+    world.create("source", "whole", &[]);
+    goes_on_from(&world.restore("whole", "copy"), world.captured("whole", at));
+}
+
+#[test]
+fn a_target_that_is_there() {
+    need!(host::kvm());
+    let world = World::new();
+    fs::write(world.path("file"), "mine").expect("a file");
+    refuse(&world, "file", &[], &["file", "already"]);
+    assert_eq!(fs::read(world.path("file")).expect("a file"), b"mine");
+}
+
+#[test]
+fn a_directory_that_is_not_there() {
+    need!(host::kvm());
+    refuse(&World::new(), "no/where", &[], &["no/"]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_written() {
+    need!(host::kvm());
+    let world = World::new();
+    // Not even root writes there.
+    let source = counting(&world, "source").start();
+    address(&source);
+    refused(&world.command(&["snapshot", "create", "source", "/proc/one"]), &["/proc/"]);
+    let locked = world.path("locked");
+    fs::create_dir(&locked).expect("a directory");
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).expect("a directory");
+    let target = world.text("locked/one");
+    if fs::write(locked.join("probe"), "").is_err() {
+        refused(&world.command(&["snapshot", "create", "source", &target]), &["locked", "ermission"]);
+    }
+}
+
+#[test]
+fn a_base_that_is_not_there() {
+    need!(host::kvm());
+    let world = World::new();
+    let base = world.text("base");
+    refuse(&world, "one", &["--base", &base], &[&base]);
+}
+
+#[test]
+fn a_base_that_is_none() {
+    need!(host::kvm());
+    let world = World::new();
+    fs::create_dir(world.path("base")).expect("a directory");
+    let base = world.text("base");
+    refuse(&world, "one", &["--base", &base], &[&base, "not a snapshot"]);
+}
+
+#[test]
+fn a_base_of_another_memory() {
+    need!(host::kvm());
+    let world = World::new();
+    let small = counting(&world, "small").memory("64M").start();
+    address(&small);
+    world.create("small", "base", &[]);
+    drop(small);
+    let base = world.text("base");
+    refuse(&world, "one", &["--base", &base], &["base", "RAM"]);
+}
+
+#[test]
+fn a_base_that_has_gone_since() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    address(&source);
+    world.create("source", "one", &[]);
+    world.create("source", "two", &["--base", &world.text("one")]);
+    fs::rename(world.path("one"), world.path("elsewhere")).expect("a directory");
+    refused(&world.command(&["restore", &world.text("two")]), &["/one"]);
+    refused(&world.command(&["clone", &world.text("two")]), &["/one"]);
+    refused(&world.command(&["snapshot", "verify", &world.text("two")]), &["/one"]);
+}
+
+#[test]
+fn a_machine_that_is_not_there() {
+    need!(host::kvm());
+    let world = World::new();
+    let target = world.text("one");
+    refused(&world.command(&["snapshot", "create", "nobody", &target]), &["nobody"]);
+    assert!(!world.path("one").exists());
+}
+
+#[test]
+fn what_is_no_snapshot() {
+    let world = World::new();
+    for words in [&["restore"][..], &["clone"], &["snapshot", "inspect"], &["snapshot", "verify"]] {
+        let nowhere = world.text("nowhere");
+        refused(&world.command(&[words, &[&nowhere]].concat()), &[&nowhere]);
+        fs::create_dir_all(world.path("empty")).expect("a directory");
+        let empty = world.text("empty");
+        refused(&world.command(&[words, &[&empty]].concat()), &[&empty, "not a snapshot"]);
+    }
+}
+
+/// A small file system of our own.
+struct Small(String);
+
+impl Small {
+    fn mount(path: String) -> Offer<Self> {
+        fs::create_dir_all(&path).map_err(|error| error.to_string())?;
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none", &path]).output();
+        let mount = mount.map_err(|error| format!("no mount: {error}"))?;
+        match mount.status.success() {
+            true => Ok(Small(path)),
+            false => Err("cannot mount a small file system".into()),
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn no_space() {
+    need!(host::kvm());
+    let world = World::new();
+    let small = Small::mount(world.text("small"));
+    need!(small.as_ref().map(drop).map_err(String::clone));
+    let source = world.guest("source", "dirty pages=2048 mib=64 every=1").start();
+    source.says_times("dirty: round", 1);
+    let target = world.text("small/one");
+    refused(&world.command(&["snapshot", "create", "source", &target]), &["small", "space"]);
+    assert_eq!(fs::read_dir(world.path("small")).expect("a directory").count(), 0, "nothing is left");
+    source.says_times("dirty: round", 4);
+}
+
+#[test]
+fn a_kill_while_it_is_written_leaves_a_whole_snapshot_or_none() {
+    need!(host::kvm());
+    let world = World::new();
+    for wait in [0, 3, 10, 30, 100] {
+        let source = world.guest("source", "dirty pages=16384 mib=64 every=1").start();
+        source.says("dirty: ready");
+        let save = world.command_line(&["snapshot", "create", "source", &world.text("one")]).start();
+        let begun = || !world.list(".one.partial").is_empty() || world.path("one").exists();
+        assert!(eventually(begun));
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        source.kill();
+        let saved = save.finish();
+        if world.path("one").exists() {
+            world.does(&["snapshot", "verify", &world.text("one")]);
+            fs::remove_dir_all(world.path("one")).expect("a directory");
+        } else {
+            refused(&saved, &["source"]);
+        }
+    }
+    // What the killed ones have left goes with the next one.
+    let source = counting(&world, "source").start();
+    let at = address(&source);
+    world.create("source", "one", &[]);
+    assert!(world.list(".one").is_empty(), "{:?}", world.list(".one"));
+    goes_on_from(&world.restore("one", "copy"), world.captured("one", at));
+}
+
+#[test]
+fn damage_is_found() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    address(&source);
+    world.create("source", "one", &[]);
+    drop(source);
+    for file in ["bundle.json", "config.json", "state.json", "memory.index", "memory"] {
+        let path = world.path("one").join(file);
+        let whole = fs::read(&path).expect("a file");
+        let restore = || world.command(&["restore", &world.text("one"), "--paused"]);
+        fs::write(&path, &whole[..whole.len() / 2]).expect("a file");
+        refused(&restore(), &[file]);
+        fs::remove_file(&path).expect("a file");
+        refused(&restore(), &[if file == "bundle.json" { "not a snapshot" } else { file }]);
+        let mut changed = whole.clone();
+        // In the memory there must be something: its first page has the guest's tables.
+        let at = whole.iter().position(|&byte| byte != 0).expect("a byte");
+        changed[at] ^= 1;
+        fs::write(&path, &changed).expect("a file");
+        refused(&world.command(&["snapshot", "verify", &world.text("one")]), &[file]);
+        fs::write(&path, &whole).expect("a file");
+    }
+    world.does(&["snapshot", "verify", &world.text("one")]);
+}

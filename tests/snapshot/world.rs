@@ -1,0 +1,111 @@
+//! A directory with machines and snapshots of its own, and what can be done in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rvmm::vmm::snapshot::Restore;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::bare::guest;
+use crate::common::machine::{Ended, Machine, Running};
+
+/// Everything of one test; machines that it left running in the background end with it.
+pub struct World(TempDir);
+
+impl World {
+    pub fn new() -> Self {
+        World(TempDir::new().expect("a scratch directory"))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    /// A file of so many bytes, none of which is zero.
+    pub fn raw(&self, name: &str, size: usize) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, vec![0xa5; size]).expect("a disk");
+        path
+    }
+
+    /// Names of what is there and begins with `prefix`.
+    pub fn list(&self, prefix: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("the scratch directory").flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with(prefix)).collect()
+    }
+
+    fn here(&self, machine: Machine) -> Machine {
+        machine.option("--runtime-dir", self.path("run"))
+    }
+
+    /// A machine that runs `test` under a name.
+    pub fn guest(&self, name: &str, test: &str) -> Machine {
+        self.here(guest(test).option("--name", name).option("--stop-timeout", "0"))
+    }
+
+    /// A command, to be started.
+    pub fn command_line(&self, arguments: &[&str]) -> Machine {
+        self.here(Machine::command_line(arguments))
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Ended {
+        self.command_line(arguments).run()
+    }
+
+    /// A command that succeeds; what it printed.
+    #[track_caller]
+    pub fn does(&self, arguments: &[&str]) -> String {
+        let ended = self.command(arguments);
+        assert_eq!(ended.status, 0, "{arguments:?}\n{ended}");
+        ended.out
+    }
+
+    /// Saves the machine `name` as `target`; what rvmm reports.
+    #[track_caller]
+    pub fn create(&self, name: &str, target: &str, options: &[&str]) -> Value {
+        let target = self.text(target);
+        let arguments = [&["snapshot", "create", name, &target, "--json"], options].concat();
+        serde_json::from_str(&self.does(&arguments)).expect("a report in JSON")
+    }
+
+    /// Goes on with a snapshot.
+    pub fn restore(&self, snapshot: &str, name: &str) -> Running {
+        let restore = self.command_line(&["restore", &self.text(snapshot), "--json", "--name", name]);
+        restore.option("--stop-timeout", "0").start()
+    }
+
+    /// A 64-bit number in the guest's memory as a snapshot has it.
+    pub fn captured(&self, snapshot: &str, address: u64) -> u64 {
+        captured(&self.path(snapshot), address)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.command(&["stop", "--all", "--force"]);
+    }
+}
+
+pub fn captured(snapshot: &Path, address: u64) -> u64 {
+    let restore = Restore::open(snapshot).expect("a snapshot");
+    let mut page = [0; 4096];
+    restore.memory().read_page(address / 4096, &mut page).expect("a page");
+    let at = (address % 4096) as usize;
+    u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// It was refused with one line that has all of `words`, and nothing else was printed.
+#[track_caller]
+pub fn refused(ended: &Ended, words: &[&str]) {
+    let one_line = ended.err.lines().count() == 1 && ended.out.is_empty();
+    assert!([1, 125].contains(&ended.status) && one_line, "a refusal in one line:\n{ended}");
+    for word in words {
+        assert!(ended.err.contains(word), "{word:?} is not in\n{ended}");
+    }
+}
