@@ -160,11 +160,22 @@ pub fn complain_about(common: &Common, name: &str, error: &Error) {
     }
 }
 
-/// Asks a machine for something. One that only starts is waited for.
+/// Asks a machine for something that takes no time. One that only starts is waited for.
 pub fn ask(machine: &Machine, method: &str, path: &str, body: Option<Value>) -> Result<Value, Error> {
+    ask_for(machine, method, path, body, PATIENCE)
+}
+
+/// Asks a machine for something that may take it so long. One that only starts is waited for.
+pub fn ask_for(
+    machine: &Machine,
+    method: &str,
+    path: &str,
+    body: Option<Value>,
+    time: Duration,
+) -> Result<Value, Error> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match client::call(&machine.socket, method, path, body.as_ref(), PATIENCE) {
+        match client::call(&machine.socket, method, path, body.as_ref(), time) {
             Err(client::Error::Absent { .. }) if Instant::now() < deadline && !machine.is_gone() => {
                 thread::sleep(Duration::from_millis(10));
             }

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::Common;
 use super::machines::{self, Selection};
 use super::output::{Failure, print, print_json};
-use crate::api::client;
 use crate::memory::image::Chain;
 use crate::snapshot::bundle::Bundle;
 use crate::vmm::snapshot::Restore;
@@ -86,7 +85,7 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     let body = json!({ "path": absolute(&args.target)?, "base": base, "stop": args.stop });
     let names = [args.name.clone()];
     let mut results = machines::each(common, Selection::Names(&names), |machine| {
-        Ok(client::call(&machine.socket, "PUT", "/snapshot/create", Some(&body), PATIENCE)?)
+        machines::ask_for(machine, "PUT", "/snapshot/create", Some(body.clone()), PATIENCE)
     })?;
     match results.pop() {
         Some((_, Ok(written))) if common.json => print_json(&written)?,

@@ -39,7 +39,7 @@ pub use build::Environment;
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
 use request::{Request, Response, RunState, Save};
-use snapshot::{Capture, Restore};
+use snapshot::{Capture, Plan, Restore};
 use workers::{Subscriber, Wake};
 
 /// Why a machine could not be built or run.
@@ -263,18 +263,23 @@ impl Vmm {
 
     /// Takes a snapshot; the answer is sent when it has been written.
     fn save(&mut self, save: Save, answer: Sender<Response>) {
+        match self.capture(save) {
+            Ok((plan, capture)) => capture.write(plan, self.inbox.outbox().clone(), answer),
+            Err(error) => {
+                let _ = answer.send(Err(request::Error::Save(chain(&error))));
+            }
+        }
+    }
+
+    fn capture(&mut self, save: Save) -> Result<(Plan, Capture), Error> {
+        let plan = Plan::new(save, &self.machine.memory)?;
         let start = Instant::now();
         self.machine.pause();
         let capture = Capture::take(&self.machine, &self.config, start);
         if self.state == RunState::Running {
             self.machine.resume();
         }
-        match capture {
-            Ok(capture) => capture.write(save, self.inbox.outbox().clone(), answer),
-            Err(error) => {
-                let _ = answer.send(Err(request::Error::Save(chain(&error))));
-            }
-        }
+        Ok((plan, capture?))
     }
 
     fn describe(&self) -> serde_json::Value {

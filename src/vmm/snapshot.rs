@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
@@ -174,6 +175,31 @@ impl Machine {
     }
 }
 
+/// Where a capture goes: made before the machine is stopped, so that what cannot be written disturbs nobody.
+pub(super) struct Plan {
+    draft: Draft,
+    /// The base with its memory.
+    base: Option<(PathBuf, Chain)>,
+    stop: bool,
+}
+
+impl Plan {
+    /// Makes room for a bundle and opens its base.
+    pub fn new(save: Save, memory: &Memory) -> Result<Self, LoadError> {
+        let draft = Draft::new(&save.target)?;
+        let open = |path: PathBuf| {
+            let bundle = Bundle::open(&path)?;
+            let plain = path.canonicalize();
+            let plain = plain.map_err(|source| bundle::Error::File { doing: "find", path, source })?;
+            let chain = Chain::open(&bundle.memory()?)?;
+            chain.check_size(memory.iter().map(|region| region.len()).sum())?;
+            Ok::<_, LoadError>((plain, chain))
+        };
+        let base = save.base.map(open).transpose()?;
+        Ok(Plan { draft, base, stop: save.stop })
+    }
+}
+
 /// A capture that has been taken and is still to be written.
 pub(super) struct Capture {
     frozen: Frozen,
@@ -204,10 +230,10 @@ impl Capture {
     }
 
     /// Writes the bundle on a thread of its own, then answers; a machine that is to stop is stopped then.
-    pub fn write(self, save: Save, outbox: Outbox, answer: Sender<Response>) {
+    pub fn write(self, plan: Plan, outbox: Outbox, answer: Sender<Response>) {
         let work = move || {
-            let stop = save.stop;
-            let result = self.bundle(&save);
+            let stop = plan.stop;
+            let result = self.bundle(plan);
             let stopped = stop && result.is_ok();
             let _ = answer.send(result.map_err(|error| request::Error::Save(super::chain(error.as_ref()))));
             if stopped {
@@ -219,20 +245,16 @@ impl Capture {
         }
     }
 
-    fn bundle(self, save: &Save) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    fn bundle(self, plan: Plan) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
         let start = Instant::now();
-        let mut draft = Draft::new(&save.target)?;
-        let base = save.base.as_deref().map(Path::canonicalize).transpose()?;
-        let chain =
-            base.as_deref().map(|base| Chain::open(&Bundle::open(base)?.memory()?).map_err(LoadError::from));
-        let chain = chain.transpose()?;
+        let Plan { mut draft, base, .. } = plan;
         draft.add(CONFIG, &serde_json::to_vec_pretty(&self.config)?)?;
         draft.add(STATE, &serde_json::to_vec(&self.state)?)?;
         let written = image::write(
             &self.frozen,
             &self.memory,
             &self.origin,
-            chain.as_ref(),
+            base.as_ref().map(|(_, chain)| chain),
             draft.path(),
             &mut |_, _| {},
         )?;
@@ -242,16 +264,17 @@ impl Capture {
             disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)? });
         }
         let parent = match &base {
-            Some(base) => {
+            Some((base, _)) => {
                 // The draft stands beside its target, so the way from one is the way from the other.
                 let from = draft.path().canonicalize()?;
                 Some(bundle::relative(&from, base))
             }
             None => None,
         };
+        let target = draft.target().to_path_buf();
         draft.publish(parent, disks)?;
         Ok(json!({
-            "path": save.target,
+            "path": target,
             "pause_us": self.pause.as_micros() as u64,
             "write_us": start.elapsed().as_micros() as u64,
             "ram_bytes": written.ram,

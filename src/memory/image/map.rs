@@ -81,6 +81,15 @@ impl Chain {
         self.pieces().iter().map(|piece| piece.count * PAGE as u64).sum()
     }
 
+    /// Refuses memory of another size.
+    pub fn check_size(&self, wanted: u64) -> Result<(), Error> {
+        if wanted == self.ram {
+            return Ok(());
+        }
+        let path = self.layers.first().map(|layer| layer.path.clone()).unwrap_or_default();
+        Err(Error::Size { path, found: self.ram, wanted })
+    }
+
     /// For every page that is not zero, the layer that has it.
     fn pieces(&self) -> Vec<Piece> {
         let mut said: Vec<(Run, usize)> = Vec::new();
@@ -96,11 +105,7 @@ impl Chain {
     /// # Errors
     /// The ranges are not as long as the chain's RAM, or the host cannot map.
     pub fn map(&self, ranges: &[(GuestAddress, u64)], copy: bool) -> Result<(Memory, Origin), Error> {
-        let wanted = ranges.iter().map(|range| range.1).sum();
-        if wanted != self.ram {
-            let path = self.layers.first().map(|layer| layer.path.clone()).unwrap_or_default();
-            return Err(Error::Size { path, found: self.ram, wanted });
-        }
+        self.check_size(ranges.iter().map(|range| range.1).sum())?;
         let memory = memory::allocate(ranges, Pages::Transparent)?;
         let mut origin = Origin { mapped: Vec::new(), top: self.identity() };
         let pieces = if copy { self.pieces() } else { self.join(self.pieces()) };

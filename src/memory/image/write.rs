@@ -39,6 +39,9 @@ pub fn write(
     progress: Progress,
 ) -> Result<Written, Error> {
     let ram: u64 = memory.iter().map(|region| region.len()).sum();
+    if let Some(base) = base {
+        base.check_size(ram)?;
+    }
     let path = directory.join(PAGES_FILE);
     let create = || File::options().write(true).create_new(true).mode(0o600).open(&path);
     let pages =
