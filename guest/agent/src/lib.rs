@@ -1,0 +1,12 @@
+//! The parts of the agent that need no operating system: they are tested where it is built.
+
+#![cfg_attr(not(test), no_std)]
+#![warn(missing_docs)]
+
+extern crate alloc;
+
+pub mod accounts;
+pub mod hex;
+pub mod json;
+pub mod mounts;
+pub mod net;
