@@ -16,7 +16,7 @@ build: setup ## build target/release/rvmm
 	cargo build --release
 
 .PHONY: guest
-guest: setup $(out)/initrd.img $(out)/rootfs.ext4 ## fetch a stock kernel, build an initramfs and a root disk for it
+guest: setup $(out)/initrd.img $(out)/initrd-6.12.img $(out)/rootfs.ext4 ## fetch a stock kernel, build an initramfs and a root disk for it
 
 system := guest/lib.sh guest/system guest/udhcpc guest/stamp.S
 
@@ -26,6 +26,10 @@ $(out)/fetched: guest/fetch
 
 $(out)/initrd.img: $(out)/fetched guest/initramfs guest/init $(system)
 	guest/initramfs
+
+# Empty where the distribution has no such kernel.
+$(out)/initrd-6.12.img: $(out)/initrd.img
+	if [ -d $(out)/modules-6.12 ]; then guest/initramfs $(out)/modules-6.12 $@; else : >$@; fi
 
 $(out)/rootfs.ext4: guest/rootfs $(system)
 	guest/rootfs

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use crate::common::bare::{guest, kernel};
 use crate::common::host;
 use crate::common::machine::Machine;
+use crate::common::world;
 use crate::need;
 
 /// Features that the guest's driver agrees on, in turn; the last one works without interrupts.
@@ -235,11 +236,11 @@ fn random_numbers() {
 
 #[test]
 fn frames_over_a_tap() {
-    need!(host::kvm(), host::tap());
+    need!(host::kvm(), world::offered());
     for driver in ["", "event_idx", "indirect event_idx"] {
         // The guest asks for the host's address; the answer, or whatever else comes, it sends back.
-        let test = format!("net ip=0xc0000202 to=0xc0000201 frames=2 {driver}");
-        let machine = Machine::with_tap(kernel(), "").words(format!("test={test}"));
+        let test = format!("net ip=0xcb007102 to=0xcb007101 frames=2 {driver}");
+        let machine = Machine::in_world(kernel(), "tap=tap0", "").words(format!("test={test}"));
         machine.run().passed("net").said("net: echoed 2 frames");
     }
 }
@@ -278,8 +279,8 @@ fn hostile_drivers_of_a_disk() {
 
 #[test]
 fn hostile_drivers_of_a_network_interface() {
-    need!(host::kvm(), host::tap());
-    let machine = Machine::with_tap(kernel(), "").words("test=hostile slot=0");
+    need!(host::kvm(), world::offered());
+    let machine = Machine::in_world(kernel(), "tap=tap0", "").words("test=hostile slot=0");
     machine.run().passed("hostile").said("hostile: device 1\n");
     if host::program("passt").is_ok() {
         guest("hostile slot=0").option("--net", "user").run().passed("hostile").said("hostile: device 1\n");

@@ -4,8 +4,6 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::machine::Machine;
-
 /// The kernel that `make guest` fetches.
 pub const STOCK_KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/out/vmlinuz");
 
@@ -39,16 +37,6 @@ pub fn program(name: &str) -> Offer<PathBuf> {
     let mut places =
         path.split(':').chain(["/usr/sbin", "/sbin"]).map(|place| PathBuf::from(place).join(name));
     places.find(|path| path.is_file()).ok_or_else(|| format!("no {name} on PATH"))
-}
-
-/// A network of our own with a tap in it.
-pub fn tap() -> Offer {
-    let output = Machine::in_own_network("true").output();
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(format!("no tap: {}", String::from_utf8_lossy(&output.stderr).trim())),
-        Err(error) => Err(format!("no tap: {error}")),
-    }
 }
 
 /// Runs a program to its good end; gives what it printed.

@@ -17,14 +17,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{PATIENCE, host};
-
-/// Makes a network namespace with a tap `tap0`, whose host side has the address [`HOST`], and runs `"$@"` in it.
-const OWN_NETWORK: &str = "ip link set lo up && ip tuntap add dev tap0 mode tap && \
-    ip addr add 192.0.2.1/24 dev tap0 && ip link set tap0 up && ";
-
-/// The host's address on the tap of a machine [`with_tap`](Machine::with_tap).
-pub const HOST: &str = "192.0.2.1";
+use super::{PATIENCE, host, world};
 
 /// A machine to be started.
 pub struct Machine {
@@ -46,20 +39,11 @@ impl Machine {
         Self::rvmm().option("--kernel", kernel).option("--net", "none").arg("--json")
     }
 
-    /// A machine with this kernel, with a tap `tap0` in a network of its own; `prelude` runs there before it.
-    pub fn with_tap(kernel: impl AsRef<OsStr>, prelude: &str) -> Self {
-        let mut command = Self::in_own_network(&format!("{prelude} exec \"$@\""));
+    /// A machine with this kernel and the network `net` in a [`world`] of its own; `prelude` runs there before it.
+    pub fn in_world(kernel: impl AsRef<OsStr>, net: &str, prelude: &str) -> Self {
+        let mut command = world::shell(&format!("{prelude} exec \"$@\""));
         command.arg("sh").arg(env!("CARGO_BIN_EXE_rvmm"));
-        Self::from(command).option("--kernel", kernel).option("--net", "tap=tap0").arg("--json")
-    }
-
-    /// A shell script in a network of its own, needing no privileges.
-    pub fn in_own_network(script: &str) -> Command {
-        let mut command = Command::new("unshare");
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(["-rn", "sh", "-c"]);
-        command.arg(format!("{OWN_NETWORK} {script}"));
-        command
+        Self::from(command).option("--kernel", kernel).option("--net", net).arg("--json")
     }
 
     /// A whole command line of rvmm, as a person would write it.

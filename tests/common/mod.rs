@@ -5,8 +5,10 @@
 
 pub mod bare;
 pub mod host;
+pub mod linux;
 pub mod machine;
 pub mod pty;
+pub mod world;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -1,1 +1,11 @@
-//! x
+//! Machines with Linux: stock kernels of a distribution, in the lab (guest/test-linux) where KVM has no hardware behind it.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod console;
+mod disks;
+mod ends;
+mod kernels;
+mod networks;
+mod server;

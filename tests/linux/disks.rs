@@ -1,0 +1,147 @@
+//! What Linux writes to disks is what the host finds there, whatever happens in between.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::common::host;
+use crate::common::linux::{NO_ROOT, guest, made, root_disk};
+use crate::need;
+
+const MIB: usize = 1 << 20;
+
+fn scratch() -> TempDir {
+    TempDir::new().expect("a directory")
+}
+
+/// Bytes that look random (splitmix64) and are the same in every run.
+fn noise(size: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let words = std::iter::repeat_with(|| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = state;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word ^ (word >> 27)
+    });
+    words.take(size / 8).flat_map(u64::to_le_bytes).collect()
+}
+
+fn disk(directory: &TempDir, name: &str, content: &[u8]) -> PathBuf {
+    let path = directory.path().join(name);
+    fs::write(&path, content).expect("a disk");
+    path
+}
+
+/// The first boot copies 1, 16 and 100 MiB from one disk to the other and restarts; the second reads them again.
+const COPY_AND_RESTART: &str = "sums() { for n in 1 16 100; do dd if=/dev/vda bs=1M skip=$((n * 2)) count=$n 2>/dev/null | md5sum; done >$1; cat $1; }
+dd if=/dev/vda bs=1M count=1 2>/dev/null | grep -q copied && { echo again; sums /tmp/b; exit; }
+dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync && exit 1
+mount -o rw /dev/vdb /mnt && exit 1
+for n in 1 16 100; do dd if=/dev/vdb of=/dev/vda bs=${n}M skip=0 seek=2 count=1 conv=notrunc || exit 1; done
+for n in 1 16 100; do dd if=/dev/vdb bs=1M count=$n 2>/dev/null | md5sum; done >/tmp/s
+sync; echo 3 >/proc/sys/vm/drop_caches
+sums /tmp/a; cmp /tmp/a /tmp/s || exit 1
+echo copied | dd of=/dev/vda conv=notrunc,fsync
+reboot -f";
+
+#[test]
+fn copies_are_whole_after_a_flush_a_restart_and_power_off() {
+    need!(host::linux());
+    let directory = scratch();
+    let source = noise(100 * MIB);
+    let (from, to) = (disk(&directory, "from", &source), directory.path().join("to"));
+    fs::File::create(&to).and_then(|file| file.set_len(400 * MIB as u64)).expect("a disk");
+    let machine = guest(COPY_AND_RESTART).memory("512M").words(NO_ROOT).disk(&to, "").disk(&from, ",ro");
+    let ended = machine.run();
+    ended.succeeded().said("again");
+    let sums: Vec<_> = ended.out.lines().filter(|line| line.trim_end().ends_with("  -")).collect();
+    assert_eq!((sums.len(), &sums[..3]), (6, &sums[3..]), "{ended}");
+
+    let written = fs::read(&to).expect("a disk");
+    for (mib, at) in [(1, 2), (16, 32), (100, 200)] {
+        let found = &written[at * MIB..(at + mib) * MIB];
+        assert!(found == &source[..mib * MIB], "{mib} MiB are on the disk");
+    }
+    assert!(fs::read(&from).expect("a disk") == source, "the other disk is as it was");
+}
+
+/// Uses a file system, then gives its space back, and that of another disk.
+const USE_AND_DISCARD: &str = "set -e
+blkdiscard -o 16777216 -l 33554432 /dev/vdb
+dd if=/dev/vdb bs=1M skip=16 count=32 2>/dev/null | tr -d '\\0' | wc -c
+dd if=/dev/urandom of=/root/a bs=1M count=8 2>/dev/null
+dd if=/dev/urandom of=/root/b bs=1M count=8 2>/dev/null
+sync; rm /root/b; sync; fstrim -v /
+echo text >/root/c; mkdir -p /root/d/e; ln -s c /root/l; sync
+mount -o remount,ro /
+echo sum $(md5sum </dev/vda)";
+
+#[test]
+fn qcow2_over_a_backing_file_and_discards() {
+    need!(host::linux(), host::program("qemu-img").map(drop));
+    let directory = scratch();
+    let base = made("rootfs.ext4");
+    let (image, flat) = (directory.path().join("root.qcow2"), directory.path().join("flat"));
+    let (image_text, flat_text) = (image.to_string_lossy(), flat.to_string_lossy());
+    host::run(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &base.to_string_lossy(), &image_text],
+    );
+    let full = disk(&directory, "full", &vec![0xa5; 64 * MIB]);
+    let before = fs::metadata(&full).expect("a disk").blocks();
+
+    let machine =
+        guest(USE_AND_DISCARD).disk(&image, &format!(",backing={}", base.display())).disk(&full, "");
+    let ended = machine.run();
+    ended.succeeded();
+    let freed = before - fs::metadata(&full).expect("a disk").blocks();
+    assert_eq!(freed * 512, 32 << 20, "bytes that the host has back");
+
+    host::run("qemu-img", &["check", "-q", &image_text]);
+    host::run("qemu-img", &["convert", "-O", "raw", &image_text, &flat_text]);
+    let sum = host::run("md5sum", &[&flat_text]);
+    assert!(ended.value("sum ").starts_with(&sum[..32]), "{sum} is not the guest's\n{ended}");
+    host::run("e2fsck", &["-fn", &flat_text]);
+    assert_eq!(host::run("debugfs", &["-R", "cat /root/c", &flat_text]), "text\n");
+}
+
+/// Writes files for ever, each of them numbered and on the disk before the next.
+const WRITE_FOR_EVER: &str = "i=0; while :; do i=$((i + 1))
+dd if=/dev/urandom of=/root/junk$((i % 8)) bs=64k count=$((i % 8 + 1)) 2>/dev/null
+echo content $i >/root/file$i; sync; echo written $i; done";
+
+#[test]
+fn a_killed_machine_leaves_a_file_system_that_is_whole() {
+    need!(host::linux(), host::program("e2fsck").map(drop), host::program("debugfs").map(drop));
+    for (engine, files) in [("uring", 20), ("sync", 7)] {
+        let directory = scratch();
+        let disk = root_disk(directory.path());
+        let machine = guest(WRITE_FOR_EVER).disk(&disk, &format!(",engine={engine}")).start();
+        machine.says(&format!("written {files}\r"));
+        machine.kill();
+        let text = disk.to_string_lossy();
+        assert_eq!(repair(&disk), 0, "the file system is whole but for its journal");
+        host::run("e2fsck", &["-fn", &text]);
+        for file in 1..=files {
+            let content = host::run("debugfs", &["-R", &format!("cat /root/file{file}"), &text]);
+            assert_eq!(content, format!("content {file}\n"), "what was synced is there");
+        }
+    }
+}
+
+/// Replays the journal and sees to it that nothing else had to be done: e2fsck's status but for "was changed".
+fn repair(disk: &Path) -> i32 {
+    let e2fsck = host::program("e2fsck").expect("asked for");
+    let replayed =
+        Command::new(&e2fsck).args(["-p", "-E", "journal_only"]).arg(disk).output().expect("e2fsck");
+    assert!(replayed.status.code().is_some_and(|status| status < 4), "{replayed:?}");
+    let checked = Command::new(&e2fsck).arg("-fn").arg(disk).output().expect("e2fsck");
+    let status = checked.status.code().unwrap_or(-1);
+    if status != 0 {
+        eprintln!("{}", String::from_utf8_lossy(&checked.stdout));
+    }
+    status
+}
