@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Common;
+use super::boot_timer::BootTimer;
 use super::life::Life;
 use super::output::Failure;
 use crate::api::name::Name;
@@ -34,14 +35,18 @@ pub struct Args {
     /// How long a guest may take to switch itself off when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u64,
+    /// Write when the machine first ran again and when the guest reached each milestone, as `rvmm run` does
+    #[arg(long, value_name = "FILE")]
+    boot_timer: Option<PathBuf>,
 }
 
 /// Restores a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
+    let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
     let restore = Restore::open(&args.snapshot).map_err(Failure::usage)?;
     let mut config = restore.config().clone();
     config.console = args.console;
     let grace = Duration::from_secs(args.stop_timeout);
-    let life = Life { name: args.name, grace, paused: args.paused, ..Life::default() };
+    let life = Life { name: args.name, grace, paused: args.paused, boot_timer, ..Life::default() };
     life.live(config, Some(&restore), common)
 }

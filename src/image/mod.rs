@@ -7,6 +7,7 @@
 //!                                   └─► warm images: memory layers, state
 //! ```
 
+mod archive;
 mod cache;
 mod commit;
 mod config;

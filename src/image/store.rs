@@ -35,7 +35,7 @@ use super::upload::Upload;
 use super::{Error, refs};
 use crate::sys::random;
 
-const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(super) const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// The largest document that is read into memory: manifests, configs, the index.
 pub(super) const MAX_DOCUMENT: u64 = 16 << 20;

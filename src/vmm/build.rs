@@ -92,7 +92,6 @@ pub(super) fn machine(
         functions,
         platform,
         buses: Arc::new(buses),
-        cpuid: kvm::supported_cpuid(&kvm)?,
         kvm,
         config: config.machine_config.clone(),
         guest,

@@ -9,7 +9,6 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 
 use super::Error;
@@ -38,7 +37,6 @@ pub struct Machine {
     pub(super) platform: Platform,
     pub(super) buses: Arc<Buses>,
     pub(super) kvm: Kvm,
-    pub(super) cpuid: Vec<kvm_cpuid_entry2>,
     pub(super) config: MachineConfig,
     pub(super) guest: Guest,
     pub(super) memory: Arc<Memory>,
@@ -121,13 +119,14 @@ impl Machine {
         let (kernel, initrd) = self.guest.open.as_ref().ok_or(Error::Off)?;
         vmgenid::renew(&self.memory, layout::VMGENID)?;
         let hardware = self.acpi();
+        let supported = kvm::supported_cpuid(&self.kvm)?;
         let config = boot::Config {
             kernel,
             preference: Preference::default(),
             initrd: initrd.as_ref(),
             cmdline: &self.guest.source.boot_args,
             acpi: Some(&hardware),
-            gib_pages: cpuid::has_gib_pages(&self.cpuid),
+            gib_pages: cpuid::has_gib_pages(&supported),
         };
         let start = boot::load(&self.memory, &config)?;
         for (index, vcpu) in vcpus.iter().enumerate() {
@@ -136,7 +135,7 @@ impl Machine {
                 vcpus: self.config.vcpu_count,
                 mask: &self.config.cpu_mask,
             };
-            vcpu.set_cpuid(&cpuid::filter(&self.cpuid, &identity))?;
+            vcpu.set_cpuid(&cpuid::filter(&supported, &identity))?;
             vcpu.set_msrs(&msr::boot())?;
         }
         if let Some(first) = vcpus.first() {

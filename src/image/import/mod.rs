@@ -8,7 +8,7 @@
 
 mod layer;
 mod source;
-mod tar;
+pub(super) mod tar;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,164 @@
+//! How long a machine stands still while it is saved, how long saving and restoring take, and what snapshots occupy.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::{Value, json};
+
+use common::{Failure, Samples, World, available_mib, load, occupied, process_start, target};
+
+/// Measures snapshots and restores
+#[derive(Parser)]
+struct Args {
+    /// Snapshots of each machine, restores of each snapshot
+    #[arg(long, default_value_t = 10)]
+    runs: usize,
+    /// Largest machine that is saved, in MiB
+    #[arg(long, default_value_t = 1024)]
+    most: u64,
+    /// Measure only capture or restore; may be repeated
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
+    /// Write the figures to a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<(), Failure> {
+    let args = Args::parse();
+    common::build_guest()?;
+    let world = World::new()?;
+    let wanted = |part: &str| args.only.is_empty() || args.only.iter().any(|only| only == part);
+    let mut figures = json!({ "load": load() });
+    if wanted("capture") {
+        figures["capture"] = capture(&world, &args)?;
+    }
+    if wanted("restore") {
+        figures["restore"] = restore(&world, args.runs)?;
+    }
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_string_pretty(&figures)?)?;
+    }
+    Ok(())
+}
+
+/// A guest that writes so many pages and halts: long enough to be saved meanwhile, with a whole round after that.
+fn dirty(mib: u64, percent: u64) -> String {
+    let size = mib - 16;
+    let pages = (size * 256 * percent / 100).max(1);
+    format!("dirty pages={pages} mib={size} rounds={} end=hlt", (100_000 / pages).max(3))
+}
+
+fn capture(world: &World, args: &Args) -> Result<Value, Failure> {
+    println!("\nCapture, load average {}; p50 (p90) in milliseconds", load());
+    println!("{:>10}{:>8}{:>10}{:>18}{:>18}{:>12}", "memory", "dirty", "", "pause", "command", "MiB on disk");
+    let mut rows = Vec::new();
+    let mut small = f64::NAN;
+    for mib in [256, 1024, 4096].into_iter().filter(|&mib| mib <= args.most && available_mib() > 2 * mib) {
+        for percent in [0, 1, 10, 100] {
+            let machine = world.boot("source", mib, &dirty(mib, percent), &[])?;
+            machine.says("dirty: ready")?;
+            world.create("source", "early")?;
+            machine.says("OK dirty")?;
+            let fresh = captures(world, args.runs)?;
+            drop(machine);
+            // Whatever a restored machine writes is in small pages.
+            let early = world.path("early");
+            let machine = world.machine("source", &["restore", &early.to_string_lossy()])?;
+            if percent > 0 {
+                machine.says("OK dirty")?;
+            }
+            let restored = captures(world, args.runs)?;
+            if mib == 256 {
+                small = fresh.0.percentile(50).max(small);
+            }
+            for (kind, (pause, command, disk)) in [("fresh", fresh), ("restored", restored)] {
+                println!(
+                    "{mib:>6} MiB{percent:>6} %{kind:>10}{:>18}{:>18}{:>12.1}",
+                    pause.cell(),
+                    command.cell(),
+                    disk as f64 / (1 << 20) as f64
+                );
+                rows.push(json!({
+                    "mib": mib, "dirty_percent": percent, "memory": kind,
+                    "pause_ms": pause.json(), "command_ms": command.json(), "disk_bytes": disk,
+                }));
+            }
+        }
+    }
+    let target = target("pause at 256 MiB, fresh, the worst of all", small, 5.0, "ms");
+    Ok(json!({ "rows": rows, "target": target }))
+}
+
+/// Pause and time of the whole command, and what the last snapshot occupies.
+fn captures(world: &World, runs: usize) -> Result<(Samples, Samples, u64), Failure> {
+    let (mut pauses, mut commands) = (Samples::default(), Samples::default());
+    for _ in 0..runs {
+        let (time, report) = common::timed(|| world.create("source", "one"));
+        pauses.0.push(report?["pause_us"].as_f64().unwrap_or(f64::NAN) / 1e3);
+        commands.0.push(time);
+    }
+    Ok((pauses, commands, occupied(&world.path("one"))))
+}
+
+fn restore(world: &World, runs: usize) -> Result<Value, Failure> {
+    let process = process_start(world, runs.max(20));
+    println!(
+        "\nRestore, load average {}; p50 (p90) in milliseconds from exec to the first run of the guest",
+        load()
+    );
+    println!("{:>22} {}", "a process alone", process.cell());
+    let (mut rows, mut worst) = (Vec::new(), 0.0_f64);
+    for mib in [256, 1024, 2048, 4096, 8192] {
+        for pages in [256, 16384] {
+            let test = format!("dirty pages={pages} mib={} rounds=1 end=hlt", (mib - 16).min(2048));
+            let machine = world.boot("source", mib, &test, &[])?;
+            machine.says("OK dirty")?;
+            world.create("source", "one")?;
+            drop(machine);
+            let times = restores(world, runs)?;
+            println!("{mib:>6} MiB{:>8} MiB {}", pages / 256, times.cell());
+            worst = worst.max(times.percentile(50));
+            rows.push(json!({ "mib": mib, "data_mib": pages / 256, "first_run_ms": times.json() }));
+        }
+    }
+    let beyond = worst - process.percentile(50);
+    let target = target("exec to first run beyond process start, the worst of all", beyond, 3.0, "ms");
+    Ok(json!({ "rows": rows, "process_ms": process.json(), "target": target }))
+}
+
+/// Milliseconds from exec to the first run.
+fn restores(world: &World, runs: usize) -> Result<Samples, Failure> {
+    let (one, stamps) = (world.path("one"), world.path("stamps"));
+    let mut times = Samples::default();
+    for _ in 0..runs {
+        let _ = fs::remove_file(&stamps);
+        let mut command = world.rvmm();
+        command.arg("restore").arg(&one).args(["--console", "off", "--stop-timeout", "0", "--boot-timer"]);
+        command.arg(&stamps).stdout(Stdio::null()).stderr(Stdio::null());
+        let start = monotonic();
+        let mut child = command.spawn()?;
+        std::thread::sleep(Duration::from_millis(150));
+        // SAFETY: a call without pointers; the child has not been waited for, so the number is its own.
+        unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        child.wait()?;
+        let text = fs::read_to_string(&stamps)?;
+        let first: Value = serde_json::from_str(text.lines().next().ok_or("no stamps")?)?;
+        times.0.push((first["monotonic_ns"].as_f64().unwrap_or(f64::NAN) - start) / 1e6);
+    }
+    Ok(times)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+fn monotonic() -> f64 {
+    rvmm::sys::clock::monotonic(std::time::Instant::now()).as_nanos() as f64
+}
