@@ -155,7 +155,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         layers(directory.path(), 2, 1 << 20);
         let (map, layer) = (directory.path().join("map"), directory.path().join("0"));
-        assert!(Layers::open(&map, &[layer.clone()], 1 << 20).is_err());
+        assert!(Layers::open(&map, std::slice::from_ref(&layer), 1 << 20).is_err());
         assert!(Layers::open(&map, &[layer.clone(), layer.clone()], 1 << 21).is_err());
         assert!(Layers::open(&layer, &[], 1 << 20).is_err());
     }

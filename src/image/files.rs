@@ -16,6 +16,7 @@ pub struct Files {
 }
 
 /// A change that is about to be made.
+#[cfg_attr(not(test), expect(dead_code, reason = "only tests look what it is"))]
 pub enum Change<'a> {
     /// A file's bytes.
     Write(&'a Path),

@@ -70,8 +70,8 @@ impl FromStr for Name {
 fn is_word(word: &str) -> bool {
     let plain = |c: &u8| c.is_ascii_lowercase() || c.is_ascii_digit();
     let bytes = word.as_bytes();
-    bytes.first().is_some_and(|c| plain(c))
-        && bytes.last().is_some_and(|c| plain(c))
+    bytes.first().is_some_and(plain)
+        && bytes.last().is_some_and(plain)
         && bytes.iter().all(|c| plain(c) || b"._-".contains(c))
         && !word.contains("..")
 }

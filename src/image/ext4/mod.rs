@@ -119,7 +119,7 @@ impl FileSystem {
     }
 
     fn full(&self) -> Error {
-        Error::Full { size_mib: self.layout.blocks * BLOCK >> 20 }
+        Error::Full { size_mib: (self.layout.blocks * BLOCK) >> 20 }
     }
 
     /// Gives `node` blocks for `bytes` of content and writes it; what it had is free again.
