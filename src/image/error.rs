@@ -93,6 +93,22 @@ pub enum Error {
     /// A file system could not be made of what was imported.
     #[error("Cannot make a file system of it")]
     FileSystem(#[from] super::ext4::Error),
+    /// A registry said no.
+    #[error("Registry {registry} {reason}")]
+    Registry {
+        /// The registry.
+        registry: String,
+        /// What it does.
+        reason: String,
+    },
+    /// A registry cannot be reached, or a connection broke.
+    #[error("Cannot talk to registry {registry}")]
+    Connection {
+        /// The registry.
+        registry: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Input that passes a limit.
     #[error("{what} is larger than {limit} bytes")]
     TooLarge {
@@ -111,6 +127,12 @@ impl Error {
     /// For `map_err` on what is done to a file.
     pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io { doing, path: path.into(), source }
+    }
+
+    /// Whether the same may succeed when it is tried again.
+    #[cfg(feature = "registry")]
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Error::Connection { .. })
     }
 
     /// For documents that cannot be true.

@@ -25,6 +25,8 @@ mod list;
 mod manifest;
 mod name;
 mod refs;
+#[cfg(feature = "registry")]
+pub mod registry;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -66,6 +66,14 @@ impl Index {
         self.manifests.iter().find(|entry| Index::name_of(entry) == Some(name))
     }
 
+    /// The entry for this kind of machine, in an index of several.
+    pub fn amd64(&self) -> Option<&Descriptor> {
+        self.manifests.iter().find(|entry| {
+            let platform = entry.other.get("platform");
+            platform.is_some_and(|platform| platform["architecture"] == "amd64" && platform["os"] == "linux")
+        })
+    }
+
     /// Gives `manifest` a name, which another one may have had.
     pub fn set(&mut self, name: &str, manifest: &Descriptor) {
         self.remove(name);

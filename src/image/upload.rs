@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::Read;
+#[cfg(feature = "registry")]
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -14,6 +16,7 @@ pub struct Upload {
     store: Store,
     path: PathBuf,
     file: File,
+    keep: bool,
 }
 
 impl Upload {
@@ -23,7 +26,7 @@ impl Upload {
         let path = store.uploads().join(store.fresh());
         let file = store.files.open(&path, true).map_err(Error::io("make", &path))?;
         file.lock().map_err(Error::io("lock", &path))?;
-        Ok(Upload { store: store.clone(), path, file })
+        Ok(Upload { store: store.clone(), path, file, keep: false })
     }
 
     /// The file, for those who write it at random.
@@ -81,6 +84,41 @@ impl Upload {
     }
 }
 
+#[cfg(feature = "registry")]
+impl Store {
+    /// An upload that goes on where another process stopped; a new one where that goes on itself.
+    pub(super) fn resume(&self, name: &str) -> Result<Upload, Error> {
+        let lock = self.lock(Hold::Shared)?;
+        let path = self.uploads().join(name);
+        let mut file = self.files.open(&path, false).map_err(Error::io("open", &path))?;
+        if file.try_lock().is_err() {
+            drop(lock);
+            return self.upload();
+        }
+        file.seek(SeekFrom::End(0)).map_err(Error::io("look at", &path))?;
+        Ok(Upload { store: self.clone(), path, file, keep: false })
+    }
+}
+
+#[cfg(feature = "registry")]
+impl Upload {
+    /// How much is there.
+    pub(super) fn len(&self) -> Result<u64, Error> {
+        Ok(self.file.metadata().map_err(Error::io("look at", &self.path))?.len())
+    }
+
+    /// Begins again.
+    pub(super) fn clear(&mut self) -> Result<(), Error> {
+        let cleared = self.file.set_len(0).and_then(|()| self.file.rewind());
+        cleared.map_err(Error::io("write", &self.path))
+    }
+
+    /// Leaves what is there for the next one, or for gc.
+    pub(super) fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
 impl Upload {
     /// Makes the file one of the store's other files.
     pub(super) fn place(self, to: &Path) -> Result<(), Error> {
@@ -92,6 +130,9 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
         // Nothing is there after a rename; after an error, gc removes it when this fails.
         let _ = self.store.files.remove(&self.path);
     }

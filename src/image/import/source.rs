@@ -194,13 +194,7 @@ impl Container {
         if image.media_type == INDEX || image.media_type.ends_with("manifest.list.v2+json") {
             let what = format!("Index {}", image.digest);
             let index = crate::image::Index::parse(&store.read_document(&image)?, &what)?;
-            let is_ours = |entry: &&Descriptor| {
-                entry
-                    .other
-                    .get("platform")
-                    .is_some_and(|p| p["architecture"] == "amd64" && p["os"] == "linux")
-            };
-            let found = index.manifests.iter().find(is_ours).cloned();
+            let found = index.amd64().cloned();
             image = found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))?;
         }
         let manifest: Manifest = store.manifest(&image)?;
