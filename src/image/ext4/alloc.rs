@@ -57,7 +57,6 @@ impl Blocks {
 }
 
 #[cfg(test)]
-#[expect(clippy::single_range_in_vec_init, reason = "a list of one run")]
 mod tests {
     use super::*;
 
