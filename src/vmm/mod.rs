@@ -272,12 +272,16 @@ impl Vmm {
     }
 
     fn capture(&mut self, save: Save) -> Result<(Plan, Capture), Error> {
-        let plan = Plan::new(save, &self.machine.memory)?;
+        let mut plan = Plan::new(save, &self.machine.memory)?;
         let start = Instant::now();
         self.machine.pause();
         let capture = Capture::take(&self.machine, &self.config, start);
         if self.state == RunState::Running {
-            self.machine.resume();
+            // A machine that is to end does nothing more that the snapshot would not have.
+            match plan.stop && capture.is_ok() {
+                true => (self.state, plan.resume_if_not_written) = (RunState::Paused, true),
+                false => self.machine.resume(),
+            }
         }
         Ok((plan, capture?))
     }

@@ -18,7 +18,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
-use super::request::{Response, Save};
+use super::request::{Request, Response, Save};
 use super::{Error, request};
 use crate::config::VmConfig;
 use crate::disk::{Contents, Format};
@@ -180,7 +180,10 @@ pub(super) struct Plan {
     draft: Draft,
     /// The base with its memory.
     base: Option<(PathBuf, Chain)>,
-    stop: bool,
+    /// End the machine when the bundle is written.
+    pub stop: bool,
+    /// The machine stands still until then, and goes on if the bundle cannot be written.
+    pub resume_if_not_written: bool,
 }
 
 impl Plan {
@@ -196,7 +199,7 @@ impl Plan {
             Ok::<_, LoadError>((plain, chain))
         };
         let base = save.base.map(open).transpose()?;
-        Ok(Plan { draft, base, stop: save.stop })
+        Ok(Plan { draft, base, stop: save.stop, resume_if_not_written: false })
     }
 }
 
@@ -232,12 +235,14 @@ impl Capture {
     /// Writes the bundle on a thread of its own, then answers; a machine that is to stop is stopped then.
     pub fn write(self, plan: Plan, outbox: Outbox, answer: Sender<Response>) {
         let work = move || {
-            let stop = plan.stop;
+            let (stop, resume) = (plan.stop, plan.resume_if_not_written);
             let result = self.bundle(plan);
-            let stopped = stop && result.is_ok();
+            let written = result.is_ok();
             let _ = answer.send(result.map_err(|error| request::Error::Save(super::chain(error.as_ref()))));
-            if stopped {
+            if stop && written {
                 outbox.send(Message::Terminate { force: true });
+            } else if resume && let Err(error) = outbox.request(Request::Resume) {
+                log::warn!("the machine stays paused: {error}");
             }
         };
         if let Err(error) = thread::Builder::new().name("snapshot".into()).spawn(work) {

@@ -128,9 +128,9 @@ fn exception(vector: u64, frame: &Frame) -> ! {
 }
 
 /// Ticks of the watchdog (about 100 ms each) that [`wait`] waits.
-const PATIENCE: u64 = 50;
+const PATIENCE: u64 = 300;
 
-/// Sleeps until `done`, as interrupts come; false when nothing has helped for about five seconds.
+/// Sleeps until `done`, as interrupts come; false when nothing has helped for about thirty seconds: a loaded host is slow.
 pub fn wait(mut done: impl FnMut() -> bool) -> bool {
     let first = count(TIMER);
     loop {
