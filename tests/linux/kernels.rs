@@ -11,7 +11,7 @@ use crate::common::{host, skip};
 use crate::need;
 
 const SHOW: &str = "echo kernel $(uname -r); echo cpus $(nproc); echo devices $(ls /sys/bus/virtio/devices | wc -l)
-echo topology $(cat /sys/devices/system/cpu/cpu*/topology/core_id); dmesg | grep -iE 'bug:|oops|warning:|call trace'; true";
+echo topology $(cat /sys/devices/system/cpu/cpu*/topology/core_id); dmesg | grep -v srso | grep -iE 'bug:|oops|warning:|call trace'; true";
 
 fn version(kernel: &Path) -> String {
     let file = kernel.canonicalize().expect("a kernel");
@@ -65,7 +65,8 @@ fn a_newer_stock_kernel() {
     if !kernel.exists() {
         return skip("the distribution has no 6.12 kernel here");
     }
-    boots(guest_with(&kernel, &initrd, SHOW), 2, &kernel);
+    // The lab's emulated CPU gets the size of its extended state wrong, and this kernel looks.
+    boots(guest_with(&kernel, &initrd, SHOW).arg("--cpu-mask").arg("x86-64-v2"), 2, &kernel);
 }
 
 #[test]

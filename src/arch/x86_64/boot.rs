@@ -44,6 +44,7 @@ pub fn load(memory: &Memory, config: &Config) -> Result<Start, Error> {
     };
     write(memory, "command line", layout::COMMAND_LINE, config.cmdline.as_bytes())?;
     let rsdp = config.acpi.map(|acpi| write_acpi(memory, acpi)).transpose()?;
+    write(memory, "reset vector", layout::RESET_VECTOR, &reset_code())?;
     let handover = Handover { memory, config, initrd, rsdp };
     let start = match &entry.protocol {
         Protocol::Pvh { entry } => handover.pvh(*entry)?,
@@ -52,6 +53,14 @@ pub fn load(memory: &Memory, config: &Config) -> Result<Start, Error> {
     };
     write(memory, "descriptor table", layout::GDT, &start.gdt())?;
     Ok(start)
+}
+
+/// What stands at the reset vector, where a BIOS would be: real-mode code that writes the ACPI reset register. With
+/// hardware-reduced ACPI, Linux restarts by EFI, which is not there, and then by the BIOS.
+fn reset_code() -> [u8; 9] {
+    let [low, high] = (layout::POWER.start + 2).to_le_bytes();
+    // mov dx, port; mov al, value; out dx, al; hlt; jmp to the hlt
+    [0xba, low, high, 0xb0, acpi::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
 /// Refuses a command line that does not fit or that a kernel would misread.

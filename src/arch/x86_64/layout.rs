@@ -43,6 +43,9 @@ pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
 pub const ACPI_SIZE: usize = 0x1_f000;
 /// The page that holds the machine's generation (VMGenID).
 pub const VMGENID: GuestAddress = GuestAddress(0xf_f000);
+/// Where an x86 CPU starts in real mode, and where Linux jumps to when it restarts a machine that it takes for one
+/// with a BIOS (0xf000:0xfff0).
+pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 /// Where RAM for the kernel starts.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
 
