@@ -21,7 +21,8 @@ fn version(kernel: &Path) -> String {
 
 #[track_caller]
 fn boots(machine: Machine, cpus: u32, kernel: &Path) -> Ended {
-    let ended = machine.cpus(cpus).run();
+    // The lab's emulated CPU gets the size of its extended state wrong, and kernels warn of it.
+    let ended = machine.cpus(cpus).arg("--cpu-mask").arg("x86-64-v2").run();
     ended.succeeded();
     assert_eq!(ended.value("cpus "), cpus.to_string());
     assert_eq!(ended.value("kernel "), version(kernel));
@@ -65,8 +66,7 @@ fn a_newer_stock_kernel() {
     if !kernel.exists() {
         return skip("the distribution has no 6.12 kernel here");
     }
-    // The lab's emulated CPU gets the size of its extended state wrong, and this kernel looks.
-    boots(guest_with(&kernel, &initrd, SHOW).arg("--cpu-mask").arg("x86-64-v2"), 2, &kernel);
+    boots(guest_with(&kernel, &initrd, SHOW), 2, &kernel);
 }
 
 #[test]
