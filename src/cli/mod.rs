@@ -17,6 +17,7 @@ mod run;
 mod shell;
 mod snapshot;
 mod stop;
+mod store;
 mod usage;
 
 use std::path::PathBuf;
@@ -58,6 +59,9 @@ struct Common {
     /// Where running machines are found [env: RVMM_RUNTIME_DIR] [default: $XDG_RUNTIME_DIR/rvmm, /run/rvmm for root]
     #[arg(long, global = true, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
+    /// Where images are kept [env: RVMM_STORE] [default: $XDG_DATA_HOME/rvmm, ~/.local/share/rvmm]
+    #[arg(long, global = true, value_name = "DIR")]
+    store: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]

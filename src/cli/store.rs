@@ -1,0 +1,25 @@
+//! The store of images that commands work with.
+
+use std::path::PathBuf;
+
+use super::Common;
+use super::output::Failure;
+use crate::image::Store;
+
+/// Where images are kept: as the user says, else where the XDG base directory specification has data.
+fn place(common: &Common) -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let absolute = |name| variable(name).filter(|path| path.is_absolute());
+    let data =
+        || absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
+    common.store.clone().or_else(|| variable("RVMM_STORE")).or_else(|| Some(data()?.join("rvmm")))
+}
+
+/// Opens the store, which is made when it is not there.
+#[allow(dead_code)] // the first command that uses it takes this away
+pub fn open(common: &Common) -> Result<Store, Failure> {
+    let place = place(common).ok_or_else(|| {
+        Failure::usage("There is no place for images: say --store DIR, or set RVMM_STORE or HOME")
+    })?;
+    Store::open(&place).map_err(Failure::refused)
+}
