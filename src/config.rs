@@ -1,5 +1,7 @@
 //! What a machine was asked to be. Key names are those of Firecracker's configuration file where it has one.
 
+mod replace;
+
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -10,6 +12,8 @@ use crate::console;
 use crate::devices::virtio;
 use crate::memory::Pages;
 use crate::options;
+
+pub use replace::Error as ReplaceError;
 
 /// A whole machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ pub struct VmConfig {
     /// A restart in the guest ends the machine.
     #[serde(default)]
     pub no_reboot: bool,
+    /// The guest agrees on nothing with its devices that only some hosts have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable: bool,
 }
 
 /// Why a configuration file was refused.
@@ -71,12 +78,13 @@ impl VmConfig {
             devices: virtio::Configs::default(),
             console: console::Config::default(),
             no_reboot: false,
+            portable: false,
         }
     }
 
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        const OWN: [&str; 4] = ["boot-source", "machine-config", "console", "no-reboot"];
+        const OWN: [&str; 5] = ["boot-source", "machine-config", "console", "no-reboot", "portable"];
         let name = || path.display().to_string();
         let text = fs::read(path).map_err(|source| Error::Read { path: name(), source })?;
         let form = |source| Error::Form { path: name(), source };

@@ -13,8 +13,10 @@ use serde_json::json;
 
 use super::life::Life;
 use super::output::{Failure, complain, print, print_json};
+use super::replace::{Marks, Replacements};
 use super::{Common, exit};
 use crate::api::name::Name;
+use crate::config::VmConfig;
 use crate::console;
 use crate::sys::process::{self, Fork};
 use crate::vmm::{chain, snapshot::Restore};
@@ -27,11 +29,13 @@ const AT_ONCE: usize = 8;
 #[command(after_help = "Examples:
   rvmm snapshot create web snap1
   rvmm clone snap1 -n 10 --name worker
+  rvmm clone snap1 -n 10 --net tap=tap%i --console file=%n.log
   rvmm ps
   rvmm stop --all
 
 Clones run in the background and share memory and disks with the snapshot until they write. Each has a generation
-identifier of its own, so that its kernel makes other random numbers than the others.")]
+identifier of its own, so that its kernel makes other random numbers than the others, and new addresses for its network
+interfaces. In --net, --disk, --rename and --console, %n stands for a machine's name and %i for its number.")]
 pub struct Args {
     /// The snapshot
     #[arg(value_name = "DIR")]
@@ -42,7 +46,9 @@ pub struct Args {
     /// Begin of their names, which a number follows [default: the snapshot's name]
     #[arg(long, value_name = "PREFIX")]
     name: Option<String>,
-    /// Where the serial consoles are: off, pty, or file=PATH and socket=PATH with %n for the machine's name
+    #[command(flatten)]
+    replacements: Replacements,
+    /// Where the serial consoles are: off, pty, or file=PATH and socket=PATH
     #[arg(long, value_name = "PLACE", default_value = "off")]
     console: console::Config,
     /// Leave the machines paused, `rvmm resume` lets them go on
@@ -64,17 +70,24 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         Some(name) => name.clone(),
         None => args.snapshot.file_name().map_or("clone".into(), |name| name.to_string_lossy().into_owned()),
     };
-    let names = (1..=args.count).map(|number| format!("{prefix}-{number}").parse::<Name>());
-    let names = names.collect::<Result<Vec<_>, _>>().map_err(Failure::usage)?;
+    let names = (1..=args.count).map(|number| Ok((number, format!("{prefix}-{number}").parse::<Name>()?)));
+    let names = names.collect::<Result<Vec<_>, crate::api::name::Error>>().map_err(Failure::usage)?;
+    if args.count > 1 && args.replacements.fixes_address() {
+        return Err(Failure::usage("Only one machine can have the address that `--net` gives with `mac`"));
+    }
+    // What none of them can have is said once.
+    if let Some((number, name)) = names.first() {
+        configure(*number, name, &args, &restore)?;
+    }
     let start = Instant::now();
     let (mut machines, mut failed) = (Vec::new(), 0);
     let mut under_way = std::collections::VecDeque::new();
     let mut names = names.into_iter();
     loop {
         while under_way.len() < AT_ONCE
-            && let Some(name) = names.next()
+            && let Some((number, name)) = names.next()
         {
-            under_way.push_back(begin(name, &args, &restore, common)?);
+            under_way.push_back(begin(number, name, &args, &restore, common)?);
         }
         let Some(Started { name, pid, mut news }) = under_way.pop_front() else { break };
         let mut text = String::new();
@@ -101,7 +114,13 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
 /// What a child says when its machine runs.
 const RUNS: &str = "runs";
 
-fn begin(name: Name, args: &Args, restore: &Restore, common: &Common) -> Result<Started, Failure> {
+fn begin(
+    number: u32,
+    name: Name,
+    args: &Args,
+    restore: &Restore,
+    common: &Common,
+) -> Result<Started, Failure> {
     let (reader, writer) = io::pipe().map_err(Failure::usage)?;
     match process::fork().map_err(Failure::usage)? {
         Fork::Parent(pid) => Ok(Started { name, pid, news: reader }),
@@ -117,7 +136,7 @@ fn begin(name: Name, args: &Args, restore: &Restore, common: &Common) -> Result<
             let ready = Rc::clone(&news);
             let ready = Box::new(move || tell(&ready, RUNS));
             let detached = process::detach().map_err(Failure::usage);
-            let status = detached.and_then(|()| live(name, args, restore, ready, common));
+            let status = detached.and_then(|()| live(number, name, args, restore, ready, common));
             let status = status.unwrap_or_else(|failure| {
                 tell(&news, &chain(failure.error.as_ref()));
                 failure.status
@@ -127,27 +146,35 @@ fn begin(name: Name, args: &Args, restore: &Restore, common: &Common) -> Result<
     }
 }
 
+/// What is to be made of the snapshot for one machine.
+fn configure(number: u32, name: &Name, args: &Args, restore: &Restore) -> Result<VmConfig, Failure> {
+    let mut config = restore.config().clone();
+    let number = number.to_string();
+    let marks = Marks(&[("%n", name.as_str()), ("%i", &number)]);
+    config.console = marks.console(&args.console);
+    args.replacements.apply(&mut config, &marks)?;
+    // Each has a channel of its own, unless it got one.
+    for (vsock, saved) in config.devices.vsock.iter_mut().zip(&restore.config().devices.vsock) {
+        vsock.uds_path = vsock.uds_path.take().filter(|path| Some(path) != saved.uds_path.as_ref());
+    }
+    Ok(config)
+}
+
 /// The whole life of a clone.
 fn live(
+    number: u32,
     name: Name,
     args: &Args,
     restore: &Restore,
     ready: Box<dyn FnOnce()>,
     common: &Common,
 ) -> Result<u8, Failure> {
-    let mut config = restore.config().clone();
-    let place = |path: &PathBuf| PathBuf::from(path.to_string_lossy().replace("%n", name.as_str()));
-    config.console = match &args.console {
-        console::Config::File(path) => console::Config::File(place(path)),
-        console::Config::Socket(path) => console::Config::Socket(place(path)),
-        other => other.clone(),
-    };
-    // Each has a channel of its own.
-    config.devices.vsock.iter_mut().for_each(|vsock| vsock.uds_path = None);
+    let config = configure(number, &name, args, restore)?;
     let life = Life {
         name: Some(name),
         grace: Duration::from_secs(10),
         paused: args.paused,
+        another: true,
         ready: Some(ready),
         ..Life::default()
     };

@@ -8,7 +8,7 @@ use log::warn;
 
 use super::boot_timer::BootTimer;
 use super::output::{Failure, complain};
-use super::{Common, exit, machines};
+use super::{Common, exit, identity, machines};
 use crate::api::name::Name;
 use crate::api::runtime::Entry;
 use crate::api::{Server, Service};
@@ -27,6 +27,8 @@ pub struct Life {
     pub grace: Duration,
     /// It stands still at first.
     pub paused: bool,
+    /// It was saved and does not go on as itself, but as another machine.
+    pub another: bool,
     /// Where its milestones are written.
     pub boot_timer: Option<BootTimer>,
     /// Called when the machine is whole and about to run.
@@ -46,6 +48,7 @@ impl Life {
             // It has no place for its socket.
             config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());
         }
+        let _addresses = identity::decide(&mut config, restore, self.another)?;
         let environment = Environment {
             kernel_cache: cache_directory(),
             // Before any thread starts, so that every thread inherits the mask.

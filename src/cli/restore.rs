@@ -7,6 +7,7 @@ use super::Common;
 use super::boot_timer::BootTimer;
 use super::life::Life;
 use super::output::Failure;
+use super::replace::{Marks, Replacements};
 use crate::api::name::Name;
 use crate::console;
 use crate::vmm::snapshot::Restore;
@@ -16,9 +17,12 @@ use crate::vmm::snapshot::Restore;
 #[command(after_help = "Examples:
   rvmm snapshot create web snap1
   rvmm restore snap1 --name web2
+  rvmm restore snap1 --net tap=tap7 --disk vdb=/data/other.img
+  rvmm restore snap1 --rename tap0=tap7 --rename /old/images=/images
 
 The machine has its memory copy-on-write from the snapshot, which stays as it is: it can be restored any number of
-times. It gets a new generation identifier, so that its kernel makes new random numbers, and the right time.")]
+times. It gets a new generation identifier, so that its kernel makes new random numbers, and the right time. Its interfaces
+keep their addresses unless a machine that runs here has them.")]
 pub struct Args {
     /// The snapshot
     #[arg(value_name = "DIR")]
@@ -26,6 +30,8 @@ pub struct Args {
     /// Name of the machine, as `rvmm ps` shows it
     #[arg(long, value_name = "NAME")]
     name: Option<Name>,
+    #[command(flatten)]
+    replacements: Replacements,
     /// Leave the machine paused, `rvmm resume` lets it go on
     #[arg(long)]
     paused: bool,
@@ -46,6 +52,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let restore = Restore::open(&args.snapshot).map_err(Failure::usage)?;
     let mut config = restore.config().clone();
     config.console = args.console;
+    args.replacements.apply(&mut config, &Marks(&[]))?;
     let grace = Duration::from_secs(args.stop_timeout);
     let life = Life { name: args.name, grace, paused: args.paused, boot_timer, ..Life::default() };
     life.live(config, Some(&restore), common)

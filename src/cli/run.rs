@@ -62,6 +62,14 @@ pub struct Args {
     /// End the machine when the guest restarts
     #[arg(long)]
     no_reboot: bool,
+    /// Let the guest agree on nothing with its devices that only some hosts and links have, so that it can be restored
+    /// anywhere
+    #[arg(long)]
+    portable: bool,
+    /// Leave what the guest wrote to its disks since the first snapshot beside them when the machine ends, in
+    /// DISK.overlay-N; who opens the disk next merges it
+    #[arg(long)]
+    keep_overlay: bool,
     /// How long a guest may take to switch itself off when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u64,
@@ -101,7 +109,9 @@ fn configure(args: Args) -> Result<VmConfig, Failure> {
     set(&mut config.boot_source.kernel_image_path, args.kernel);
     config.boot_source.initrd_path = args.initrd.or(config.boot_source.initrd_path);
     config.no_reboot |= args.no_reboot;
+    config.portable |= args.portable;
     config.devices.extend(args.devices);
+    config.devices.block.iter_mut().for_each(|disk| disk.keep_overlay |= args.keep_overlay);
     let root = root(&config.devices);
     complete(&mut config.devices);
     let boot_args = &mut config.boot_source.boot_args;

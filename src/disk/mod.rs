@@ -119,6 +119,11 @@ pub trait Disk: Send {
     fn freeze(&mut self) -> Result<Option<Contents>, Error> {
         Ok(None)
     }
+    /// When the contents of a disk that cannot be written here were last changed, in nanoseconds since 1970, if that is
+    /// known.
+    fn modified(&self) -> Option<u64> {
+        None
+    }
     /// Blocks until nothing is under way, appending what has finished.
     fn drain(&mut self, done: &mut Vec<Done>) {
         self.finished(done);

@@ -26,6 +26,8 @@ pub struct Config {
     pub overlay: Option<Place>,
     /// Sealed overlays over the disk, the lowest first.
     pub layers: Vec<PathBuf>,
+    /// Leave the overlays of a disk that was frozen beside it at the end.
+    pub keep_overlay: bool,
 }
 
 impl Config {
@@ -39,6 +41,7 @@ impl Config {
             backing: None,
             overlay: None,
             layers: Vec::new(),
+            keep_overlay: false,
         }
     }
 }
@@ -87,7 +90,9 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
     let format = config.format.unwrap_or_else(|| Format::by_name(path));
     let below = Config { read_only: true, ..config.clone() };
     let stack = match (format, config.overlay.as_ref().filter(|_| !config.read_only)) {
-        (Format::Raw, None) if config.layers.is_empty() => Stack::user(open_raw(config)?, path)?,
+        (Format::Raw, None) if config.layers.is_empty() => {
+            Stack::user(open_raw(config)?, path, config.keep_overlay)?
+        }
         (Format::Raw, Some(Place::Nameless(directory))) => {
             Stack::over(open_raw(&below)?, path, &config.layers, directory, config.engine)?
         }

@@ -18,6 +18,7 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use super::overlay::file::load;
 use super::overlay::map::BLOCK;
@@ -33,6 +34,8 @@ pub struct Stack {
     layers: Vec<Arc<File>>,
     next: Next,
     path: PathBuf,
+    /// What stands beside the user's disk is not merged at the end.
+    keep: bool,
 }
 
 enum Top {
@@ -63,19 +66,21 @@ pub struct Contents {
 }
 
 impl Stack {
-    /// The user's own raw disk. Overlays that a killed machine has left are merged into it first.
-    pub fn user(raw: Raw, path: &Path) -> Result<Self, Error> {
+    /// The user's own raw disk. Overlays that an earlier machine has left are merged into it first. Those that are made
+    /// from now on are merged at the end, unless they are to be kept.
+    pub fn user(raw: Raw, path: &Path, keep: bool) -> Result<Self, Error> {
         let file = Arc::clone(raw.file());
         if !raw.geometry().read_only {
             merge_all(&file, path)?;
         }
         let top = Top::Plain(Box::new(raw));
-        Ok(Stack { top, layers: vec![file], next: Next::Beside(1), path: path.into() })
+        Ok(Stack { top, layers: vec![file], next: Next::Beside(1), path: path.into(), keep })
     }
 
     /// A disk that cannot be frozen, and why.
     pub fn solid(disk: Box<dyn Disk>, path: &Path, reason: &'static str) -> Self {
-        Stack { top: Top::Plain(disk), layers: Vec::new(), next: Next::Never(reason), path: path.into() }
+        let (top, next) = (Top::Plain(disk), Next::Never(reason));
+        Stack { top, layers: Vec::new(), next, path: path.into(), keep: false }
     }
 
     /// A raw disk with sealed overlays, both of which never change, and a writable layer without a name in `directory`.
@@ -99,7 +104,7 @@ impl Stack {
         let top = Overlay::nameless(directory, below, engine)?;
         layers.push(Arc::clone(top.file()));
         let next = Next::Nameless(directory.into());
-        Ok(Stack { top: Top::Overlay(Box::new(top)), layers, next, path: path.into() })
+        Ok(Stack { top: Top::Overlay(Box::new(top)), layers, next, path: path.into(), keep: false })
     }
 
     fn disk(&self) -> &dyn Disk {
@@ -124,7 +129,11 @@ impl Stack {
         // As the layers before: where nothing is watched, nothing can be.
         let engine = self.disk().events().is_empty().then_some(Engine::Sync);
         match &mut self.next {
-            Next::Nameless(directory) => Fresh::nameless(directory, size, engine),
+            Next::Nameless(directory) => {
+                // The snapshot may have been removed since; what is above it is on the same file system, most likely.
+                let there = directory.ancestors().find(|directory| directory.is_dir());
+                Fresh::nameless(there.unwrap_or(directory), size, engine)
+            }
             Next::Beside(number) => {
                 let fresh = Fresh::create(&beside(&self.path, *number), size, engine)?;
                 *number += 1;
@@ -154,6 +163,12 @@ impl Disk for Stack {
 
     fn drain(&mut self, done: &mut Vec<Done>) {
         self.disk_mut().drain(done);
+    }
+
+    fn modified(&self) -> Option<u64> {
+        let file =
+            fs::metadata(&self.path).ok().filter(|file| self.geometry().read_only && file.is_file())?;
+        Some(file.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos() as u64)
     }
 
     fn freeze(&mut self) -> Result<Option<Contents>, Error> {
@@ -186,6 +201,14 @@ impl Drop for Stack {
         // All layers let go of their locks. Should somebody else take the disk now, it is merged there.
         self.top = Top::Nothing;
         let (Next::Beside(2..), Some(raw)) = (&self.next, self.layers.first()) else { return };
+        if self.keep {
+            let first = beside(&self.path, 1);
+            log::warn!(
+                "what was written since the first snapshot stays in {} and the next ones",
+                first.display()
+            );
+            return;
+        }
         let merged = match file::lock(raw, Lock::Exclusive) {
             Ok(true) => merge_all(raw, &self.path),
             _ => Ok(()),

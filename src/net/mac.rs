@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -23,11 +25,27 @@ impl Mac {
         Ok(Mac(bytes))
     }
 
+    /// Takes the address for a machine of this process, so that another one on this network namespace of the host knows that
+    /// it is in use: the kernel forgets it with the process. `None` if one has it.
+    pub fn claim(self) -> Option<Claim> {
+        let name = SocketAddr::from_abstract_name(format!("rvmm/mac/{self}"));
+        match name.and_then(|name| UnixDatagram::bind_addr(&name)) {
+            Ok(socket) => Some(Claim(Some(socket))),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            // It is a help, not a condition.
+            Err(_) => Some(Claim(None)),
+        }
+    }
+
     /// Whether one interface can have this address: it is neither zero nor that of a group.
     pub fn is_unicast(&self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
 }
+
+/// An address that is taken as long as this value lives.
+#[derive(Debug)]
+pub struct Claim(#[expect(dead_code, reason = "it is held, not used")] Option<UnixDatagram>);
 
 /// The text is no address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +110,15 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Mac>(), Err(NotMac), "{bad}");
         }
+    }
+
+    #[test]
+    fn one_machine_has_an_address_at_a_time() {
+        let mac = Mac::random().unwrap();
+        let claim = mac.claim().unwrap();
+        assert!(mac.claim().is_none() && Mac::random().unwrap().claim().is_some());
+        drop(claim);
+        assert!(mac.claim().is_some());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
 pub use framed::Framed;
-pub use mac::{Mac, NotMac};
+pub use mac::{Claim, Mac, NotMac};
 pub use publish::{NotPublish, Protocol, Publish};
 
 use crate::memory::Buffers;

@@ -45,6 +45,25 @@ pub enum Error {
         /// What did not fit.
         source: serde_json::Error,
     },
+    /// The host does not offer what the guest has agreed on with a device.
+    #[error(
+        "The guest uses {features} of {device}, which it does not offer here: give it what it had, or save a machine \
+         that runs with --portable"
+    )]
+    Features {
+        /// The device.
+        device: String,
+        /// Names of the features.
+        features: String,
+    },
+    /// A device on the host is not what it was.
+    #[error("The guest cannot go on with {device}: {reason}")]
+    Changed {
+        /// The device.
+        device: String,
+        /// What is different, and what can be done.
+        reason: String,
+    },
     /// The data has the right form but cannot be true.
     #[error("Saved state of {kind} is not valid: {reason}")]
     Invalid {

@@ -21,6 +21,7 @@ use super::message::{Message, Outbox};
 use super::request::{Request, Response, Save};
 use super::{Error, request};
 use crate::config::VmConfig;
+use crate::devices::virtio::block::Source;
 use crate::disk::{Contents, Format};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
@@ -101,6 +102,7 @@ impl Restore {
                 drive.path_on_host = disk.clone();
                 drive.layers = layers.to_vec();
                 drive.format = Some(Format::Raw);
+                (drive.source, drive.backing) = (Source::Snapshot, None);
                 // What the machine writes is never seen, on the file system where it can become a layer by a link.
                 drive.overlay = Some(path.into());
             }
@@ -253,7 +255,9 @@ impl Capture {
     fn bundle(self, plan: Plan) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
         let start = Instant::now();
         let Plan { mut draft, base, .. } = plan;
-        draft.add(CONFIG, &serde_json::to_vec_pretty(&self.config)?)?;
+        let mut config = self.config;
+        config.make_absolute();
+        draft.add(CONFIG, &serde_json::to_vec_pretty(&config)?)?;
         draft.add(STATE, &serde_json::to_vec(&self.state)?)?;
         let written = image::write(
             &self.frozen,

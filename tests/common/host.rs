@@ -68,3 +68,23 @@ pub fn children(pid: u32) -> Vec<u32> {
 pub fn runs(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
+
+/// Set in the process that a test runs itself in.
+const INSIDE: &str = "RVMM_TEST_INSIDE";
+
+/// Runs the test named `test` (its full path) again in a network of its own, where it may make taps. True in that
+/// process; false outside, when it is done.
+#[track_caller]
+pub fn in_own_network(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let program = std::env::current_exe().expect("this program");
+    let mut again = Command::new("unshare");
+    again.args(["--user", "--map-root-user", "--net", "--mount", "--"]).arg(program);
+    let again = again.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").stdin(Stdio::null()).output();
+    let again = again.expect("unshare, which was looked for");
+    let (out, err) = (String::from_utf8_lossy(&again.stdout), String::from_utf8_lossy(&again.stderr));
+    assert!(again.status.success() && out.contains("1 passed"), "in the network:\n{out}\n{err}");
+    false
+}

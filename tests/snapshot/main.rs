@@ -9,4 +9,5 @@ mod disk;
 mod generations;
 mod hostile;
 mod refused;
+mod replaced;
 mod world;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::bare::guest;
+use crate::common::eventually;
 use crate::common::machine::{Ended, Machine, Running};
 
 /// Everything of one test; machines that it left running in the background end with it.
@@ -78,6 +79,26 @@ impl World {
     pub fn restore(&self, snapshot: &str, name: &str) -> Running {
         let restore = self.command_line(&["restore", &self.text(snapshot), "--json", "--name", name]);
         restore.option("--stop-timeout", "0").start()
+    }
+
+    /// The same with more options.
+    pub fn restore_with(&self, snapshot: &str, name: &str, options: &[&str]) -> Running {
+        let snapshot = self.text(snapshot);
+        let arguments = [&["restore", &snapshot, "--json", "--name", name], options].concat();
+        self.command_line(&arguments).option("--stop-timeout", "0").start()
+    }
+
+    /// What a machine tells of itself that runs, or is about to.
+    #[track_caller]
+    pub fn inspect(&self, name: &str) -> Value {
+        let mut told = Value::Null;
+        let tells = || {
+            let ended = self.command(&["inspect", name]);
+            told = serde_json::from_str(&ended.out).unwrap_or_default();
+            ended.status == 0
+        };
+        assert!(eventually(tells), "{name} is not there");
+        told[0].take()
     }
 
     /// A 64-bit number in the guest's memory as a snapshot has it.

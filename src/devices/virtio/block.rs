@@ -33,7 +33,7 @@ use crate::sys::slab::Slab;
 
 use watch::Watch;
 
-pub use config::{Cache, Config};
+pub use config::{Cache, Config, Source};
 
 const QUEUE_SIZE: u16 = 256;
 /// Requests that are handed to the disk together.
@@ -51,7 +51,10 @@ impl super::Config for Config {
         let open = || -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
             let serial = self.serial.as_ref().unwrap_or(&name);
             let disk = disk::open(&self.disk())?;
-            Ok(Block::new(disk, name.clone(), serial, self.cache_type, context.notifier.clone())?)
+            let mut block =
+                Block::new(disk, name.clone(), serial, self.cache_type, context.notifier.clone())?;
+            block.source = self.source;
+            Ok(block)
         };
         match open() {
             Ok(block) => Ok(Box::new(block)),
@@ -65,6 +68,7 @@ pub struct Block {
     disk: Box<dyn Disk>,
     watch: Watch,
     name: String,
+    source: Source,
     serial: [u8; request::ID_LEN],
     cache: Cache,
     notifier: Notifier,
@@ -115,6 +119,7 @@ impl Block {
             watch: Watch::new(&disk.events())?,
             disk,
             name,
+            source: Source::default(),
             serial: id,
             cache,
             notifier,
@@ -310,6 +315,10 @@ fn answer(lent: &mut Lent, head: u16, status: &Buffers, code: u32, written: u32)
 impl VirtioDevice for Block {
     fn id(&self) -> u32 {
         virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK
+    }
+
+    fn label(&self) -> String {
+        format!("disk {}", self.name)
     }
 
     fn queue_sizes(&self) -> &[u16] {

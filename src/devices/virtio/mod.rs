@@ -46,6 +46,18 @@ pub use worker::Worker;
 pub trait VirtioDevice: Persist + Send {
     /// Device ID (virtio 1.2, section 5).
     fn id(&self) -> u32;
+    /// How messages call the device, for example `disk vda`.
+    fn label(&self) -> String {
+        format!("virtio device {}", self.id())
+    }
+    /// The specification's name of a feature that not every host offers.
+    fn feature(&self, _bit: u32) -> Option<&'static str> {
+        None
+    }
+    /// The state that was loaded is not what the driver has read: its configuration space is another one now.
+    fn differs(&self) -> bool {
+        false
+    }
     /// Largest size of each queue, a power of two up to 32768.
     fn queue_sizes(&self) -> &[u16];
     /// Feature bits of this device; those of the transport and the queues are added by [`Function`].
@@ -100,6 +112,8 @@ pub struct Context {
     pub index: usize,
     /// The machine's own directory, where its sockets are; a machine without a name has none.
     pub directory: Option<PathBuf>,
+    /// Offer the driver nothing that only some hosts have: the machine may be restored anywhere.
+    pub portable: bool,
 }
 
 /// What was asked for: from it the device is made. It is written in the configuration file with serde and

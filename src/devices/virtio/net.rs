@@ -10,6 +10,7 @@
 //! they would block, or until a batch is done: then the queue is kicked again after others had their turn.
 
 mod config;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,6 @@ use std::io;
 use std::os::fd::RawFd;
 
 use log::error;
-use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
@@ -29,7 +29,6 @@ use virtio_bindings::bindings::virtio_net::{
 use super::{Chain, Lent, VirtioDevice, Violation};
 use crate::memory::{Buffers, MAX_PIECES};
 use crate::net::{HEADER, Link, MAX_FRAME, MIN_FRAME, Mac, Offloads, Received};
-use crate::snapshot::{self, Persist, Saved};
 
 pub use config::Config;
 
@@ -52,7 +51,17 @@ struct Net {
     /// How the user knows the interface.
     name: String,
     mac: Mac,
+    /// The address that the configuration wants, whatever was saved.
+    wanted: Option<Mac>,
+    /// The address is not the one that the driver has read.
+    differs: bool,
     link: Box<dyn Link>,
+    /// Largest packet in bytes that the driver is told to send.
+    mtu: u16,
+    /// Nothing is offered that depends on the link.
+    portable: bool,
+    /// The driver has read `mtu`.
+    mtu_known: bool,
     /// The link is down for good.
     down: bool,
     /// MAC, status, number of queue pairs, MTU (`struct virtio_net_config`, 5.1.4).
@@ -68,7 +77,21 @@ struct Net {
 
 impl Net {
     fn new(name: String, mac: Mac, link: Box<dyn Link>) -> Self {
-        let mut net = Net { name, mac, link, down: false, config: [0; 12], mergeable: false, ample: false, pool: Pool::default() };
+        let mut net = Net {
+            name,
+            mac,
+            wanted: None,
+            differs: false,
+            mtu: link.mtu(),
+            link,
+            portable: false,
+            mtu_known: false,
+            down: false,
+            config: [0; 12],
+            mergeable: false,
+            ample: false,
+            pool: Pool::default(),
+        };
         net.describe();
         net
     }
@@ -79,7 +102,7 @@ impl Net {
         self.config[..6].copy_from_slice(&self.mac.0);
         self.config[6..8].copy_from_slice(&status.to_le_bytes());
         self.config[8..10].copy_from_slice(&1_u16.to_le_bytes());
-        self.config[10..].copy_from_slice(&self.link.mtu().to_le_bytes());
+        self.config[10..].copy_from_slice(&self.mtu.to_le_bytes());
     }
 
     /// The link has failed: the driver is told, and frames go nowhere from now on.
@@ -255,9 +278,36 @@ const GUEST: [u32; 5] = [
     VIRTIO_NET_F_GUEST_UFO,
 ];
 
+/// Names of [`HOST`], then of [`GUEST`].
+const NAMES: [&str; 10] = [
+    "VIRTIO_NET_F_CSUM",
+    "VIRTIO_NET_F_HOST_TSO4",
+    "VIRTIO_NET_F_HOST_TSO6",
+    "VIRTIO_NET_F_HOST_ECN",
+    "VIRTIO_NET_F_HOST_UFO",
+    "VIRTIO_NET_F_GUEST_CSUM",
+    "VIRTIO_NET_F_GUEST_TSO4",
+    "VIRTIO_NET_F_GUEST_TSO6",
+    "VIRTIO_NET_F_GUEST_ECN",
+    "VIRTIO_NET_F_GUEST_UFO",
+];
+
 impl VirtioDevice for Net {
     fn id(&self) -> u32 {
         virtio_bindings::virtio_ids::VIRTIO_ID_NET
+    }
+
+    fn label(&self) -> String {
+        format!("network interface {}", self.name)
+    }
+
+    fn feature(&self, bit: u32) -> Option<&'static str> {
+        let known = HOST.iter().chain(&GUEST).zip(NAMES).find(|(known, _)| **known == bit);
+        known.map(|(_, name)| name).or((bit == VIRTIO_NET_F_MTU).then_some("VIRTIO_NET_F_MTU"))
+    }
+
+    fn differs(&self) -> bool {
+        self.differs
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -265,10 +315,13 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let always = [VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MTU, VIRTIO_NET_F_MRG_RXBUF];
+        let always = [VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_MRG_RXBUF];
         let always = always.iter().fold(0, |all, feature| all | 1 << feature);
+        if self.portable {
+            return always;
+        }
         let offloads = self.link.offloads();
-        always | features(offloads, HOST) | features(offloads, GUEST)
+        always | 1 << VIRTIO_NET_F_MTU | features(offloads, HOST) | features(offloads, GUEST)
     }
 
     fn config(&self) -> &[u8] {
@@ -282,6 +335,7 @@ impl VirtioDevice for Net {
     fn start(&mut self, features: u64) -> io::Result<()> {
         let [checksum, tso4, tso6, ecn, ufo] = GUEST.map(|feature| features & 1 << feature != 0);
         self.mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        self.mtu_known = features & 1 << VIRTIO_NET_F_MTU != 0;
         self.link.start(Offloads { checksum, tso4, tso6, ecn, ufo }.consistent())
     }
 
@@ -312,29 +366,8 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.mergeable = false;
+        self.mtu_known = false;
         self.ample = false;
         self.pool = Pool::default();
-    }
-}
-
-const KIND: &str = "virtio-net";
-const VERSION: u32 = 1;
-
-/// Saved form of the device. Frames under way are not kept: a network may lose them.
-#[derive(Serialize, Deserialize)]
-struct State {
-    mac: Mac,
-}
-
-impl Persist for Net {
-    fn save(&self) -> Saved {
-        Saved::pack(KIND, VERSION, &State { mac: self.mac })
-    }
-
-    fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
-        let State { mac } = saved.unpack(KIND, VERSION)?;
-        self.mac = mac;
-        self.describe();
-        Ok(())
     }
 }

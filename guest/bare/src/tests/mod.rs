@@ -9,6 +9,7 @@ mod hello;
 mod hostile;
 mod irq;
 mod kick;
+mod mac;
 mod mem;
 mod mmio;
 mod net;
@@ -29,6 +30,7 @@ pub fn find(name: &[u8]) -> Option<fn() -> Result> {
         b"hostile" => hostile::run,
         b"irq" => irq::run,
         b"kick" => kick::run,
+        b"mac" => mac::run,
         b"mem" => mem::run,
         b"mmio" => mmio::run,
         b"net" => net::run,

@@ -45,6 +45,24 @@ pub struct Config {
     /// What the guest reads as the disk's serial number, up to 20 bytes; `drive_id` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// Leave what was written since the first snapshot beside the disk when the machine ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_overlay: bool,
+    /// Where the path comes from.
+    #[serde(skip)]
+    pub source: Source,
+}
+
+/// Where the path of a disk comes from, which decides what a restored machine may expect of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// The user, who is to leave the disk as it is while there are snapshots of machines that only read it.
+    #[default]
+    User,
+    /// A snapshot, of which the disk is a part.
+    Snapshot,
+    /// The user, instead of what a snapshot says: it is taken as it is.
+    Replacement,
 }
 
 /// When a write is on the disk for good.
@@ -59,8 +77,8 @@ pub enum Cache {
     Unsafe,
 }
 
-const KEYS: [&str; 10] =
-    ["ro", "rw", "overlay", "root", "id", "format", "backing", "cache", "engine", "serial"];
+const KEYS: [&str; 11] =
+    ["ro", "rw", "overlay", "keep-overlay", "root", "id", "format", "backing", "cache", "engine", "serial"];
 
 /// Where overlays without a name are, unless told otherwise: on a disk, not in memory.
 const SCRATCH: &str = "/var/tmp";
@@ -79,6 +97,7 @@ impl FromStr for Config {
                 "ro" => config.is_read_only = options::switch(key, value)?,
                 "rw" => config.is_read_only = !options::switch(key, value)?,
                 "overlay" => config.overlay = Some(value.unwrap_or(SCRATCH).into()),
+                "keep-overlay" => config.keep_overlay = options::switch(key, value)?,
                 "backing" => config.backing = Some(options::required(key, value, "a path")?.into()),
                 "root" => config.is_root_device = options::switch(key, value)?,
                 "id" => config.drive_id = options::required(key, value, "a name")?.into(),
@@ -139,6 +158,7 @@ impl Config {
             engine: self.io_engine,
             backing: self.backing.clone(),
             layers: self.layers.clone(),
+            keep_overlay: self.keep_overlay,
             overlay: self.overlay.as_ref().map(|path| match path.is_dir() {
                 true => Place::Nameless(path.clone()),
                 false => Place::File(path.clone()),
@@ -174,7 +194,7 @@ mod tests {
             ("", "A path of a disk is missing"),
             ("a,format=vmdk", "Option `format` cannot be `vmdk`: it takes raw or qcow2"),
             ("a,cache", "Option `cache` takes writeback or writethrough or unsafe"),
-            ("a,r", "Unknown option `r`, did you mean `ro`? Known are: ro, rw, overlay, root, id, format, backing, cache, engine, serial"),
+            ("a,r", "Unknown option `r`, did you mean `ro`? Known are: ro, rw, overlay, keep-overlay, root, id, format, backing, cache, engine, serial"),
         ] {
             assert_eq!(bad.parse::<Config>().unwrap_err().to_string(), message);
         }

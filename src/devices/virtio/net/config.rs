@@ -24,7 +24,7 @@ pub struct Config {
     /// The user's network, without a tap and without privileges.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<user::Config>,
-    /// Address of the interface; a random one when not given. Restored machines keep the one they were saved with.
+    /// Address of the interface; a random one when not given, or the one that it was saved with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<Mac>,
 }
@@ -33,6 +33,14 @@ impl Config {
     /// An interface to the user's network.
     pub fn user() -> Self {
         Config { user: Some(user::Config::default()), ..Config::default() }
+    }
+
+    /// The interface's name in messages; `index` is its place among the interfaces.
+    pub fn name(&self, index: usize) -> String {
+        match self.iface_id.as_str() {
+            "" => format!("eth{index}"),
+            name => name.into(),
+        }
     }
 
     /// Whether no interface is wanted. Such a configuration cannot be opened: who makes the machine leaves it out.
@@ -84,10 +92,7 @@ impl FromStr for Config {
 
 impl virtio::Config for Config {
     fn open(&self, context: &Context) -> Result<Box<dyn VirtioDevice>, Error> {
-        let name = match self.iface_id.as_str() {
-            "" => format!("eth{}", context.index),
-            name => name.into(),
-        };
+        let name = self.name(context.index);
         let fail = |source: Box<dyn std::error::Error + Send + Sync>| Error {
             device: match &self.host_dev_name {
                 Some(tap) => format!("network interface {name} (tap {tap})"),
@@ -104,6 +109,8 @@ impl virtio::Config for Config {
             (None, Some(user)) => Box::new(User::open(user).map_err(|error| fail(error.into()))?),
             _ => return Err(fail("It needs either a tap (host_dev_name) or the user's network (user)".into())),
         };
-        Ok(Box::new(Net::new(name, mac, link)))
+        let mut net = Net::new(name, mac, link);
+        (net.wanted, net.portable) = (self.guest_mac, context.portable);
+        Ok(Box::new(net))
     }
 }

@@ -15,6 +15,7 @@ use super::*;
 use crate::devices::virtio::Function;
 use crate::devices::virtio::mock::{Driver, hostile};
 use crate::options;
+use crate::snapshot::Persist;
 
 const MERGE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 const ALL_GUEST: u64 = MERGE

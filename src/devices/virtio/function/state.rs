@@ -1,0 +1,123 @@
+//! Saved state of what all virtio devices share. It names no transport.
+
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Queue, QueueState, QueueT};
+
+use super::{CONFIG_CHANGE, DRIVER_OK, Function, Selectors};
+use crate::snapshot::{self, Persist, Saved};
+
+const KIND: &str = "virtio";
+const VERSION: u32 = 1;
+
+/// Saved form of a [`Function`].
+#[derive(Serialize, Deserialize)]
+struct State {
+    id: u32,
+    features: u64,
+    status: u32,
+    interrupt: u32,
+    selectors: Selectors,
+    queues: Vec<SavedQueue>,
+    device: Saved,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedQueue {
+    size: u16,
+    ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+    next_available: u16,
+    next_used: u16,
+}
+
+impl Persist for Function {
+    fn save(&self) -> Saved {
+        let queues = self.queues.iter().map(|queue| SavedQueue {
+            size: queue.size(),
+            ready: queue.ready(),
+            descriptors: queue.desc_table(),
+            available: queue.avail_ring(),
+            used: queue.used_ring(),
+            next_available: queue.next_avail(),
+            next_used: queue.next_used(),
+        });
+        let state = State {
+            id: self.device.id(),
+            features: self.features,
+            status: self.status,
+            interrupt: self.interrupt.status(),
+            selectors: self.selectors,
+            queues: queues.collect(),
+            device: self.device.save(),
+        };
+        Saved::pack(KIND, VERSION, &state)
+    }
+
+    fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
+        let state: State = saved.unpack(KIND, VERSION)?;
+        let invalid = |reason: String| snapshot::Error::Invalid { kind: KIND, reason };
+        if state.id != self.device.id() {
+            return Err(invalid(format!("it has device {} where {} stands", state.id, self.device.id())));
+        }
+        let missing = state.features & !self.offered();
+        if missing != 0 {
+            let bits = (0..u64::BITS).filter(|bit| missing & 1 << bit != 0);
+            let names = bits.map(|bit| match self.device.feature(bit) {
+                Some(name) => name.into(),
+                None => format!("feature {bit}"),
+            });
+            let features = names.collect::<Vec<_>>().join(", ");
+            return Err(snapshot::Error::Features { device: self.device.label(), features });
+        }
+        if state.queues.len() != self.queues.len() {
+            return Err(invalid(format!(
+                "it has {} queues instead of {}",
+                state.queues.len(),
+                self.queues.len()
+            )));
+        }
+        let event_idx = state.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let mut queues = Vec::with_capacity(state.queues.len());
+        for (saved, queue) in state.queues.iter().zip(&self.queues) {
+            let state = QueueState {
+                max_size: queue.max_size(),
+                next_avail: saved.next_available,
+                next_used: saved.next_used,
+                event_idx_enabled: event_idx,
+                size: saved.size,
+                ready: saved.ready,
+                desc_table: saved.descriptors,
+                avail_ring: saved.available,
+                used_ring: saved.used,
+            };
+            let queue = Queue::try_from(state).map_err(|error| invalid(error.to_string()))?;
+            if queue.ready() && !queue.is_valid(self.memory.as_ref()) {
+                return Err(invalid("a queue lies outside guest memory".into()));
+            }
+            queues.push(queue);
+        }
+        self.device.load(&state.device)?;
+        if state.status & DRIVER_OK != 0 {
+            self.device.start(state.features).map_err(|error| invalid(error.to_string()))?;
+        }
+        self.queues = queues;
+        self.features = state.features;
+        self.status = state.status;
+        self.selectors = state.selectors;
+        let changed = if self.device.differs() { CONFIG_CHANGE } else { 0 };
+        self.generation = self.generation.wrapping_add(changed);
+        let interrupt = state.interrupt | changed;
+        self.interrupt.status.store(interrupt, Ordering::SeqCst);
+        // A kick or an interrupt that was on its way when the machine was saved is given once more.
+        self.touch();
+        if interrupt != 0 {
+            self.interrupt.line.trigger();
+        }
+        Ok(())
+    }
+}
