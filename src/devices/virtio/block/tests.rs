@@ -253,6 +253,6 @@ fn loads_only_onto_the_same_disk() {
     let error = open(&config(&file)).load(&saved).unwrap_err().to_string();
     assert_eq!(
         error,
-        "Saved state of virtio-block is not valid: disk vda had 1048576 bytes and has 2097152 now"
+        "The guest cannot go on with disk vda: it had 1048576 bytes and has 2097152 now"
     );
 }
