@@ -17,6 +17,8 @@ pub enum Notice {
         /// What the user is told, for example `disk vda: no space left on the host`.
         reason: String,
     },
+    /// The guest's command ended with this status (exit status port); the guest is about to switch itself off.
+    ExitStatus(u8),
     /// The guest reached a milestone on its way up (boot-timer port).
     Milestone(u8),
 }

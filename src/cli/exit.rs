@@ -19,12 +19,14 @@ pub const HELP: &str = "Exit status:
   126  internal error of KVM or rvmm
   127  the guest's kernel panicked
   128  the guest crashed with a triple fault
-  130  the machine was stopped by force";
+  130  the machine was stopped by force
+An image's command may end with any status, which then is rvmm's; --json names the cause: power-off";
 
 /// The status for the end of a machine.
 pub fn status(outcome: &Outcome) -> u8 {
     match outcome {
-        Outcome::PowerOff | Outcome::Reboot => 0,
+        Outcome::PowerOff(status) => status.unwrap_or(0),
+        Outcome::Reboot => 0,
         Outcome::Failed(_) => FAILED,
         Outcome::Panic => PANIC,
         Outcome::TripleFault => TRIPLE_FAULT,

@@ -125,7 +125,7 @@ fn report(outcome: &Outcome, entry: Option<&Entry>, common: &Common) {
             let _ = writeln!(io::stderr(), "{report}");
             return;
         }
-        Outcome::PowerOff | Outcome::Reboot => return,
+        Outcome::PowerOff(_) | Outcome::Reboot => return,
         Outcome::Stopped => "the machine was stopped",
         Outcome::Panic => "the guest's kernel panicked",
         Outcome::TripleFault => "the guest crashed with a triple fault",

@@ -5,6 +5,7 @@
 
 pub mod boot_timer;
 pub mod debug_console;
+pub mod exit_status;
 pub mod ged;
 pub mod power;
 pub mod pvpanic;

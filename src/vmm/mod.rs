@@ -89,8 +89,8 @@ pub enum Error {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "cause", content = "detail")]
 pub enum Outcome {
-    /// The guest switched itself off.
-    PowerOff,
+    /// The guest switched itself off, perhaps with the exit status of its command.
+    PowerOff(Option<u8>),
     /// The guest restarted, and restarts were to end it.
     Reboot,
     /// Somebody stopped it from outside, and the guest did not switch itself off in time.
@@ -128,6 +128,8 @@ pub struct Vmm {
     grace: Duration,
     paused: bool,
     milestones: Vec<Milestone>,
+    /// What the guest's command ended with.
+    exit_status: Option<u8>,
 }
 
 impl Vmm {
@@ -163,6 +165,7 @@ impl Vmm {
             grace,
             paused,
             milestones: Vec::new(),
+            exit_status: None,
         })
     }
 
@@ -219,10 +222,11 @@ impl Vmm {
 
     fn notice(&mut self, notice: Notice, at: Instant) -> Option<Outcome> {
         match notice {
-            Notice::PowerOff => return Some(Outcome::PowerOff),
+            Notice::PowerOff => return Some(Outcome::PowerOff(self.exit_status)),
             Notice::Panic => return Some(Outcome::Panic),
             Notice::Reset if self.config.no_reboot => return Some(Outcome::Reboot),
             Notice::Reset => {
+                self.exit_status = None;
                 info!("the guest restarts");
                 let off = self.machine.power_off();
                 // A guest that wants to restart tries in several ways; the first has worked.
@@ -237,6 +241,7 @@ impl Vmm {
                 self.pause();
                 self.stalled = Some(reason);
             }
+            Notice::ExitStatus(status) => self.exit_status = Some(status),
             Notice::Milestone(code) => self.milestones.push(Milestone { code, at }),
         }
         None

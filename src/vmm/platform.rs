@@ -11,6 +11,7 @@ use crate::arch::x86_64::layout;
 use crate::bus::{BusDevice, Overlap};
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::debug_console::DebugConsole;
+use crate::devices::exit_status::ExitStatus;
 use crate::devices::ged::Ged;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::Pvpanic;
@@ -47,12 +48,13 @@ impl Platform {
     /// Puts every device in its place.
     pub fn attach(&self, buses: &mut Buses, notifier: &Notifier) -> Result<(), Overlap> {
         let notifier = || notifier.clone();
-        let devices: [(layout::Ports, Arc<dyn BusDevice>); 7] = [
+        let devices: [(layout::Ports, Arc<dyn BusDevice>); 8] = [
             (layout::SERIAL, self.serial.clone()),
             (layout::I8042, Arc::new(I8042(notifier()))),
             (layout::DEBUG_CONSOLE, Arc::new(DebugConsole(self.serial.clone()))),
             (layout::BOOT_TIMER, Arc::new(BootTimer(notifier()))),
             (layout::PVPANIC, Arc::new(Pvpanic(notifier()))),
+            (layout::EXIT_STATUS, Arc::new(ExitStatus(notifier()))),
             (layout::POWER, Arc::new(Power(notifier()))),
             (layout::GED, self.ged.clone()),
         ];

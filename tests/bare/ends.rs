@@ -26,6 +26,19 @@ fn power_off() {
 }
 
 #[test]
+fn the_status_of_the_guests_command_is_that_of_rvmm() {
+    need!(host::kvm());
+    for status in [0, 3, 126, 255] {
+        let ended = guest(&format!("hello status={status}")).run();
+        ended.ended(status, "power-off");
+        assert_eq!(ended.report()["detail"], status);
+    }
+    // What is not followed by the end of the machine is forgotten, and other ends have statuses of their own.
+    guest("hello status=9 end=reset").arg("--no-reboot").run().ended(0, "reboot");
+    guest("hello status=9 end=panic").run().ended(127, "panic");
+}
+
+#[test]
 fn a_restart_ends_the_machine_if_it_is_to() {
     need!(host::kvm());
     for way in ["reset", "acpi-reset"] {

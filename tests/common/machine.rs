@@ -342,7 +342,7 @@ impl Ended {
     }
 
     /// The report of `--json`, the last line of standard error.
-    fn report(&self) -> serde_json::Value {
+    pub fn report(&self) -> serde_json::Value {
         let last = self.err.lines().rev().find(|line| line.starts_with('{'));
         last.and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
     }

@@ -9,6 +9,7 @@ use agent::{hex, net};
 
 use crate::process::{self, Command, End};
 use crate::sys::{self, Errno, Fd, Result, call, nr, open};
+use crate::tree;
 
 /// Where programs are that add to it.
 const HOOKS: &str = "/etc/rvmm/clone.d";
@@ -129,7 +130,7 @@ const ARPHRD_ETHER: u16 = 1;
 const UP: u16 = 1;
 
 /// `struct ifreq`: a name, and 24 bytes that depend on the request.
-fn request(name: &str, family: u16, bytes: &[u8], at: usize) -> Result<[u8; 40]> {
+pub fn request(name: &str, family: u16, bytes: &[u8], at: usize) -> Result<[u8; 40]> {
     let mut request = [0; 40];
     if name.is_empty() || name.len() > 15 {
         return Err(Errno::INVAL);
@@ -140,7 +141,8 @@ fn request(name: &str, family: u16, bytes: &[u8], at: usize) -> Result<[u8; 40]>
     Ok(request)
 }
 
-fn set_address(name: &str, key: &str, value: &str) -> Result {
+/// Gives an interface its `mac`, its `address` or its `gateway`.
+pub fn set_address(name: &str, key: &str, value: &str) -> Result {
     const DATAGRAM: usize = 2;
     let socket = Fd(sys::plain(nr::SOCKET, [AF_INET.into(), DATAGRAM, 0])? as i32);
     // SAFETY: all these requests read or write one `struct ifreq` of 40 bytes.
@@ -190,30 +192,6 @@ fn set_gateway(socket: &Fd, gateway: [u8; 4]) -> Result {
 
 /// The hooks in the order of their names.
 fn hooks() -> Vec<String> {
-    let mut names = Vec::new();
-    let Ok(directory) = Fd::open(HOOKS, open::READ, 0) else { return names };
-    let mut buffer = [0_u64; 512];
-    loop {
-        // SAFETY: the kernel writes at most 4096 bytes.
-        let got = unsafe {
-            call(nr::GETDENTS64, [directory.0 as usize, buffer.as_mut_ptr() as usize, 4096, 0, 0, 0])
-        };
-        let Ok(got @ 1..) = got else { break };
-        let bytes: Vec<u8> = buffer.iter().flat_map(|word| word.to_ne_bytes()).take(got).collect();
-        let mut rest = &bytes[..];
-        // `struct linux_dirent64`: inode, offset, length of the entry, type, name with a zero at its end.
-        while let Some(head) = rest.get(..19) {
-            let len = usize::from(u16::from_ne_bytes([head[16], head[17]]));
-            let Some(entry) = rest.get(..len).filter(|_| len >= 19) else { break };
-            let name = entry[19..].split(|byte| *byte == 0).next().unwrap_or_default();
-            if let Ok(name) = core::str::from_utf8(name)
-                && !name.starts_with('.')
-            {
-                names.push(format!("{HOOKS}/{name}"));
-            }
-            rest = &rest[len..];
-        }
-    }
-    names.sort();
-    names
+    let names = tree::list(HOOKS).into_iter().filter(|name| !name.starts_with('.'));
+    names.map(|name| format!("{HOOKS}/{name}")).collect()
 }

@@ -6,6 +6,8 @@
 extern crate alloc;
 
 pub mod accounts;
+pub mod container;
+pub mod dhcp;
 pub mod hex;
 pub mod json;
 pub mod mounts;

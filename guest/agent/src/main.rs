@@ -4,6 +4,8 @@
 //!   rvmm-agent                  listens at vsock port 1023 (protocol.rs says what it understands)
 //!   rvmm-agent --unix PATH      listens at a unix socket instead
 //!
+//!   as the first process        is the init of a machine (init/mod.rs), which starts the agent in time
+//!
 //!   main ── accept ── fork ──► serve: one connection, one request after the other ──► its commands
 //! ```
 
@@ -16,11 +18,13 @@ mod exec;
 mod files;
 mod freeze;
 mod identity;
+mod init;
 mod process;
 mod protocol;
 mod runtime;
 mod socket;
 mod sys;
+mod tree;
 
 use alloc::vec::Vec;
 
@@ -33,6 +37,9 @@ use sys::{Clock, Errno, Fd, Result, nr};
 
 /// Called by the entry code.
 fn main(arguments: &[*const u8]) -> ! {
+    if init::is_wanted() {
+        init::run()
+    }
     // Descriptors 0 to 2 are taken, so that no other file gets these numbers.
     while let Ok(null) = Fd::open("/dev/null", sys::open::READ_WRITE, 0) {
         if null.0 > 2 {
@@ -57,6 +64,20 @@ fn main(arguments: &[*const u8]) -> ! {
             sys::exit(1)
         }
     };
+    listen(listener)
+}
+
+/// The agent of a machine whose init this program is.
+fn listen_at_vsock() -> ! {
+    match Listener::vsock(protocol::PORT) {
+        Ok(listener) => listen(listener),
+        // The machine has no vsock.
+        Err(_) => sys::exit(0),
+    }
+}
+
+/// Serves all that come.
+fn listen(listener: Listener) -> ! {
     // Children that nobody waits for leave no trace; whoever closes a socket or a terminal does not end this process.
     process::set_signal(process::SIGCHLD, Disposition::Ignore);
     process::set_signal(process::SIGPIPE, Disposition::Ignore);

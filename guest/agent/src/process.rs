@@ -67,13 +67,26 @@ pub enum End {
 
 /// Waits for the end of a child.
 pub fn wait(pid: u32) -> Result<End> {
+    wait_for(pid as usize, 0).map(|(_, end)| end)
+}
+
+/// A child that has ended, if any has. An error if there are no children.
+pub fn reap() -> Result<Option<(u32, End)>> {
+    const ANY: usize = usize::MAX;
+    const DO_NOT_WAIT: usize = 1;
+    wait_for(ANY, DO_NOT_WAIT).map(|(pid, end)| (pid > 0).then_some((pid, end)))
+}
+
+fn wait_for(which: usize, options: usize) -> Result<(u32, End)> {
     let mut status = 0_i32;
+    let arguments = [which, &raw mut status as usize, options, 0, 0, 0];
     // SAFETY: the kernel writes one number.
-    sys::retry(|| unsafe { call(nr::WAIT4, [pid as usize, &raw mut status as usize, 0, 0, 0, 0]) })?;
-    Ok(match status & 0x7f {
+    let pid = sys::retry(|| unsafe { call(nr::WAIT4, arguments) })?;
+    let end = match status & 0x7f {
         0 => End::Status((status >> 8) as u8),
         signal => End::Signal(signal as u8),
-    })
+    };
+    Ok((pid as u32, end))
 }
 
 /// A descriptor that is readable when the process has ended.
@@ -103,6 +116,9 @@ impl Command {
     }
 
     fn try_execute(&self) -> Result {
+        // Some directories only root gets to, some only their owner.
+        let directory = if self.directory.is_empty() { "/" } else { &self.directory };
+        let entered = sys::on_path(nr::CHDIR, directory);
         if let Some(account) = &self.account {
             let groups = &account.groups;
             // SAFETY: the kernel reads as many numbers as there are.
@@ -110,7 +126,7 @@ impl Command {
             plain(nr::SETGID, [account.gid as usize, 0, 0])?;
             plain(nr::SETUID, [account.uid as usize, 0, 0])?;
         }
-        sys::on_path(nr::CHDIR, if self.directory.is_empty() { "/" } else { &self.directory })?;
+        entered.or_else(|_| sys::on_path(nr::CHDIR, directory))?;
         let argv = texts(&self.argv)?;
         let env = texts(&self.env)?;
         let (argv, env) = (pointers(&argv), pointers(&env));

@@ -18,10 +18,12 @@ pub mod nr {
     pub const MMAP: usize = 9;
     pub const MUNMAP: usize = 11;
     pub const RT_SIGACTION: usize = 13;
+    pub const RT_SIGPROCMASK: usize = 14;
     pub const IOCTL: usize = 16;
     pub const DUP2: usize = 33;
     pub const GETPID: usize = 39;
     pub const SOCKET: usize = 41;
+    pub const SENDTO: usize = 44;
     pub const BIND: usize = 49;
     pub const LISTEN: usize = 50;
     pub const FORK: usize = 57;
@@ -32,22 +34,34 @@ pub mod nr {
     pub const FSYNC: usize = 74;
     pub const CHDIR: usize = 80;
     pub const RENAME: usize = 82;
+    pub const MKDIR: usize = 83;
     pub const UNLINK: usize = 87;
+    pub const SYMLINK: usize = 88;
+    pub const CHMOD: usize = 90;
     pub const FCHMOD: usize = 91;
     pub const FCHOWN: usize = 93;
+    pub const UMASK: usize = 95;
     pub const SETUID: usize = 105;
     pub const SETGID: usize = 106;
     pub const SETSID: usize = 112;
     pub const SETGROUPS: usize = 116;
+    pub const CHROOT: usize = 161;
     pub const SYNC: usize = 162;
+    pub const MOUNT: usize = 165;
+    pub const UMOUNT2: usize = 166;
     pub const REBOOT: usize = 169;
     pub const SETHOSTNAME: usize = 170;
+    pub const IOPERM: usize = 173;
     pub const GETDENTS64: usize = 217;
     pub const CLOCK_SETTIME: usize = 227;
     pub const CLOCK_GETTIME: usize = 228;
     pub const EXIT_GROUP: usize = 231;
     pub const ACCEPT4: usize = 288;
+    pub const SIGNALFD4: usize = 289;
     pub const PIPE2: usize = 293;
+    pub const PRLIMIT64: usize = 302;
+    pub const FINIT_MODULE: usize = 313;
+    pub const GETRANDOM: usize = 318;
     pub const PIDFD_OPEN: usize = 434;
 }
 
@@ -212,6 +226,7 @@ pub mod open {
     pub const NO_TERMINAL: usize = 0o400;
     pub const TRUNCATE: usize = 0o1000;
     pub const NONBLOCK: usize = 0o4000;
+    pub const DIRECTORY: usize = 0o200000;
     pub const CLOEXEC: usize = 0o2000000;
 }
 
@@ -299,7 +314,7 @@ pub fn write_file(path: &str, bytes: &[u8]) -> Result {
 /// Makes a call on a path.
 pub fn on_path(number: usize, path: &str) -> Result {
     let path = c_text(path)?;
-    // SAFETY: the calls used (chdir, unlink) read one path, which has an end.
+    // SAFETY: the calls used (chdir, chroot, unlink) read one path, which has an end.
     unsafe { call(number, [path.as_ptr() as usize, 0, 0, 0, 0, 0]) }.map(drop)
 }
 

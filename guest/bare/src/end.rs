@@ -12,11 +12,15 @@ const NOWHERE: u64 = 0xdff0_0000;
 const SLEEP_S5: u8 = 5 << 2 | 1 << 5;
 
 const PVPANIC: u16 = 0x505;
+const EXIT_STATUS: u16 = 0x506;
 const I8042: u16 = 0x64;
 const QEMU_DEBUG_EXIT: u16 = 0x501;
 
-/// Ends as the command line says.
+/// Ends as the command line says, with `status=` if there is one.
 pub fn end() -> ! {
+    if cmdline::value("status").is_some() {
+        cpu::out8(EXIT_STATUS, cmdline::number("status", 0) as u8);
+    }
     by(cmdline::value("end").unwrap_or(b""))
 }
 

@@ -91,6 +91,8 @@ pub const SERIAL: Ports = ports(0x3f8, 8);
 pub const SERIAL_GSI: u32 = 4;
 /// Panic device.
 pub const PVPANIC: Ports = ports(0x505, 1);
+/// Exit status of the guest's command.
+pub const EXIT_STATUS: Ports = ports(0x506, 1);
 /// ACPI sleep control, sleep status, reset.
 pub const POWER: Ports = ports(0x600, 3);
 /// Generic event device.
@@ -142,7 +144,7 @@ mod tests {
             (HOLE_END, 0),
         ];
         assert!(places.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
-        let mut ports = [I8042, DEBUG_CONSOLE, BOOT_TIMER, SERIAL, PVPANIC, POWER, GED];
+        let mut ports = [I8042, DEBUG_CONSOLE, BOOT_TIMER, SERIAL, PVPANIC, EXIT_STATUS, POWER, GED];
         ports.sort_by_key(|ports| ports.start);
         assert!(ports.windows(2).all(|pair| pair[0].start + pair[0].count <= pair[1].start));
         assert!(SERIAL_GSI < GED_GSI && GED_GSI < VIRTIO_GSI && VIRTIO_GSI as usize + VIRTIO_MAX == 24);
