@@ -19,6 +19,7 @@ mod fault;
 mod files;
 mod gc;
 pub mod import;
+pub mod initramfs;
 pub mod layer;
 mod lease;
 mod list;

@@ -1,0 +1,28 @@
+//! Builds guest/agent, which is the init and the agent of machines: the library carries it, so that `cargo build` alone makes
+//! one program that is all there is.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+
+fn main() {
+    for input in ["build.rs", "Cargo.toml", "Cargo.lock", "src"] {
+        println!("cargo:rerun-if-changed=guest/agent/{input}");
+    }
+    let variable = |name| env::var(name).unwrap_or_else(|_| panic!("Cargo sets {name}"));
+    let target = Path::new(&variable("OUT_DIR")).join("agent");
+    let mut build = Command::new(variable("CARGO"));
+    // It depends on nothing and is always optimised, whatever is said about the program around it. A directory of its own: cargo
+    // holds the lock of the other one.
+    build
+        .args(["build", "--release", "--quiet", "--offline", "--locked", "--bin", "rvmm-agent"])
+        .args(["--manifest-path", "guest/agent/Cargo.toml", "--target-dir"])
+        .arg(&target)
+        .env("CARGO_ENCODED_RUSTFLAGS", "");
+    for name in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+        build.env_remove(name);
+    }
+    let status = build.status().expect("cargo, to build guest/agent");
+    assert!(status.success(), "guest/agent does not build");
+    println!("cargo:rustc-env=RVMM_AGENT={}", target.join("release/rvmm-agent").display());
+}
