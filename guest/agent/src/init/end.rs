@@ -25,6 +25,8 @@ pub fn power_off(status: u8, mounts: &[Mount]) -> ! {
     let _ = sys::plain(nr::SYNC, [0; 3]);
     root::leave(mounts);
     out(EXIT_STATUS, status);
+    // What the kernel says of the end is not for the command's output.
+    let _ = sys::write_file("/proc/sys/kernel/printk", b"0");
     let _ = sys::plain(nr::REBOOT, [MAGIC[0], MAGIC[1], POWER_OFF]);
     // The kernel does not know how: its panic is all that is left.
     sys::exit(status)
