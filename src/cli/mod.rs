@@ -6,12 +6,14 @@ mod clone;
 mod doctor;
 mod exit;
 mod identity;
+mod image;
 mod inspect;
 mod life;
 mod logger;
 mod machines;
 mod output;
 mod pause;
+mod progress;
 mod ps;
 mod replace;
 mod restore;
@@ -20,6 +22,7 @@ mod shell;
 mod snapshot;
 mod stop;
 mod store;
+mod table;
 mod usage;
 
 use std::path::PathBuf;
@@ -79,8 +82,30 @@ enum Command {
     Pause(pause::Pause),
     /// Let paused machines go on
     Resume(pause::Resume),
-    /// Show all about machines, as JSON
+    /// Show all about machines and images, as JSON
     Inspect(inspect::Args),
+    /// List images
+    Images(image::list::Images),
+    /// Show every version of an image
+    History(image::list::History),
+    /// Give an image a name
+    Tag(image::tag::Tag),
+    /// Remove images
+    Rmi(image::tag::Rmi),
+    /// Show which files and blocks two images have different
+    Diff(image::diff::Diff),
+    /// Make an image of a container image, a root file system or a disk
+    Import(Box<image::import::Import>),
+    /// Write an image as a disk, an archive or a container image
+    Export(image::export::Export),
+    /// Write images to one file
+    Save(image::files::Save),
+    /// Read images from a file
+    Load(image::files::Load),
+    /// Remove what no image and no machine needs
+    Gc(image::keep::Gc),
+    /// Compare every blob with its digest
+    Verify(image::keep::Verify),
     /// Save machines with their memory, and look after what was saved
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -125,6 +150,17 @@ pub fn main() -> ExitCode {
             Some(Command::Pause(args)) => args.run(&common),
             Some(Command::Resume(args)) => args.run(&common),
             Some(Command::Inspect(args)) => inspect::run(&args, &common),
+            Some(Command::Images(args)) => args.run(&common),
+            Some(Command::History(args)) => args.run(&common),
+            Some(Command::Tag(args)) => args.run(&common),
+            Some(Command::Rmi(args)) => args.run(&common),
+            Some(Command::Diff(args)) => args.run(&common),
+            Some(Command::Import(args)) => args.run(&common),
+            Some(Command::Export(args)) => args.run(&common),
+            Some(Command::Save(args)) => args.run(&common),
+            Some(Command::Load(args)) => args.run(&common),
+            Some(Command::Gc(args)) => args.run(&common),
+            Some(Command::Verify(args)) => args.run(&common),
             Some(Command::Snapshot(command)) => command.run(&common),
             Some(Command::Restore(args)) => restore::run(*args, &common),
             Some(Command::Clone(args)) => clone::run(args, &common),

@@ -1,9 +1,11 @@
 //! The store of images that commands work with.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Common;
 use super::output::Failure;
+use super::progress::Bar;
 use crate::image::Store;
 
 /// Where images are kept: as the user says, else where the XDG base directory specification has data.
@@ -16,10 +18,27 @@ fn place(common: &Common) -> Option<PathBuf> {
 }
 
 /// Opens the store, which is made when it is not there.
-#[allow(dead_code)] // the first command that uses it takes this away
 pub fn open(common: &Common) -> Result<Store, Failure> {
     let place = place(common).ok_or_else(|| {
         Failure::usage("There is no place for images: say --store DIR, or set RVMM_STORE or HOME")
     })?;
-    Store::open(&place).map_err(Failure::refused)
+    let store = Store::open(&place).map_err(Failure::refused)?;
+    Ok(match Bar::wanted(common) {
+        true => {
+            let bar = Bar::default();
+            store.watched(Arc::new(move |step| bar.show(&step)))
+        }
+        false => store,
+    })
 }
+
+/// Opens the store if there is one.
+pub fn existing(common: &Common) -> Result<Option<Store>, Failure> {
+    match place(common).is_some_and(|place| place.join("oci-layout").is_file()) {
+        true => open(common).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// The most bytes that a layer may unpack to: a disk that is larger than this has not all of it in one layer.
+pub const LIMIT: u64 = 1 << 40;

@@ -1,18 +1,14 @@
-//! Images in one file: an OCI layout in a tar archive (OCI image specification 1.1, Image Layout; POSIX.1-2017, ustar), and whole disks.
+//! Images in one file: an OCI layout in a tar archive (OCI image specification 1.1, Image Layout).
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
 
 use super::import::tar::{Archive, Kind};
-use super::layer::BLOCK;
 use super::lease::Lease;
 use super::manifest::Descriptor;
 use super::name::Name;
 use super::refs::Index;
 use super::store::{LAYOUT, MAX_DOCUMENT, Store};
-use super::{Digest, Error};
-use crate::disk::extents::Map;
+use super::{Digest, Error, tar};
 
 /// Where blobs are in an archive.
 const BLOBS: &str = "blobs/sha256/";
@@ -41,7 +37,7 @@ impl Store {
             let size = blob.metadata().map_err(Error::io("look at", &self.blob(&digest)))?.len();
             entry(to, &format!("{BLOBS}{}", digest.hex()), size, &mut blob)?;
         }
-        to.write_all(&[0; 1024]).map_err(writing)
+        tar::end(to).map_err(writing)
     }
 
     /// Reads an archive and gives its images the names that they have there. Archives of up to `limit` bytes are read.
@@ -88,33 +84,6 @@ impl Store {
         }
         Ok(images)
     }
-
-    /// Writes the disk of an image to an empty file, with holes where it has zeroes.
-    ///
-    /// # Errors
-    /// When the image has no disk or cannot be unpacked (see [`Store::unpack`]), or the host refuses.
-    pub fn export_raw(&self, image: &Descriptor, to: &File, limit: u64) -> Result<(), Error> {
-        let mut lease = self.lease()?;
-        lease.hold(&image.digest)?;
-        let unpacked = self.unpack(image, limit)?;
-        let open = |path| File::open(path).map_err(Error::io("open", path));
-        let layers = unpacked.layers.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-        let mut map =
-            open(&unpacked.map).and_then(|file| Map::open(file).map_err(Error::io("read", &unpacked.map)))?;
-        to.set_len(unpacked.size).map_err(writing)?;
-        let mut buffer = vec![0; 256 * BLOCK as usize];
-        for run in map.runs().map_err(Error::io("read", &unpacked.map))? {
-            let Some(layer) = run.layer.and_then(|layer| layers.get(usize::from(layer))) else { continue };
-            let (mut at, end) = (run.start * BLOCK, unpacked.size.min(run.end() * BLOCK));
-            while at < end {
-                let part = &mut buffer[..((end - at) as usize).min(256 * BLOCK as usize)];
-                layer.read_exact_at(part, at).map_err(Error::io("read", &unpacked.map))?;
-                to.write_all_at(part, at).map_err(writing)?;
-                at += part.len() as u64;
-            }
-        }
-        Ok(())
-    }
 }
 
 fn writing(source: std::io::Error) -> Error {
@@ -123,28 +92,5 @@ fn writing(source: std::io::Error) -> Error {
 
 /// Writes a regular file.
 fn entry(to: &mut impl Write, path: &str, size: u64, content: &mut impl Read) -> Result<(), Error> {
-    let mut header = [0; 512];
-    let mut put = |at: usize, field: &[u8]| header[at..at + field.len()].copy_from_slice(field);
-    put(0, path.as_bytes());
-    put(100, b"0000644\0");
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
-    match size < 1 << 33 {
-        true => put(124, format!("{size:011o}\0").as_bytes()),
-        // Too large for octal digits.
-        false => put(124, &[&[0x80, 0, 0, 0][..], &size.to_be_bytes()].concat()),
-    }
-    put(136, b"00000000000\0");
-    put(148, b"        ");
-    put(156, b"0");
-    put(257, b"ustar\x0000");
-    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    to.write_all(&header).map_err(writing)?;
-    let written = std::io::copy(&mut content.take(size), to).map_err(writing)?;
-    if written < size {
-        return Err(writing(std::io::ErrorKind::UnexpectedEof.into()));
-    }
-    let padding = size.next_multiple_of(512) - size;
-    to.write_all(&[0; 512][..padding as usize]).map_err(writing)
+    tar::Entry::file(path.as_bytes(), size).write(content, to).map_err(writing)
 }

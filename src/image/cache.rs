@@ -43,7 +43,11 @@ impl Store {
         if disk.diff_ids.len() > MOST_LAYERS {
             return Err(Error::invalid(what(), "it has too many disk layers"));
         }
+        let total = manifest.of_type(DISK_LAYER).map(|blob| blob.size).sum();
+        let mut done = 0;
         for (blob, diff_id) in manifest.of_type(DISK_LAYER).zip(&disk.diff_ids) {
+            self.tell("unpacking", done, Some(total));
+            done += blob.size;
             self.unpack_layer(&blob.digest, diff_id, disk.size, limit)?;
         }
         let map = self.cached(&disk.chain_id(), "chain");

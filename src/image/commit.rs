@@ -127,7 +127,8 @@ impl Store {
                 true => layer::without_zeroes(change.file, size, &change.changes)?,
                 false => change.changes.clone(),
             };
-            layer::write(change.file, size, changes, upload.file())
+            let told = &mut |done, all| self.tell("packing", done, Some(all));
+            layer::write(change.file, size, changes, upload.file(), told)
         };
         let written = pack().map_err(Error::io("write", upload.path()))?;
         if written.runs.is_empty() && !disk.diff_ids.is_empty() {

@@ -56,7 +56,7 @@ pub enum Error {
     },
     /// The bytes are not those that the digest promises.
     #[error(
-        "Blob {digest} is corrupt (its bytes have digest {found}): remove it with `rvmm gc --verify` and pull or load the image again"
+        "Blob {digest} is corrupt (its bytes have digest {found}): remove it with `rvmm verify --remove` and pull or load the image again"
     )]
     Corrupt {
         /// What it should be.
@@ -93,6 +93,9 @@ pub enum Error {
     /// A file system could not be made of what was imported.
     #[error("Cannot make a file system of it")]
     FileSystem(#[from] super::ext4::Error),
+    /// A disk to be imported could not be opened.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::Error),
     /// A registry said no.
     #[error("Registry {registry} {reason}")]
     Registry {

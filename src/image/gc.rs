@@ -55,6 +55,44 @@ impl Store {
         Ok(collected)
     }
 
+    /// Removes what was unpacked and is used by no process; it is made again when it is needed.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn gc_unused_cache(&self) -> Result<Collected, Error> {
+        let _lock = self.lock(Hold::Exclusive)?;
+        let live = self.reachable(lease::held(self, &self.files)?, false);
+        let mut collected = Collected::default();
+        self.gc_cache(&live, &mut collected)?;
+        Ok(collected)
+    }
+
+    /// Removes blobs whose bytes `verify` found to be wrong; returns how many.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn remove_corrupt(&self, wrong: &[Error]) -> Result<usize, Error> {
+        let _lock = self.lock(Hold::Exclusive)?;
+        let mut removed = 0;
+        for error in wrong {
+            let Error::Corrupt { digest, .. } = error else { continue };
+            let path = self.blob(digest);
+            self.files.remove(&path).map_err(Error::io("remove", &path))?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Who uses an image: a process that holds it, in words.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn user_of(&self, image: &Digest) -> Result<Option<String>, Error> {
+        let _lock = self.lock(Hold::Exclusive)?;
+        let held = lease::held(self, &self.files)?.contains(image);
+        Ok(held.then(|| "a machine or command that runs".into()))
+    }
+
     /// Every blob that `roots` lead to, themselves included. A manifest leads to its blobs and, `with_parents`, to the
     /// manifests that it came from, where they are here. Blobs that are not here, or damaged, lead nowhere.
     pub(super) fn reachable(&self, mut roots: Vec<Digest>, with_parents: bool) -> BTreeSet<Digest> {

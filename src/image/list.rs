@@ -102,6 +102,22 @@ impl Store {
         Ok(inspected.config.history.into_iter().zip(sizes).rev().collect())
     }
 
+    /// The image itself and those that it came from, as far as they are here, the newest first.
+    ///
+    /// # Errors
+    /// When there is no such image, or a document cannot be read.
+    pub fn versions(&self, image: &str) -> Result<Vec<Descriptor>, Error> {
+        let mut versions = vec![self.resolve(image)?];
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(last) = versions.last().filter(|last| seen.insert(last.digest)) {
+            match self.parent(last)? {
+                Some(parent) => versions.push(parent),
+                None => break,
+            }
+        }
+        Ok(versions)
+    }
+
     /// How the disks of two images differ.
     ///
     /// # Errors

@@ -10,9 +10,11 @@
 mod archive;
 mod cache;
 mod commit;
+mod compare;
 mod config;
 mod digest;
 mod error;
+mod export;
 pub mod ext4;
 #[cfg(test)]
 mod fault;
@@ -25,17 +27,21 @@ mod lease;
 mod list;
 mod manifest;
 mod name;
+mod progress;
 mod refs;
 #[cfg(feature = "registry")]
 pub mod registry;
 mod store;
+mod tar;
 #[cfg(test)]
 mod tests;
 mod time;
 mod upload;
+mod view;
 
 pub use cache::Unpacked;
 pub use commit::{Change, Commit};
+pub use compare::{Fate, FileChange};
 pub use config::{Config, Disk, MAX_DISK, Machine, Process, Version};
 pub use digest::{Digest, Hasher};
 pub use error::Error;
@@ -46,7 +52,9 @@ pub use manifest::{
     CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_LAYER, Manifest, STATE,
 };
 pub use name::Name;
+pub use progress::{Progress, Step};
 pub use refs::Index;
 pub use store::Store;
-pub use time::rfc3339;
+pub use time::{parse_rfc3339, rfc3339};
 pub use upload::Upload;
+pub use view::{ReadAt, View};

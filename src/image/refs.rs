@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::digest::Digest;
-use super::manifest::{Descriptor, INDEX};
+use super::manifest::{Descriptor, INDEX, MANIFEST, Manifest};
 use super::name::Name;
 use super::store::{Hold, MAX_DOCUMENT, Store};
 use crate::options::nearest;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The fewest digits that mean a digest.
+const SHORTEST: usize = 6;
 
 /// The whole document; what this version does not know stays in it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +67,22 @@ impl Index {
     /// The entry with this name.
     pub fn get(&self, name: &str) -> Option<&Descriptor> {
         self.manifests.iter().find(|entry| Index::name_of(entry) == Some(name))
+    }
+
+    /// The only entry, or the one with the name `wanted`, with or without the repository before its tag.
+    pub fn choose(&self, wanted: Option<&str>) -> Option<&Descriptor> {
+        match wanted {
+            Some(wanted) => self.manifests.iter().find(|entry| {
+                let name = Index::name_of(entry);
+                name == Some(wanted) || name == wanted.rsplit_once(':').map(|(_, tag)| tag)
+            }),
+            None => self.manifests.first().filter(|_| self.manifests.len() == 1),
+        }
+    }
+
+    /// All names.
+    pub fn names(&self) -> Vec<String> {
+        self.manifests.iter().filter_map(Index::name_of).map(String::from).collect()
     }
 
     /// The entry for this kind of machine, in an index of several.
@@ -165,7 +184,9 @@ impl Store {
             },
             None => (text, 0),
         };
-        let mut found = find(&index, base).cloned().ok_or_else(|| unknown(&index, base))?;
+        let named = find(&index, base).cloned();
+        let found = named.or_else(|| self.nameless(base)).ok_or_else(|| unknown(&index, base));
+        let mut found = found?;
         found.annotations.remove(REF_NAME);
         for step in 0..back {
             found = self.parent(&found)?.ok_or_else(|| {
@@ -176,6 +197,21 @@ impl Store {
             })?;
         }
         Ok(found)
+    }
+
+    /// An image without a name: an older version, or one whose name went to another.
+    fn nameless(&self, text: &str) -> Option<Descriptor> {
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        let could_be = digits.len() >= SHORTEST && digits.bytes().all(|c| c.is_ascii_hexdigit());
+        let blobs = could_be.then(|| super::gc::entries(self.blobs()).ok())??;
+        let mut found = blobs.iter().filter_map(|path| {
+            let name = path.file_name()?.to_str().filter(|name| name.starts_with(digits))?;
+            let (digest, bytes) = (Digest::from_hex(name)?, self.small_document(&Digest::from_hex(name)?)?);
+            Manifest::parse(&bytes, "").ok().filter(Manifest::is_ours)?;
+            Some(Descriptor::new(MANIFEST, digest, bytes.len() as u64))
+        });
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
     }
 
     fn write_index(&self, index: &Index) -> Result<(), Error> {
@@ -193,7 +229,7 @@ fn find<'a>(index: &'a Index, text: &str) -> Option<&'a Descriptor> {
         return index.manifests.iter().find(|entry| entry.digest == digest);
     }
     let mut starting = index.manifests.iter().filter(|entry| entry.digest.hex().starts_with(text));
-    let first = starting.next().filter(|_| text.len() >= 6)?;
+    let first = starting.next().filter(|_| text.len() >= SHORTEST)?;
     // Several names of one image are fine, several images are not.
     starting.all(|entry| entry.digest == first.digest).then_some(first)
 }

@@ -31,6 +31,7 @@ use super::digest::{Digest, Hasher};
 use super::files::Files;
 use super::lease::Lease;
 use super::manifest::Descriptor;
+use super::progress::Progress;
 use super::upload::Upload;
 use super::{Error, refs};
 use crate::sys::random;
@@ -45,6 +46,7 @@ pub(super) const MAX_DOCUMENT: u64 = 16 << 20;
 pub struct Store {
     path: PathBuf,
     pub(super) files: Files,
+    pub(super) progress: Option<Progress>,
 }
 
 /// How the store is locked.
@@ -64,8 +66,16 @@ impl Store {
         Self::open_with(path, Files::default())
     }
 
+    /// An OCI layout of somebody else, which is only read.
+    pub(super) fn read_only(path: &Path) -> Result<Self, Error> {
+        match path.join("oci-layout").is_file() {
+            true => Self::open(path),
+            false => Err(Error::NotStore { path: path.into(), reason: "it has no file `oci-layout`".into() }),
+        }
+    }
+
     pub(super) fn open_with(path: &Path, files: Files) -> Result<Self, Error> {
-        let store = Store { path: path.into(), files };
+        let store = Store { path: path.into(), files, progress: None };
         let marker = store.path.join("oci-layout");
         match std::fs::read_to_string(&marker) {
             Ok(text) => {

@@ -13,3 +13,4 @@ pub mod tap;
 pub mod terminal;
 pub mod uring;
 pub mod user;
+pub mod xattr;

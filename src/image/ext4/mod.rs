@@ -19,6 +19,7 @@
 
 mod alloc;
 mod inode;
+mod read;
 mod superblock;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use alloc::Blocks;
 use superblock::Layout;
 
 pub use inode::{Attributes, Kind};
+pub use read::{Extent, Inode, Reader};
 pub use tree::Id;
 
 /// Bytes of a block.

@@ -7,7 +7,8 @@ use super::BLOCK_BYTES;
 /// Extended attributes by their full names.
 type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
-const MAGIC: u32 = 0xea02_0000;
+/// How attributes begin.
+pub const MAGIC: u32 = 0xea02_0000;
 const ENTRY: usize = 16;
 
 /// Prefixes that are numbers on the disk. ACLs are stored by the kernel in another form than in `xattrs`.
@@ -76,4 +77,29 @@ pub fn block(xattrs: &Xattrs) -> Vec<u8> {
     bytes.extend(packed);
     bytes.resize(BLOCK_BYTES, 0);
     bytes
+}
+
+/// Reads attributes: entries in `bytes`, whose values are at places counted from `base` bytes before them. What cannot be
+/// is left out, and so are ACLs and values in inodes of their own.
+pub fn unpack(bytes: &[u8], base: usize, to: &mut Xattrs) {
+    let mut rest = bytes;
+    while let [len, number, low, high, _, _, _, _, size @ ..] = rest
+        && (*len, *number, *low, *high) != (0, 0, 0, 0)
+    {
+        let end = ENTRY + usize::from(*len).next_multiple_of(4);
+        let (Some(name), Some(size)) = (rest.get(ENTRY..ENTRY + usize::from(*len)), size.first_chunk::<4>())
+        else {
+            return;
+        };
+        let (place, size) =
+            (usize::from(u16::from_le_bytes([*low, *high])), u32::from_le_bytes(*size) as usize);
+        let start = place.saturating_sub(base);
+        let value = start.checked_add(size).and_then(|stop| bytes.get(start..stop));
+        let prefix = PREFIXES.iter().find(|(known, _)| known == number);
+        let elsewhere = rest[4..8] != [0; 4];
+        if let (Some((_, prefix)), Some(value), false) = (prefix, value, elsewhere) {
+            to.insert([*prefix, name].concat(), value.to_vec());
+        }
+        rest = rest.get(end..).unwrap_or_default();
+    }
 }

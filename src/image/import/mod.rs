@@ -6,6 +6,9 @@
 //!  raw disk ─────────────────────────────────────────────────┴──────────────────────► its data ──────────────► one layer
 //! ```
 
+mod directory;
+mod disk;
+mod format;
 mod layer;
 mod source;
 pub(super) mod tar;
@@ -22,8 +25,8 @@ use super::lease::Lease;
 use super::manifest::{CONFIG, Descriptor, MANIFEST, Manifest};
 use super::store::Store;
 use super::{Error, rfc3339};
-use crate::disk::State;
 
+pub use format::Format;
 pub use source::{Container, Part};
 
 /// Bytes of the file system that images of containers get unless something else is asked for; it costs nothing until
@@ -32,9 +35,6 @@ pub const DEFAULT_SIZE: u64 = 8 << 30;
 
 /// How much larger than the file system an archive may be: headers and padding.
 const SLACK: u64 = 4 << 30;
-
-/// How much of a raw disk is looked at at once.
-const STEP: u64 = 1 << 20;
 
 /// How an image is made of what was imported.
 #[derive(Clone, Debug)]
@@ -90,25 +90,22 @@ impl Store {
         self.import_layers(lease, &[(&part, None)], config, Vec::new(), options)
     }
 
-    /// Imports a raw disk.
+    /// Imports a directory as a root file system.
     ///
     /// # Errors
-    /// When its size cannot be that of a disk, or the host refuses.
-    pub fn import_raw(&self, lease: &mut Lease, from: &Path, about: &Commit) -> Result<Descriptor, Error> {
-        let opened = File::open(from).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (size, file) = opened.map_err(Error::io("open", from))?;
-        let mut changes = Vec::new();
-        let mut at = 0;
-        while let Some(data) = crate::sys::file::next_data(&file, at).map_err(Error::io("read", from))? {
-            // Holes are skipped a megabyte at a time.
-            let start = data / STEP * STEP;
-            at = (start + STEP).min(size);
-            changes.push((start..at, State::Data));
-            if at >= size {
-                break;
-            }
-        }
-        self.commit(lease, about, Some(&Change { file: &file, size, changes }))
+    /// As above, or when something in it cannot be read.
+    pub fn import_directory(
+        &self,
+        lease: &mut Lease,
+        from: &Path,
+        options: &Options,
+    ) -> Result<Descriptor, Error> {
+        let upload = self.upload()?;
+        let raw = upload.file().try_clone().map_err(Error::io("open", upload.path()))?;
+        let mut fs = FileSystem::new(options.size, raw)?;
+        directory::Walk::new(&mut fs, |bytes| self.tell("reading", bytes, None)).put(from)?;
+        let changes = fs.end_layer()?;
+        self.commit(lease, &options.about, Some(&Change { file: fs.raw(), size: options.size, changes }))
     }
 
     fn import_layers(
@@ -125,8 +122,13 @@ impl Store {
         let mut blobs = options.about.blobs.to_vec();
         let mut empty = Vec::new();
         let limit = options.size + SLACK;
+        let total: u64 = layers.iter().map(|(part, _)| part.size()).sum();
+        let mut before = 0;
         for (part, diff_id) in layers {
-            let opened = part.open().map_err(Error::io("read", upload.path()))?;
+            let store = self.clone();
+            let told = move |bytes| store.tell("reading", before + bytes, Some(total));
+            let opened = part.open_watched(told).map_err(Error::io("read", upload.path()))?;
+            before += part.size();
             let mut hashed = source::Hashed::new(opened);
             layer::apply(&mut fs, &mut hashed, limit)?;
             let found = hashed.end(limit).map_err(Error::io("read", upload.path()))?;

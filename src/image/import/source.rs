@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -11,7 +12,7 @@ use super::tar::{Archive, Kind};
 use crate::image::config::{Process, Version};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::manifest::{Descriptor, INDEX, Manifest};
-use crate::image::{Error, Store};
+use crate::image::{Error, Index, Store};
 
 /// The largest document in an archive.
 const MAX_DOCUMENT: u64 = 16 << 20;
@@ -61,6 +62,77 @@ struct RootFs {
 struct Saved {
     config: String,
     layers: Vec<String>,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+}
+
+fn is_index(found: &Descriptor) -> bool {
+    found.media_type == INDEX || found.media_type.ends_with("manifest.list.v2+json")
+}
+
+fn refuse_ours(manifest: &Manifest, what: &str) -> Result<(), Error> {
+    match manifest.is_ours() {
+        true => {
+            Err(Error::invalid(what, "it holds an image of machines and not of containers: use `rvmm load`"))
+        }
+        false => Ok(()),
+    }
+}
+
+/// The regular files in an archive that is not compressed.
+struct Entries {
+    file: File,
+    /// Where each is, and its bytes.
+    places: BTreeMap<Vec<u8>, (u64, u64)>,
+    what: String,
+}
+
+impl Entries {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut places = BTreeMap::new();
+        let mut archive = Archive::new(BufReader::new(&file), u64::MAX);
+        while let Some(entry) = archive.next()? {
+            let own = entry.path.strip_prefix(b"./").unwrap_or(&entry.path).to_vec();
+            if entry.kind == Kind::File {
+                places.insert(own, (archive.offset(), entry.size));
+            } else if matches!(entry.kind, Kind::Symlink | Kind::HardLink) {
+                // Old versions link equal layers: ../ID/layer.tar.
+                let target = entry.link.strip_prefix(b"../").unwrap_or(&entry.link);
+                if let Some(&found) = places.get(target) {
+                    places.insert(own, found);
+                }
+            }
+        }
+        Ok(Entries { file, places, what: path.display().to_string() })
+    }
+
+    fn part(&self, name: &str) -> Result<Part, Error> {
+        let missing = || Error::invalid(&self.what, format!("it has no `{name}`"));
+        let (offset, size) = *self.places.get(name.as_bytes()).ok_or_else(missing)?;
+        let file = self.file.try_clone().map_err(Error::io("open", Path::new(&self.what)))?;
+        Ok(Part { file, offset, size })
+    }
+
+    fn document(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let part = self.part(name)?;
+        let mut bytes = Vec::new();
+        let read = part.open().and_then(|from| from.take(MAX_DOCUMENT).read_to_end(&mut bytes));
+        read.map_err(Error::io("read", Path::new(&self.what)))?;
+        Ok(bytes)
+    }
+
+    fn choose(&self, names: Vec<String>) -> Error {
+        choose(&self.what, &names)
+    }
+}
+
+/// Says which images there are to choose from.
+pub(super) fn choose(what: &str, names: &[String]) -> Error {
+    match names {
+        [] => Error::invalid(what, "it has several images, or none, and no names"),
+        names => Error::invalid(what, format!("say with --image which one of it: {}", names.join(", "))),
+    }
 }
 
 impl Part {
@@ -70,24 +142,51 @@ impl Part {
         Ok(Part { file, offset: 0, size })
     }
 
+    /// Bytes as they are in the file.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The bytes, decompressed when they are compressed.
     pub fn open(&self) -> io::Result<Box<dyn Read>> {
-        let mut file = self.file.try_clone()?;
-        file.seek(SeekFrom::Start(self.offset))?;
-        let mut magic = [0; 4];
-        let mut head = (&mut file).take(self.size.min(4));
-        let (mut known, mut count) = (0, 1);
-        while count > 0 {
-            count = head.read(&mut magic[known..])?;
-            known += count;
-        }
-        file.seek(SeekFrom::Start(self.offset))?;
-        let plain = BufReader::with_capacity(1 << 17, file.take(self.size));
+        self.open_watched(|_| {})
+    }
+
+    /// As [`Part::open`]; `told` hears how many bytes of the file have been read.
+    pub fn open_watched(&self, told: impl FnMut(u64) + 'static) -> io::Result<Box<dyn Read>> {
+        let mut magic = [0; 6];
+        let len = magic.len().min(usize::try_from(self.size).unwrap_or(usize::MAX));
+        self.file.read_exact_at(&mut magic[..len], self.offset)?;
+        let part =
+            Positioned { file: self.file.try_clone()?, at: self.offset, left: self.size, read: 0, told };
+        let plain = BufReader::with_capacity(1 << 17, part);
         Ok(match magic {
             [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(plain)),
-            [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::with_buffer(plain)?),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::stream::read::Decoder::with_buffer(plain)?),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(lzma_rust2::XzReader::new(plain, true)),
+            [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(plain)),
             _ => Box::new(plain),
         })
+    }
+}
+
+/// Reads a part of a file wherever its position is: several read the same file.
+struct Positioned<F> {
+    file: File,
+    at: u64,
+    left: u64,
+    read: u64,
+    told: F,
+}
+
+impl<F: FnMut(u64)> Read for Positioned<F> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let most = to.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let count = self.file.read_at(&mut to[..most], self.at)?;
+        (self.at, self.left) = (self.at + count as u64, self.left - count as u64);
+        self.read += count as u64;
+        (self.told)(self.read);
+        Ok(count)
     }
 }
 
@@ -142,46 +241,67 @@ impl Container {
         })
     }
 
-    /// From an archive of `docker save`, which is not compressed.
+    /// From an archive of `docker save`, which is not compressed; with `wanted`, the image of this name in it.
     ///
     /// # Errors
-    /// When it is not one.
-    pub fn from_archive(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let mut entries = BTreeMap::new();
-        let mut archive = Archive::new(BufReader::new(&file), u64::MAX);
-        while let Some(entry) = archive.next()? {
-            let own = entry.path.strip_prefix(b"./").unwrap_or(&entry.path).to_vec();
-            if entry.kind == Kind::File {
-                entries.insert(own, (archive.offset(), entry.size));
-            } else if entry.kind == Kind::Symlink {
-                // Old versions link equal layers: ../ID/layer.tar.
-                let target = entry.link.strip_prefix(b"../").unwrap_or(&entry.link);
-                if let Some(&found) = entries.get(target) {
-                    entries.insert(own, found);
-                }
+    /// When it is not one, or has several images and none was named.
+    pub fn from_archive(path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
+        let entries = Entries::read(path)?;
+        let saved: Vec<Saved> = serde_json::from_slice(&entries.document("manifest.json")?)
+            .map_err(|source| Error::Form { what: format!("manifest.json in {}", entries.what), source })?;
+        let named = |saved: &&Saved| match wanted {
+            Some(wanted) => saved.repo_tags.iter().flatten().any(|tag| tag == wanted),
+            None => true,
+        };
+        let mut found = saved.iter().filter(named);
+        let (Some(image), None) = (found.next(), found.next()) else {
+            let names = saved.iter().flat_map(|saved| saved.repo_tags.iter().flatten().cloned()).collect();
+            return Err(entries.choose(names));
+        };
+        let layers = image.layers.iter().map(|name| entries.part(name)).collect::<Result<_, _>>()?;
+        Container::new(&entries.document(&image.config)?, &entries.what, layers)
+    }
+
+    /// From an OCI layout in an archive, which is not compressed; with `wanted`, the image of this name in it.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn from_layout_archive(path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
+        let entries = Entries::read(path)?;
+        let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+        let read = |found: &Descriptor| -> Result<Vec<u8>, Error> {
+            let bytes = entries.document(&blob(&found.digest))?;
+            match Digest::of(&bytes) {
+                digest if digest == found.digest => Ok(bytes),
+                digest => Err(Error::Corrupt { digest: found.digest, found: digest }),
             }
+        };
+        let what = format!("index.json in {}", entries.what);
+        let index = Index::parse(&entries.document("index.json")?, &what)?;
+        let mut image = index.choose(wanted).ok_or_else(|| entries.choose(index.names()))?.clone();
+        if is_index(&image) {
+            let what = format!("Index {}", image.digest);
+            let several = Index::parse(&read(&image)?, &what)?;
+            let found = several.amd64().cloned();
+            image = found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))?;
         }
-        let what = path.display().to_string();
-        let part = |name: &str| -> Result<Part, Error> {
-            let missing = || Error::invalid(&what, format!("it has no `{name}`"));
-            let (offset, size) = *entries.get(name.as_bytes()).ok_or_else(missing)?;
-            Ok(Part { file: file.try_clone().map_err(Error::io("open", path))?, offset, size })
-        };
-        let document = |name: &str| -> Result<Vec<u8>, Error> {
-            let part = part(name)?;
-            let mut bytes = Vec::new();
-            let read = part.open().and_then(|from| from.take(MAX_DOCUMENT).read_to_end(&mut bytes));
-            read.map_err(Error::io("read", path))?;
-            Ok(bytes)
-        };
-        let saved: Vec<Saved> = serde_json::from_slice(&document("manifest.json")?)
-            .map_err(|source| Error::Form { what: format!("manifest.json in {what}"), source })?;
-        let [saved] = saved.as_slice() else {
-            return Err(Error::invalid(&what, format!("it has {} images and not one", saved.len())));
-        };
-        let layers = saved.layers.iter().map(|name| part(name)).collect::<Result<_, _>>()?;
-        Container::new(&document(&saved.config)?, &what, layers)
+        let manifest = Manifest::parse(&read(&image)?, &format!("Manifest {}", image.digest))?;
+        refuse_ours(&manifest, &entries.what)?;
+        let layers = manifest.layers.iter().map(|layer| entries.part(&blob(&layer.digest)));
+        let layers = layers.collect::<Result<_, _>>()?;
+        Container::new(&read(&manifest.config)?, &format!("Configuration {}", manifest.config.digest), layers)
+    }
+
+    /// From an OCI layout in a directory; with `wanted`, the image of this name in it.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn from_layout(path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
+        let layout = Store::read_only(path)?;
+        let index = layout.read_index()?;
+        let image =
+            index.choose(wanted).ok_or_else(|| choose(&path.display().to_string(), &index.names()))?;
+        Container::from_store(&layout, image)
     }
 
     /// From a store or OCI layout.
@@ -191,13 +311,14 @@ impl Container {
     pub fn from_store(store: &Store, image: &Descriptor) -> Result<Self, Error> {
         let mut image = image.clone();
         // An index of several platforms; one level of them is what there is.
-        if image.media_type == INDEX || image.media_type.ends_with("manifest.list.v2+json") {
+        if is_index(&image) {
             let what = format!("Index {}", image.digest);
-            let index = crate::image::Index::parse(&store.read_document(&image)?, &what)?;
+            let index = Index::parse(&store.read_document(&image)?, &what)?;
             let found = index.amd64().cloned();
             image = found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))?;
         }
         let manifest: Manifest = store.manifest(&image)?;
+        refuse_ours(&manifest, &store.path().display().to_string())?;
         let config = store.read_document(&manifest.config)?;
         let open = |layer: &Descriptor| {
             let file = store.open_blob(&layer.digest)?;

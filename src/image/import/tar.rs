@@ -248,6 +248,9 @@ impl<R: Read> Read for Archive<R> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         let most = to.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let count = self.from.read(&mut to[..most])?;
+        if count == 0 && most > 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is cut off"));
+        }
         self.left -= count as u64;
         self.offset += count as u64;
         Ok(count)

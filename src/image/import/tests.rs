@@ -144,7 +144,7 @@ fn a_container_becomes_a_disk() {
     let (_directory, store) = store();
     let mut lease = store.lease().unwrap();
     let saved = docker_archive(&layers());
-    let container = Container::from_archive(saved.path()).unwrap();
+    let container = Container::from_archive(saved.path(), None).unwrap();
     let image = store.import_container(&mut lease, &container, &options()).unwrap();
     store.tag(&"a:b".parse::<Name>().unwrap(), &image).unwrap();
     assert!(store.verify(|_| {}).unwrap().is_empty());
@@ -176,7 +176,7 @@ fn images_share_layers() {
     let mut lease = store.lease().unwrap();
     let [base, middle, top] = layers();
     let blobs = |layers: &[Vec<u8>], lease: &mut Lease| {
-        let container = Container::from_archive(docker_archive(layers).path());
+        let container = Container::from_archive(docker_archive(layers).path(), None);
         // One history entry too many is no reason to refuse.
         let image = store.import_container(lease, &container.unwrap(), &options()).unwrap();
         let manifest = store.manifest(&image).unwrap();
@@ -285,7 +285,7 @@ fn hostile_archives_are_refused() {
     saved.as_file_mut().set_len(0).unwrap();
     std::fs::write(saved.path(), &bad).unwrap();
     let (_directory, store) = store();
-    let container = Container::from_archive(saved.path()).unwrap();
+    let container = Container::from_archive(saved.path(), None).unwrap();
     let refused = store.import_container(&mut store.lease().unwrap(), &container, &options());
     assert!(matches!(refused, Err(Error::Corrupt { .. })));
 }

@@ -71,7 +71,7 @@ fn there_and_back() {
     for (seed, size) in sizes.into_iter().enumerate() {
         let (file, changes) = disk(seed as u64 + 1, size);
         let packed = tempfile::NamedTempFile::new().unwrap();
-        let written = write(&file, size, changes.clone(), packed.as_file()).unwrap();
+        let written = write(&file, size, changes.clone(), packed.as_file(), &mut |_, _| {}).unwrap();
         let unpacked = tempfile::tempfile().unwrap();
         let (found, read) = read(packed.as_file(), &unpacked, NO_LIMIT).unwrap();
         assert_eq!((found, &read), (size, &written));
@@ -80,7 +80,7 @@ fn there_and_back() {
         // The same content packs to the same bytes, wherever it comes from.
         let again = tempfile::tempfile().unwrap();
         let runs = written.runs.iter().map(|(run, state)| (run.start * BLOCK..run.end * BLOCK, *state));
-        assert_eq!(write(&unpacked, size, runs, &again).unwrap(), written);
+        assert_eq!(write(&unpacked, size, runs, &again, &mut |_, _| {}).unwrap(), written);
         assert!(bytes_of(&again) == bytes_of(packed.as_file()));
         // Others read it.
         let raw = tempfile::NamedTempFile::new().unwrap();
@@ -98,7 +98,7 @@ fn absent_is_not_zero() {
     file.write_all_at(&[7; BLOCK as usize], BLOCK).unwrap();
     let packed = tempfile::NamedTempFile::new().unwrap();
     let changes = [(BLOCK..2 * BLOCK, State::Data), (2 * BLOCK..3 * BLOCK, State::Zero)];
-    write(&file, size, changes, packed.as_file()).unwrap();
+    write(&file, size, changes, packed.as_file(), &mut |_, _| {}).unwrap();
     // Over another file, blocks show what they say.
     let below = tempfile::NamedTempFile::new().unwrap();
     below.as_file().write_all_at(&[9; 8 * BLOCK as usize], 0).unwrap();
@@ -119,7 +119,7 @@ fn absent_is_not_zero() {
 fn golden() {
     let (file, changes) = disk(42, 3 << 20);
     let packed = tempfile::tempfile().unwrap();
-    let written = write(&file, 3 << 20, changes, &packed).unwrap();
+    let written = write(&file, 3 << 20, changes, &packed, &mut |_, _| {}).unwrap();
     // Another digest here means that layers of the same content are not shared with older versions any more.
     let content = "sha256:17a3fc2c6e5377f8ee8bfef9ad5443a0f2b7dc582ad30d224c08d61052567352";
     let bytes = "sha256:29fd129e17e845eb26a5b5bdcbcc091bfefd37ead3b326786a68b6d9f09567a5";
@@ -138,7 +138,7 @@ fn scattered_blocks_share_places() {
     });
     let changes: Vec<_> = changes.collect();
     let packed = tempfile::tempfile().unwrap();
-    write(&file, 64 << 20, changes, &packed).unwrap();
+    write(&file, 64 << 20, changes, &packed, &mut |_, _| {}).unwrap();
     let len = packed.metadata().unwrap().len();
     assert!(len < 400 * BLOCK * 5 / 4 + 10 * CLUSTER, "{len}");
 }
@@ -148,7 +148,7 @@ fn damage_is_an_error_or_another_layer() {
     let size = 2 << 20;
     let (file, changes) = disk(3, size);
     let packed = tempfile::tempfile().unwrap();
-    let written = write(&file, size, changes, &packed).unwrap();
+    let written = write(&file, size, changes, &packed, &mut |_, _| {}).unwrap();
     let good = bytes_of(&packed);
     let mut random = Random(17);
     let metadata = 4 * CLUSTER;
@@ -177,7 +177,7 @@ fn large_layers_are_refused() {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&[1; 1 << 20], 0).unwrap();
     let packed = tempfile::tempfile().unwrap();
-    write(&file, 1 << 20, [(0..1 << 20, State::Data)], &packed).unwrap();
+    write(&file, 1 << 20, [(0..1 << 20, State::Data)], &packed, &mut |_, _| {}).unwrap();
     let error = read(&packed, &tempfile::tempfile().unwrap(), 1 << 19).unwrap_err();
     assert!(matches!(error, crate::image::Error::TooLarge { .. }), "{error}");
 }

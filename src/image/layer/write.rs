@@ -43,11 +43,14 @@ struct Writer<'a> {
 ///
 /// # Errors
 /// When the host refuses.
+///
+/// `told` hears how many bytes of how many were packed.
 pub fn write(
     from: &File,
     size: u64,
     changes: impl IntoIterator<Item = (Range<u64>, State)>,
     to: &File,
+    told: &mut dyn FnMut(u64, u64),
 ) -> io::Result<Written> {
     let mut runs = Runs::new();
     for (bytes, state) in changes {
@@ -65,7 +68,7 @@ pub fn write(
         end: 0,
     };
     writer.reserve_tables(&runs);
-    writer.compress(&runs)?;
+    writer.compress(&runs, told)?;
     writer.place()?;
     writer.finish()
 }
@@ -100,7 +103,9 @@ impl Writer<'_> {
     }
 
     /// Goes through all clusters with changes: compresses those that are complete, remembers the others.
-    fn compress(&mut self, runs: &Runs) -> io::Result<()> {
+    fn compress(&mut self, runs: &Runs, told: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+        let all: u64 = runs.iter().map(|(run, _)| (run.end - run.start) * BLOCK).sum();
+        let mut done = 0;
         let mut cluster = vec![0; CLUSTER_BYTES];
         let mut small = vec![0; CLUSTER_BYTES * 2];
         let mut runs = runs.iter().peekable();
@@ -121,6 +126,8 @@ impl Writer<'_> {
                 }
                 continue;
             }
+            done += CLUSTER;
+            told(done.min(all), all);
             cluster.fill(0);
             let (mut data, mut zeroes) = (0, 0);
             while let Some((run, state)) = runs.peek().filter(|(run, _)| run.start < here.end) {

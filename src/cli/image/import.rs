@@ -1,0 +1,150 @@
+//! `rvmm import`: images of what others made.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use crate::cli::Common;
+use crate::cli::output::{Failure, print, print_json};
+use crate::cli::store;
+use crate::image::import::{Container, DEFAULT_SIZE, Format, Options};
+use crate::image::{Commit, Descriptor, Error, INITRAMFS, KERNEL, Lease, Machine, Name, Store};
+use crate::options;
+
+/// Options of `import`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm import alpine.tar alpine              after docker save alpine -o alpine.tar
+  rvmm import layout alpine:3                after skopeo copy docker://alpine oci:layout
+  rvmm import rootfs.tar.xz debian:12 -m 'as debootstrap made it' -a ada
+  rvmm import ./rootfs web
+  rvmm import disk.qcow2 old:server --kernel vmlinuz --initrd initrd.img
+
+SOURCE is a container image (docker-archive, or an OCI layout: a directory or an archive), a root file system (a
+directory, or an archive that may be compressed), a disk (raw or qcow2). Root is not needed. A container image gets one disk
+layer for each of its layers, so images that share layers share blobs. In a directory that is imported without root, the
+user's own files become root's.")]
+pub struct Import {
+    /// What is imported
+    #[arg(value_name = "SOURCE")]
+    source: PathBuf,
+    /// Name of the image
+    #[arg(value_name = "REPO:TAG")]
+    name: Name,
+    /// What the source is: docker-archive, oci, rootfs, raw or qcow2 [default: as it looks]
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    format: Option<Format>,
+    /// Which image of a source with several
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// Kernel that the image boots
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk that goes with the kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// Kernel arguments, appended to the defaults
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Size of the file system for what is no disk, with unit M, G or T; images share layers only if it is the same
+    #[arg(long, value_name = "SIZE", value_parser = bytes, default_value = "8G")]
+    size: u64,
+    /// What this version is
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    message: String,
+    /// Who made it
+    #[arg(short, long, value_name = "NAME")]
+    author: Option<String>,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    let words = Format::WORDS.map(|(word, _)| word);
+    match Format::WORDS.iter().find(|(word, _)| *word == text) {
+        Some((_, format)) => Ok(*format),
+        None => {
+            let nearest = options::nearest(text, &words).unwrap_or("raw");
+            Err(format!("it is one of {}; did you mean `{nearest}`?", words.join(", ")))
+        }
+    }
+}
+
+/// A size in bytes from `512M`, `8G` or `1T`.
+fn bytes(text: &str) -> Result<u64, options::Error> {
+    let (number, shift) = match text.as_bytes().last() {
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        Some(b'T' | b't') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    let whole = size.filter(|size| size.is_multiple_of(4096) && *size > 0);
+    whole.ok_or_else(|| options::bad_value("size", text, "a size with its unit, such as 512M or 8G"))
+}
+
+/// Who makes a version: as the user says, else the user.
+pub fn author(told: Option<&String>) -> String {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    told.cloned().or_else(|| variable("RVMM_AUTHOR")).or_else(|| variable("USER")).unwrap_or_default()
+}
+
+impl Import {
+    /// Makes an image.
+    pub fn run(&self, common: &Common) -> Result<u8, Failure> {
+        let store = store::open(common)?;
+        let mut lease = store.lease().map_err(Failure::refused)?;
+        let mut blobs = Vec::new();
+        for (path, kind) in [(&self.kernel, KERNEL), (&self.initrd, INITRAMFS)] {
+            let Some(path) = path else { continue };
+            let mut file = File::open(path)
+                .map_err(|error| Failure::usage(format!("Cannot open {}: {error}", path.display())))?;
+            blobs.push(store.put_file(&mut lease, kind, &mut file).map_err(Failure::refused)?);
+        }
+        let author = author(self.author.as_ref());
+        let machine =
+            self.cmdline.as_ref().map(|cmdline| Machine { boot_args: cmdline.clone(), ..Machine::default() });
+        let about = Commit {
+            message: &self.message,
+            author: &author,
+            created_by: "rvmm import",
+            machine,
+            blobs: &blobs,
+            ..Commit::new(SystemTime::now())
+        };
+        let image = self.import(&store, &mut lease, about).map_err(Failure::refused)?;
+        store.tag(&self.name, &image).map_err(Failure::refused)?;
+        match common.json {
+            true => print_json(&json!({ "name": self.name.to_string(), "digest": image.digest }))?,
+            false => print(image.digest)?,
+        }
+        Ok(0)
+    }
+
+    fn import(&self, store: &Store, lease: &mut Lease, about: Commit) -> Result<Descriptor, Error> {
+        let from: &Path = &self.source;
+        let format = match self.format {
+            Some(format) => format,
+            None => Format::detect(from)?,
+        };
+        let wanted = self.image.as_deref();
+        let options = Options { size: self.size, about };
+        match format {
+            Format::DockerArchive => {
+                store.import_container(lease, &Container::from_archive(from, wanted)?, &options)
+            }
+            Format::Oci if from.is_dir() => {
+                store.import_container(lease, &Container::from_layout(from, wanted)?, &options)
+            }
+            Format::Oci => {
+                store.import_container(lease, &Container::from_layout_archive(from, wanted)?, &options)
+            }
+            Format::Rootfs if from.is_dir() => store.import_directory(lease, from, &options),
+            Format::Rootfs => store.import_rootfs(lease, from, &options),
+            format => store.import_disk(lease, from, format, &options.about),
+        }
+    }
+}
+
+// The default is told to people in their units.
+const _: () = assert!(DEFAULT_SIZE == 8 << 30);

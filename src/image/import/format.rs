@@ -1,0 +1,110 @@
+//! What a file or directory to be imported is, as far as that can be seen.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::source::Part;
+use super::tar::Archive;
+use crate::image::Error;
+
+/// The form of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// What `docker save` writes.
+    DockerArchive,
+    /// An OCI layout: a directory, or an archive of one.
+    Oci,
+    /// A root file system: a directory, or an archive of one, compressed or not.
+    Rootfs,
+    /// A disk as it is.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+impl Format {
+    /// All words for them, as users write them.
+    pub const WORDS: [(&str, Format); 5] = [
+        ("docker-archive", Format::DockerArchive),
+        ("oci", Format::Oci),
+        ("rootfs", Format::Rootfs),
+        ("raw", Format::Raw),
+        ("qcow2", Format::Qcow2),
+    ];
+
+    /// Looks at `path`. A qcow2 file must be named like one as well: a guest can write anything into its raw disk.
+    ///
+    /// # Errors
+    /// When it cannot be read, or may be several things.
+    pub fn detect(path: &Path) -> Result<Self, Error> {
+        let reading = || Error::io("read", path);
+        if path.is_dir() {
+            return Ok(if path.join("oci-layout").is_file() { Format::Oci } else { Format::Rootfs });
+        }
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let what = path.display().to_string();
+        let mut head = Vec::new();
+        (&file).take(512).read_to_end(&mut head).map_err(reading())?;
+        if head.starts_with(b"QFI\xfb") {
+            let named = path.extension().is_some_and(|end| end == "qcow2" || end == "qcow" || end == "img");
+            return match named {
+                true => Ok(Format::Qcow2),
+                false => Err(Error::invalid(
+                    what,
+                    "it begins like a qcow2 image and is not named like one: say --format qcow2 or --format raw",
+                )),
+            };
+        }
+        let foreign: [(&[u8], &str); 5] = [
+            (b"KDMV", "VMDK"),
+            (b"# Disk DescriptorFile", "VMDK"),
+            (b"vhdxfile", "VHDX"),
+            (b"<<< ", "VDI"),
+            (b"PK\x03\x04", "zip"),
+        ];
+        if let Some((_, name)) = foreign.iter().find(|(magic, _)| head.starts_with(magic)) {
+            let advice = match *name {
+                "zip" => "unpack it first",
+                _ => "make a raw disk of it with `qemu-img convert -O raw`",
+            };
+            return Err(Error::invalid(what, format!("it is a {name} file: {advice}")));
+        }
+        let compressed = [&b"\x1f\x8b"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
+        let is_compressed = compressed.iter().any(|magic| head.starts_with(magic));
+        let part = Part::whole(file).map_err(reading())?;
+        let mut first = Vec::new();
+        part.open().map_err(reading())?.take(512).read_to_end(&mut first).map_err(reading())?;
+        // A header's checksum is right, or it is no archive.
+        if !matches!(Archive::new(first.as_slice(), u64::MAX).next(), Ok(Some(_))) {
+            return match is_compressed {
+                true => Err(Error::invalid(what, "it is compressed and no archive: decompress it first")),
+                false => Ok(Format::Raw),
+            };
+        }
+        if is_compressed {
+            return Ok(Format::Rootfs);
+        }
+        Self::of_archive(part)
+    }
+
+    /// Looks for the files that tell, up to the end of the archive.
+    fn of_archive(part: Part) -> Result<Self, Error> {
+        let from = part.open().map_err(Error::io("read", Path::new("the archive")))?;
+        let mut archive = Archive::new(from, u64::MAX);
+        let (mut layout, mut seen) = (false, 0);
+        while let Some(entry) = archive.next()? {
+            match entry.path.strip_prefix(b"./").unwrap_or(&entry.path) {
+                b"manifest.json" => return Ok(Format::DockerArchive),
+                b"oci-layout" => layout = true,
+                _ => {}
+            }
+            seen += 1;
+            // Archives of images have few entries.
+            if seen > 4096 {
+                break;
+            }
+        }
+        Ok(if layout { Format::Oci } else { Format::Rootfs })
+    }
+}

@@ -1,0 +1,162 @@
+//! Every format comes in and goes out as it should; other programs judge.
+
+use std::fs;
+use std::process::Stdio;
+
+use crate::common::host;
+use crate::need;
+use crate::world::{SIZE, World, listing};
+
+/// A whole ext4 file system as e2fsck wants it.
+#[track_caller]
+fn check_disk(world: &World, image: &str) {
+    world.does(&["export", image, "--format", "raw", "checked.raw"]);
+    host::run("e2fsck", &["-f", "-n", &world.text("checked.raw")]);
+}
+
+#[test]
+fn root_file_systems() {
+    need!(host::program("e2fsck"), host::program("xz"));
+    let world = World::new();
+    let root = world.root("root");
+    let root = root.to_string_lossy().into_owned();
+    world.image("dir");
+    for (option, name) in [("-c", "r.tar"), ("-cz", "r.tar.gz"), ("-cJ", "r.tar.xz"), ("-cj", "r.tar.bz2")] {
+        host::run("tar", &["--sort=name", "-C", &root, option, "-f", &world.text(name), "."]);
+        world.does(&["import", name, "archive", "--size", SIZE]);
+        check_disk(&world, "archive");
+        assert_eq!(world.listing("archive"), world.listing("dir"), "{name}");
+        assert_eq!(world.json(&["diff", "dir", "archive"])["files"].as_array().map(Vec::len), Some(0));
+    }
+    let listed = world.listing("dir");
+    assert!(listed.iter().any(|line| line.starts_with("./bin/tool -rwsr-xr-x 0/0 200000")), "{listed:?}");
+    assert!(listed.iter().any(|line| line.contains("./lib -> usr/lib")), "{listed:?}");
+    assert!(listed.iter().any(|line| line.contains("hosts2 link to ./etc/hosts")), "{listed:?}");
+    // What comes out goes in again, and is the same.
+    fs::create_dir(world.path("again")).expect("a directory");
+    host::run("tar", &["-C", &world.text("again"), "-xpf", &world.text("listed.tar")]);
+    world.does(&["import", "again", "again", "--size", SIZE]);
+    assert_eq!(world.json(&["diff", "dir", "again"])["files"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn container_images_go_through_other_tools() {
+    need!(host::program("skopeo"), host::program("e2fsck"));
+    let world = World::new();
+    world.image("web:1");
+    world.does(&["export", "web:1", "--format", "oci", "c.tar"]);
+    let here = |name: &str| world.text(name);
+    let copy = |from: String, to: String| host::run("skopeo", &["copy", "-q", &from, &to]);
+    copy(format!("oci-archive:{}", here("c.tar")), format!("docker-archive:{}:team/web:9", here("d.tar")));
+    copy(format!("oci-archive:{}", here("c.tar")), format!("oci:{}:nine", here("layout")));
+    for (number, source) in ["c.tar", "d.tar", "layout"].into_iter().enumerate() {
+        let name = format!("from:{number}");
+        world.does(&["import", source, &name, "--size", SIZE]);
+        check_disk(&world, &name);
+        assert_eq!(world.listing(&name), world.listing("web:1"), "{source}");
+    }
+    // The same layers are the same blobs, whatever they came in.
+    let layers = |image: &str| world.json(&["inspect", image])[0]["config"]["disk"]["diff_ids"].clone();
+    assert_eq!(layers("from:0"), layers("from:1"));
+    assert_eq!(layers("from:0"), layers("from:2"));
+    world.does(&["import", "layout", "named", "--image", "nine", "--size", SIZE]);
+    world.refuses(&["import", "layout", "x", "--image", "ten"], &["--image", "nine"]);
+    world.refuses(&["import", "d.tar", "x", "--image", "other"], &["--image", "team/web:9"]);
+    // An image of machines is no image of containers.
+    world.does(&["save", "web:1", "-o", "ours.tar"]);
+    world.refuses(&["import", "ours.tar", "x"], &["rvmm load"]);
+}
+
+#[test]
+fn disks() {
+    need!(host::program("qemu-img"), host::program("mke2fs"));
+    let world = World::new();
+    let root = world.root("root");
+    let raw = world.text("disk.raw");
+    host::run("mke2fs", &["-q", "-t", "ext4", "-d", &root.to_string_lossy(), &raw, "32M"]);
+    world.does(&["import", "disk.raw", "disk:raw"]);
+    world.does(&["export", "disk:raw", "--format", "raw", "back.raw"]);
+    host::run("cmp", &[&raw, &world.text("back.raw")]);
+    // The reader understands what mke2fs makes, with checksums and 64 bits.
+    world.image("dir");
+    assert_eq!(world.listing("disk:raw").len(), world.listing("dir").len());
+    world.does(&["export", "disk:raw", "--format", "qcow2", "back.qcow2"]);
+    host::run("qemu-img", &["check", &world.text("back.qcow2")]);
+    host::run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &raw, &world.text("back.qcow2")]);
+    host::run("qemu-img", &["convert", "-O", "qcow2", &raw, &world.text("plain.qcow2")]);
+    for source in ["back.qcow2", "plain.qcow2"] {
+        world.does(&["import", source, "disk:qcow2"]);
+        let ids = |image: &str| world.json(&["inspect", image])[0]["config"]["disk"].clone();
+        assert_eq!(ids("disk:qcow2"), ids("disk:raw"), "the same disk has the same identity");
+    }
+    // A qcow2 header in a raw disk opens nothing unless the user says what it is.
+    fs::copy(world.path("plain.qcow2"), world.path("guest.raw")).expect("a copy");
+    world.refuses(&["import", "guest.raw", "x"], &["--format qcow2", "--format raw"]);
+    let outside = world.write("elsewhere/secret.raw", vec![1; 1 << 20]);
+    let options = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &outside.to_string_lossy()];
+    fs::create_dir(world.path("images")).expect("a directory");
+    host::run("qemu-img", &[&options[..], &[&world.text("images/thief.qcow2")]].concat());
+    world.refuses(&["import", "images/thief.qcow2", "x"], &["secret.raw", "outside"]);
+    host::run("qemu-img", &["convert", "-O", "vmdk", &raw, &world.text("disk.vmdk")]);
+    world.refuses(&["import", "disk.vmdk", "x"], &["VMDK", "qemu-img convert"]);
+}
+
+#[test]
+fn what_cannot_be_imported_is_told_in_one_line() {
+    let world = World::new();
+    world.refuses(&["import", "nowhere", "x"], &["nowhere", "No such file"]);
+    world.refuses(&["import", "/etc/passwd", "x"], &["512"]);
+    world.refuses(&["import", "/dev/null", "x"], &["0 bytes"]);
+    world.refuses(&["import", "/etc", "X"], &["lowercase"]);
+    world.refuses(&["import", "a", "x", "--format", "qcow"], &["qcow2", "docker-archive"]);
+    world.refuses(&["import", "a", "x", "--size", "5X"], &["8G"]);
+    world.refuses(&["import", "a", "x", "--initrd", "y"], &["--kernel"]);
+    let root = world.root("root");
+    let full = ["import", &root.to_string_lossy(), "x", "--size", "16M"];
+    world.write("root/large", vec![7; 20 << 20]);
+    world.refuses(&full, &["full", "larger size"]);
+    // A hostile archive: out of its root by a link.
+    let evil = world.path("evil");
+    fs::create_dir(&evil).expect("a directory");
+    std::os::unix::fs::symlink("../../..", evil.join("up")).expect("a link");
+    host::run(
+        "tar",
+        &["-C", &world.text("evil"), "-cPf", &world.text("evil.tar"), "--transform=s,^x,../../x,", "up"],
+    );
+    world.does(&["import", "evil.tar", "fine", "--size", SIZE]);
+    world.write("x", "x");
+    host::run(
+        "tar",
+        &["-C", &world.text(""), "-cPf", &world.text("dots.tar"), "--transform=s,^x,../../x,", "x"],
+    );
+    world.refuses(&["import", "dots.tar", "x"], &[".."]);
+    assert_eq!(world.json(&["images"]).as_array().map(Vec::len), Some(1), "what was refused left no image");
+    world.does(&["gc"]);
+    assert_eq!(fs::read_dir(world.path("store/uploads")).expect("uploads").count(), 0);
+}
+
+#[test]
+fn one_file_and_back() {
+    let world = World::new();
+    world.image("web:1");
+    world.does(&["tag", "web:1", "web:2"]);
+    world.does(&["save", "web:1", "web:2", "-o", "two.tar"]);
+    assert!(listing(&world.path("two.tar")).iter().any(|line| line.starts_with("oci-layout ")));
+    world.refuses(&["save", "wbe"], &["wbe", "web"]);
+    let other = world.text("other");
+    let loaded = world.does(&["load", "-i", "two.tar", "--store", &other]);
+    assert_eq!(loaded, "Loaded image: web:1\nLoaded image: web:2");
+    let digest = |store: &str| world.json(&["images", "web:2", "--store", store])[0]["digest"].clone();
+    assert_eq!(digest(&other), digest(&world.text("store")));
+    world.does(&["verify", "--store", &other]);
+    // Through a pipe, and cut off.
+    let mut save = world.command(&["save", "web:1"]).stdout(Stdio::piped()).spawn().expect("rvmm");
+    let third = world.text("third");
+    let mut load = world.command(&["load", "--store", &third]);
+    let output = load.stdin(save.stdout.take().expect("a pipe")).output().expect("rvmm");
+    assert!(save.wait().expect("an end").success() && output.status.success());
+    let whole = fs::read(world.path("two.tar")).expect("an archive");
+    world.write("cut.tar", &whole[..whole.len() / 2]);
+    world.refuses(&["load", "-i", "cut.tar", "--store", &world.text("fourth")], &["cut off"]);
+    assert_eq!(world.json(&["images", "--store", &world.text("fourth")]).as_array().map(Vec::len), Some(0));
+}

@@ -1,0 +1,8 @@
+//! Images by the command line: with real archives and layouts, qemu-img and e2fsck as judges, and machines of the bare-metal guest.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod formats;
+mod names;
+mod world;

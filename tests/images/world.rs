@@ -1,0 +1,141 @@
+//! A user with a store, a runtime directory and some files of their own.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::host;
+
+/// The size of file systems: small ones are made faster.
+pub const SIZE: &str = "64M";
+
+/// All that a test has; machines that it left running end with it.
+pub struct World(TempDir);
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl World {
+    pub fn new() -> Self {
+        World(TempDir::new().expect("a scratch directory"))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rvmm"));
+        command
+            .args(arguments)
+            .env("RVMM_RUNTIME_DIR", self.path("run"))
+            .env("RVMM_STORE", self.path("store"))
+            .env("RVMM_AUTHOR", "ada")
+            .env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
+            .current_dir(self.0.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn says(&self, arguments: &[&str]) -> Said {
+        let Output { status, stdout, stderr } = self.command(arguments).output().expect("rvmm");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Said { status: status.code().unwrap_or(-1), out: text(stdout), err: text(stderr) }
+    }
+
+    /// A command that succeeds without a complaint; what it printed.
+    #[track_caller]
+    pub fn does(&self, arguments: &[&str]) -> String {
+        let said = self.says(arguments);
+        assert_eq!((said.status, said.err.as_str()), (0, ""), "{arguments:?}: {}", said.out);
+        said.out.trim().to_string()
+    }
+
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let out = self.does(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {out}"))
+    }
+
+    /// One clear line with all of `words`, and nothing else.
+    #[track_caller]
+    pub fn refuses(&self, arguments: &[&str], words: &[&str]) {
+        let said = self.says(arguments);
+        let one_line = said.err.lines().count() == 1 && said.out.is_empty();
+        assert!([1, 125].contains(&said.status) && one_line, "{arguments:?}: {said:?}");
+        for word in words {
+            assert!(said.err.contains(word), "{arguments:?}: {word:?} is not in {}", said.err);
+        }
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(&path, content).expect("a file");
+        path
+    }
+
+    /// A root file system in the directory `name`.
+    pub fn root(&self, name: &str) -> PathBuf {
+        let root = self.path(name);
+        let file = |path: &str, mode: u32, content: &[u8]| {
+            let path = self.write(&format!("{name}/{path}"), content);
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+        };
+        file("bin/tool", 0o4755, &(0..200_000u32).map(|i| (i / 50) as u8).collect::<Vec<_>>());
+        file("etc/hosts", 0o644, b"127.0.0.1 localhost\n");
+        file("etc/secret", 0o600, b"of one only");
+        file(&format!("usr/{}", "long".repeat(30)), 0o644, b"a long name");
+        fs::create_dir_all(root.join("usr/lib")).expect("a directory");
+        symlink("usr/lib", root.join("lib")).expect("a link");
+        fs::hard_link(root.join("etc/hosts"), root.join("etc/hosts2")).expect("a link");
+        root
+    }
+
+    /// Imports the directory of [`World::root`] as `image`.
+    #[track_caller]
+    pub fn image(&self, image: &str) -> String {
+        if !self.path("root").exists() {
+            self.root("root");
+        }
+        self.does(&["import", "root", image, "--size", SIZE, "-m", "first"])
+    }
+
+    /// What is in the tar archive of an image: names, modes, links as tar tells them, without times.
+    #[track_caller]
+    pub fn listing(&self, image: &str) -> Vec<String> {
+        self.does(&["export", image, "--format", "tar", "listed.tar"]);
+        listing(&self.path("listed.tar"))
+    }
+}
+
+/// What tar says of an archive, in order of paths and without times.
+pub fn listing(archive: &Path) -> Vec<String> {
+    let text = host::run("tar", &["--numeric-owner", "-tvf", &archive.to_string_lossy()]);
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        format!("{} {} {} {}", words[5..].join(" "), words[0], words[1], words[2])
+    };
+    let mut lines: Vec<String> = text.lines().map(line).collect();
+    lines.sort();
+    lines
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.command(&["stop", "--all", "--force"]).output();
+    }
+}
