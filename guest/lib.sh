@@ -38,6 +38,9 @@ atomically() {
     mv "$file.$$" "$file"
 }
 
+# hardware_kvm: whether Linux guests run on this machine's KVM directly.
+hardware_kvm() { grep -qwE 'svm|vmx' /proc/cpuinfo && [ -r /dev/kvm ] && [ -w /dev/kvm ]; }
+
 # expand FILE: prints it decompressed; its magic number says how. Trailing bytes, which kernels append, are ignored.
 expand() {
     case $(head -c 6 "$1" | od -An -tx1 | tr -d ' \n') in
