@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use super::{ETHERNET, HEADER, Received};
+use super::{ETHERNET, HEADER, Received, window};
 use crate::memory::Buffers;
 
 /// Bytes of the length before each frame.
@@ -17,8 +17,8 @@ const LENGTH: usize = 4;
 /// Largest frame on the stream in bytes, Ethernet header included.
 const LARGEST: usize = 65_535;
 
-/// Bytes at the start of a frame that can be looked at before it is sent: the headers of Ethernet and IPv6.
-const HEAD: usize = 54;
+/// Bytes at the start of a frame that can be looked at before it is sent.
+const HEAD: usize = window::HEAD;
 
 /// Bytes that are read at once.
 const BULK: usize = 256 << 10;
@@ -71,9 +71,9 @@ impl Framed {
     }
 
     /// Sends `frame` without its virtio header, if `permitted` says so of its first [`HEAD`] bytes, which are then sent
-    /// as they were seen. False when the socket is full; a frame that the protocol cannot carry is dropped, as is
+    /// as it left them. False when the socket is full; a frame that the protocol cannot carry is dropped, as is
     /// one that is not permitted.
-    pub fn send(&mut self, frame: &Buffers, permitted: impl FnOnce(&[u8]) -> bool) -> io::Result<bool> {
+    pub fn send(&mut self, frame: &Buffers, permitted: impl FnOnce(&mut [u8]) -> bool) -> io::Result<bool> {
         if !self.flush()? {
             return Ok(false);
         }
@@ -84,8 +84,8 @@ impl Framed {
         let mut head = [0; LENGTH + HEAD];
         head[..LENGTH].copy_from_slice(&(len as u32).to_be_bytes());
         let seen = frame.read_at(HEADER, &mut head[LENGTH..]);
-        let head = &head[..LENGTH + seen];
-        if !permitted(&head[LENGTH..]) {
+        let head = &mut head[..LENGTH + seen];
+        if !permitted(&mut head[LENGTH..]) {
             return Ok(true);
         }
         let sent = loop {
@@ -239,7 +239,7 @@ mod tests {
             let frame = pattern(len, 3);
             let out = buffers(&memory, HEADER + len);
             out.write_at(HEADER, &frame);
-            let look = |permitted| move |head: &[u8]| *head == frame[..len.min(HEAD)] && permitted;
+            let look = |permitted| move |head: &mut [u8]| *head == frame[..len.min(HEAD)] && permitted;
             assert!(framed.send(&out, look.clone()(false)).unwrap());
             assert!(framed.send(&out, look(true)).unwrap());
             assert_eq!(drain(&theirs), packed(&pattern(len, 3)));

@@ -16,6 +16,7 @@ pub mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod user;
+mod window;
 
 use std::io;
 use std::net::SocketAddr;

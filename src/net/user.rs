@@ -20,16 +20,21 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use log::{debug, error, warn};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Framed, Link, Offloads, Protocol, Publish, Received, resolver};
+use super::{Error, Framed, Link, Offloads, Protocol, Publish, Received, resolver, window::Windows};
 use crate::memory::Buffers;
 use crate::sys::process::{self, Child, GIVEN_FD};
+use crate::sys::socket;
 
 /// Largest packet in bytes: what fits into the frames of passt.
 const MTU: u16 = 65_520;
+
+/// Bytes of frames that may be on their way in one direction. An ordinary user may get less (`net.core.wmem_max`).
+const ROOM: u32 = 2 << 20;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +60,7 @@ pub struct User {
     passt: PathBuf,
     /// The other end, until passt has it.
     theirs: Option<UnixStream>,
+    windows: Windows,
 }
 
 impl User {
@@ -69,8 +75,13 @@ impl User {
             })?;
         }
         let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
+        // The kernel counts its own expenses too.
+        let room = socket::enlarge(&theirs, ROOM).map_err(Error::Socket)? / 4 * 3;
+        debug!("There is room for {room} bytes on their way to the guest");
+        socket::enlarge(&ours, ROOM).map_err(Error::Socket)?;
         let framed = Framed::new(ours).map_err(Error::Socket)?;
-        Ok(User { framed, config: config.clone(), passt, theirs: Some(theirs) })
+        let windows = Windows::new(room);
+        Ok(User { framed, config: config.clone(), passt, theirs: Some(theirs), windows })
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -192,7 +203,11 @@ impl Link for User {
     }
 
     fn send(&mut self, frame: &Buffers) -> io::Result<bool> {
-        self.framed.send(frame, is_for_others)
+        let windows = &mut self.windows;
+        self.framed.send(frame, |head| {
+            windows.limit(head, Instant::now());
+            is_for_others(head)
+        })
     }
 }
 

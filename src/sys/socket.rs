@@ -1,4 +1,4 @@
-//! Unix stream sockets that are connected within a time (connect(2), unix(7)).
+//! Unix stream sockets that are connected within a time, and their buffers (connect(2), unix(7), socket(7)).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -41,11 +41,49 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
+/// Gives `socket` room for `bytes` that its other end has not read: all of it if this process may, else as much as
+/// the host gives everybody. Returns the room in bytes that there is, of which the kernel's own expenses take a part.
+pub fn enlarge(socket: &UnixStream, bytes: u32) -> io::Result<u32> {
+    let wanted = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    for option in [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF] {
+        // SAFETY: the kernel reads one `int`, which lives for the call.
+        let result = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const wanted).cast(), len)
+        };
+        if result == 0 {
+            break;
+        }
+    }
+    let mut room: libc::c_int = 0;
+    // SAFETY: the kernel writes one `int` and its size, which live for the call.
+    let result = unsafe {
+        let (room, len) = ((&raw mut room).cast(), &raw mut len);
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, room, len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(room.unsigned_abs()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn takes_what_it_has_room_for() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let before = enlarge(&near, 1 << 16).unwrap();
+        let room = enlarge(&near, 1 << 20).unwrap();
+        assert!(room > before);
+        near.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = io::Write::write(&mut &near, &[0; 61_440]) {
+            sent += count;
+        }
+        assert!(sent >= room as usize / 4 * 3, "{sent} of {room} bytes");
+        drop(far);
+    }
 
     #[test]
     fn never_waits() {

@@ -43,7 +43,6 @@ impl Client {
 }
 
 #[test]
-#[ignore = "failed in its first runs in the lab, cause not yet known"]
 fn a_shell_on_a_socket_is_paused_and_goes_on_and_hears_the_power_button() {
     need!(host::linux());
     let directory = TempDir::new().expect("a directory");

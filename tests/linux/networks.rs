@@ -23,7 +23,6 @@ fn transferred(ended: &Ended) {
 }
 
 #[test]
-#[ignore = "not yet seen to pass in the lab"]
 fn over_a_tap() {
     need!(host::linux(), world::offered());
     let script = format!(
@@ -37,7 +36,6 @@ transfer {HOST_ON_TAP} {GUEST_ON_TAP}:80"
 }
 
 #[test]
-#[ignore = "not yet seen to pass in the lab"]
 fn over_passt() {
     need!(host::linux(), world::offered(), host::program("passt").map(drop));
     // Without any set-up: address, route and name server come by DHCP.
@@ -53,7 +51,6 @@ transfer host.test 127.0.0.1:8080"
 }
 
 #[test]
-#[ignore = "not yet seen to pass in the lab"]
 fn the_hosts_loopback_by_the_gateway_if_that_is_wanted() {
     need!(host::linux(), world::offered(), host::program("passt").map(drop));
     let script = format!("wget -q -O - http://{GATEWAY}:8000/data | md5sum");

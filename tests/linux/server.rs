@@ -1,4 +1,4 @@
-//! The server in the world of a network test: this test program again, started beside the machine.
+//! The server in the world of a network test: this test program again, started beside the machine with `RVMM_SERVER`.
 //!
 //! - names: every name has the address of the server (RFC 1035, just enough of it)
 //! - `GET /data`: some MiB
@@ -12,7 +12,10 @@ use std::thread;
 use crate::common::host;
 use crate::common::world::SERVER;
 
-const DATA_SIZE: u32 = 4 << 20;
+const DATA_SIZE: u32 = 20 << 20;
+
+/// Set in the process that is the server.
+const SERVE: &str = "RVMM_SERVER";
 
 /// Words of a shell that start the server, which ends with the shell, and wait until it listens.
 pub fn start() -> String {
@@ -20,8 +23,8 @@ pub fn start() -> String {
     // It dies with the process that starts it, which becomes the machine.
     let serve = "setpriv --pdeathsig KILL";
     format!(
-        "RVMM_SERVER=1 {serve} {} --exact --ignored --nocapture --quiet server::serves_other_tests >/dev/null 2>&1 </dev/null &
-until busybox nc -z {SERVER} 8000; do sleep 0.1; done; ",
+        "{SERVE}=1 {serve} {} --exact --nocapture --quiet server::the_server_of_the_other_tests >/dev/null 2>&1 </dev/null &
+until busybox nc {SERVER} 8000 </dev/null >/dev/null 2>&1; do sleep 0.1; done; ",
         program.display()
     )
 }
@@ -41,19 +44,35 @@ pub fn data_md5() -> String {
     SUM.get_or_init(sum).clone()
 }
 
-#[test]
-#[ignore = "not a test: it serves other tests"]
-fn serves_other_tests() {
-    // `cargo test -- --ignored` would wait for ever.
-    if std::env::var_os("RVMM_SERVER").is_none() {
-        return;
-    }
-    let names = UdpSocket::bind((SERVER, 53)).expect("port 53");
+/// Answers names and requests until the process ends.
+fn answer_all(names: UdpSocket, listener: &TcpListener) {
     thread::spawn(move || answer_names(&names));
-    let listener = TcpListener::bind(("0.0.0.0", 8000)).expect("port 8000");
     for client in listener.incoming().flatten() {
         thread::spawn(move || serve(client));
     }
+}
+
+#[test]
+fn the_server_of_the_other_tests() {
+    if std::env::var_os(SERVE).is_some() {
+        let names = UdpSocket::bind((SERVER, 53)).expect("port 53");
+        return answer_all(names, &TcpListener::bind(("0.0.0.0", 8000)).expect("port 8000"));
+    }
+    let names = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let name_server = names.local_addr().expect("a port");
+    let server = listener.local_addr().expect("a port");
+    thread::spawn(move || answer_all(names, &listener));
+
+    assert!(fetch(&format!("{server}/fetch/{server}/data")).expect("an answer") == data());
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04host\x04test\x00\x00\x01\x00\x01";
+    client.send_to(question, name_server).expect("a question");
+    let mut answer = [0; 512];
+    let size = client.recv(&mut answer).expect("an answer");
+    let address: Ipv4Addr = SERVER.parse().expect("an address");
+    assert_eq!(answer[..4], [0x12, 0x34, 0x81, 0x80]);
+    assert!(answer[..size].ends_with(&address.octets()));
 }
 
 /// One request, one answer.
