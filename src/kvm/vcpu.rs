@@ -89,10 +89,11 @@ impl Vcpu {
     }
 
     /// Lets KVM finish the access to a device that it left for, without running the guest: only then are the
-    /// registers whole (Documentation/virt/kvm/api.rst, KVM_RUN).
-    pub fn settle(&mut self) {
+    /// registers whole (Documentation/virt/kvm/api.rst, KVM_RUN). A string instruction or a wide access may leave
+    /// for its next part, which is carried out as well.
+    pub fn settle(&mut self, pio: &Bus, mmio: &Bus) {
         self.fd.set_kvm_immediate_exit(1);
-        let _ = self.fd.run();
+        while self.run(pio, mmio) == Exit::Done {}
     }
 
     /// Runs until the next exit and carries out device accesses on the two buses.

@@ -166,7 +166,7 @@ impl Machine {
             let cycles = u128::from(ahead) * u128::from(state.tsc_khz()) / 1_000_000;
             vcpu.load(state, cycles as u64)?;
         }
-        // Devices last: what they still owe the guest is an interrupt that arrives at once.
+        // Devices last: what they still owe the guest is an edge that goes through the chips as they are now.
         self.platform.serial.as_ref().load(&state.serial).map_err(LoadError::Device)?;
         self.platform.ged.as_ref().load(&state.ged).map_err(LoadError::Device)?;
         for (function, saved) in self.functions.iter().zip(&state.virtio) {

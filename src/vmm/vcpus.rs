@@ -186,7 +186,7 @@ fn run(vcpu: &Mutex<Vcpu>, buses: &Buses, shared: &Shared, report: impl Fn(Exit)
                 }
             }
         }
-        vcpu.settle();
+        vcpu.settle(&buses.pio, &buses.mmio);
     }
 }
 

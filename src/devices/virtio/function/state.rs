@@ -1,4 +1,11 @@
 //! Saved state of what all virtio devices share. It names no transport.
+//!
+//! Over a snapshot nothing is lost, whatever was on its way when the vCPUs stopped:
+//! - a request that the device had taken is finished before the state is read ([`Function::freeze`]), or named in it;
+//! - a kick that was signalled and not handled: every queue is kicked again after a load, and after a thaw;
+//! - an interrupt that was signalled and that KVM had not delivered (an irqfd of an I/O APIC's pin goes through a
+//!   work queue): its cause is in the status that the driver has not acknowledged, and the line is pulled again when the
+//!   chips have their state. One that had been delivered as well comes twice, which a driver takes as spurious.
 
 use std::sync::atomic::Ordering;
 
