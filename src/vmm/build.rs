@@ -52,7 +52,7 @@ pub(super) fn machine(
     }
     let ranges = layout::ram_ranges(config.machine_config.mem_size_mib << 20);
     let (memory, origin) = match restore {
-        Some(restore) => restore.memory().map(&ranges, false).map_err(LoadError::Image)?,
+        Some(restore) => restore.memory().map(&ranges, restore.mode()).map_err(LoadError::Image)?,
         None => (memory::allocate(&ranges, config.machine_config.huge_pages.into())?, Origin::default()),
     };
     let memory = Arc::new(memory);

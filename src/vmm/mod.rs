@@ -12,6 +12,7 @@ mod console;
 mod machine;
 pub mod message;
 mod platform;
+pub mod rebase;
 pub mod request;
 mod signals;
 pub mod snapshot;

@@ -25,7 +25,7 @@ use crate::devices::virtio::block::Source;
 use crate::disk::{Contents, Format};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
-use crate::memory::image::{self, Chain, Origin};
+use crate::memory::image::{self, Chain, Mode, Origin};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::snapshot::{Persist, Saved};
 use crate::sys::frozen::Frozen;
@@ -87,6 +87,7 @@ pub struct Restore {
     config: VmConfig,
     state: State,
     memory: Chain,
+    mode: Mode,
 }
 
 impl Restore {
@@ -108,7 +109,17 @@ impl Restore {
             }
         }
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
-        Ok(Restore { config, state, memory: Chain::open(&bundle.memory()?)? })
+        Ok(Restore { config, state, memory: Chain::open(&bundle.memory()?)?, mode: Mode::default() })
+    }
+
+    /// The same, with another way to its memory.
+    pub fn with(self, mode: Mode) -> Self {
+        Restore { mode, ..self }
+    }
+
+    /// How the machine gets its memory.
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// The configuration of the machine that was saved.

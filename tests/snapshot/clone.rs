@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::counter::{address, counting, went_on_from};
+use super::counter::{address, counting, goes_on_from, went_on_from};
 use super::world::{World, refused};
 use crate::common::{eventually, host};
 use crate::need;
@@ -76,6 +76,67 @@ fn paused_clones_wait() {
         world.create(name, name, &[]);
         assert_eq!(world.captured(name, at), captured, "{name} ran");
     }
+}
+
+#[test]
+fn clones_of_a_machine_that_runs() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = world.guest("source", "counter every=500").disk(&disk, "").start();
+    address(&source);
+    let console = format!("file={}", world.text("%n.log"));
+    let store = world.text("store");
+    let clone = ["clone", "source", "-n", "3", "--store", &store, "--console", &console];
+    let report: serde_json::Value =
+        serde_json::from_str(&world.does(&[&clone[..], &["--json"]].concat())).expect("a report");
+    assert_eq!(report["machines"][2]["name"], "source-3", "{report}");
+    let left = fs::read_dir(world.path("store/clones")).expect("a directory").count();
+    assert_eq!(left, 0, "the snapshot between is gone");
+    for number in 1..=3 {
+        let text = || fs::read_to_string(world.path(&format!("source-{number}.log"))).unwrap_or_default();
+        assert!(eventually(|| text().matches("\ncounter ").count() >= 5), "{}", text());
+        let first = text().split_whitespace().skip_while(|word| *word != "counter").nth(1).map(str::parse);
+        went_on_from(&text(), first.and_then(Result::ok).expect("a number"));
+    }
+    // All of it is in the machine: it can be saved again.
+    world.create("source-1", "one", &[]);
+    world.does(&["snapshot", "verify", &world.text("one")]);
+    drop(world.restore("one", "again"));
+    // What a killed clone has left goes with the next one, and names that are taken leave nothing, either.
+    fs::create_dir(world.path("store/clones/source-1")).expect("a directory");
+    let again = world.command(&clone);
+    assert_eq!(again.status, 1, "{again}");
+    assert!(again.err.lines().all(|line| line.contains("runs already")), "{again}");
+    assert_eq!(fs::read_dir(world.path("store/clones")).expect("a directory").count(), 0);
+    refused(&world.command(&["clone", "sourec", "--store", &store]), &["sourec", "no machine of that name"]);
+    goes_on_from(&source, 500);
+}
+
+#[test]
+fn memory_that_is_copied_needs_no_snapshot() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    let at = address(&source);
+    world.create("source", "one", &["--stop"]);
+    source.finish();
+    let captured = world.captured("one", at);
+    let copy = world.restore_with("one", "copy", &["--memory-mode", "copy"]);
+    copy.says_times("\ncounter ", 1);
+    // What is mapped would be gone with this, and kill the machine.
+    let memory = fs::File::options().write(true).open(world.path("one/memory")).expect("a file");
+    memory.set_len(0).expect("a file");
+    fs::remove_dir_all(world.path("one")).expect("a directory");
+    goes_on_from(&copy, captured);
+    world.create("copy", "two", &[]);
+    let captured = world.captured("two", at);
+    drop(copy);
+    goes_on_from(&world.restore("two", "again"), captured);
+    refused(
+        &world.command(&["restore", &world.text("two"), "--memory-mode", "eager"]),
+        &["eager", "cow or copy"],
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod counter;
 mod disk;
 mod generations;
 mod hostile;
+mod rebase;
 mod refused;
 mod replaced;
 mod world;

@@ -17,6 +17,16 @@ const WORTH_MAPPING: u64 = 16;
 /// Holes up to this length between two runs of one file are mapped with them: they read as zeroes, as they should.
 const GAP: u64 = 64;
 
+/// How a machine gets its memory from images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Mapped copy-on-write: nothing is read before it is used, and the files must stay.
+    #[default]
+    Cow,
+    /// Read at once: the files are not needed any more.
+    Copy,
+}
+
 /// Images from the top to the last, each with its pages open.
 pub struct Chain {
     layers: Vec<Layer>,
@@ -104,7 +114,8 @@ impl Chain {
     ///
     /// # Errors
     /// The ranges are not as long as the chain's RAM, or the host cannot map.
-    pub fn map(&self, ranges: &[(GuestAddress, u64)], copy: bool) -> Result<(Memory, Origin), Error> {
+    pub fn map(&self, ranges: &[(GuestAddress, u64)], mode: Mode) -> Result<(Memory, Origin), Error> {
+        let copy = mode == Mode::Copy;
         self.check_size(ranges.iter().map(|range| range.1).sum())?;
         let memory = memory::allocate(ranges, Pages::Transparent)?;
         let mut origin = Origin { mapped: Vec::new(), top: self.identity() };

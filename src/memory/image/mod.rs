@@ -20,8 +20,8 @@ use std::io;
 use std::path::PathBuf;
 
 pub use index::{Index, Kind, Run};
-pub use map::{Chain, Origin};
-pub use write::{Progress, Written, write};
+pub use map::{Chain, Mode, Origin};
+pub use write::{Progress, Written, fold, write};
 
 /// File with the pages, in the directory of an image.
 pub const PAGES_FILE: &str = "memory";
