@@ -55,7 +55,8 @@ pub struct Args {
     /// Where the serial consoles are: off, pty, or file=PATH and socket=PATH
     #[arg(long, value_name = "PLACE", default_value = "off")]
     console: console::Config,
-    /// How they get their memory: cow, mapped from the snapshot until it is written, or copy, read at once
+    /// How they get their memory: cow, mapped from the snapshot until it is written; copy, read at once; lazy or
+    /// lazy=SOCKET, read when it is used and in the background
     #[arg(long, value_name = "HOW", default_value = "cow", value_parser = memory_mode)]
     memory_mode: Mode,
     /// Leave the machines paused, `rvmm resume` lets them go on
@@ -75,7 +76,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     // It must live until all have opened what is in it.
     let scratch = scratch(&args.source, common)?;
     let snapshot = scratch.as_ref().map_or_else(|| args.source.clone(), Scratch::snapshot);
-    let restore = Restore::open(&snapshot).map_err(Failure::usage)?.with(args.memory_mode);
+    let restore = Restore::open_in(&snapshot, args.memory_mode.clone()).map_err(Failure::usage)?;
     let prefix = match &args.name {
         Some(name) => name.clone(),
         None => args.source.file_name().map_or("clone".into(), |name| name.to_string_lossy().into_owned()),
@@ -105,6 +106,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
             Ok(_) if text == RUNS => machines.push(json!({ "name": name.as_str(), "pid": pid })),
             result => {
                 let reason = result.map_or_else(|error| error.to_string(), |_| text);
+                let reason = if reason.is_empty() { "it ended before it ran".into() } else { reason };
                 complain(common.json, exit::REFUSED, &format!("{name}: {reason}"));
                 failed += 1;
             }

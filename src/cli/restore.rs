@@ -34,8 +34,8 @@ pub struct Args {
     name: Option<Name>,
     #[command(flatten)]
     replacements: Replacements,
-    /// How it gets its memory: cow, mapped from the snapshot until it is written, or copy, read at once: the snapshot is
-    /// not needed any more
+    /// How it gets its memory: cow, mapped from the snapshot until it is written; copy, read at once, so that the snapshot
+    /// is not needed any more; lazy, read when it is used and in the background; lazy=SOCKET, the same from `snapshot serve`
     #[arg(long, value_name = "HOW", default_value = "cow", value_parser = memory_mode)]
     memory_mode: Mode,
     /// Leave the machine paused, `rvmm resume` lets it go on
@@ -52,19 +52,23 @@ pub struct Args {
     boot_timer: Option<PathBuf>,
 }
 
-/// `cow` or `copy`.
+/// `cow`, `copy`, `lazy` or `lazy=SOCKET`.
 pub fn memory_mode(text: &str) -> Result<Mode, options::Error> {
     match text {
         "cow" => Ok(Mode::Cow),
         "copy" => Ok(Mode::Copy),
-        _ => Err(options::bad_value("memory-mode", text, "cow or copy")),
+        "lazy" => Ok(Mode::Lazy(None)),
+        _ => match text.strip_prefix("lazy=") {
+            Some(socket) if !socket.is_empty() => Ok(Mode::Lazy(Some(socket.into()))),
+            _ => Err(options::bad_value("memory-mode", text, "cow, copy, lazy or lazy=SOCKET")),
+        },
     }
 }
 
 /// Restores a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
-    let restore = Restore::open(&args.snapshot).map_err(Failure::usage)?.with(args.memory_mode);
+    let restore = Restore::open_in(&args.snapshot, args.memory_mode).map_err(Failure::usage)?;
     let mut config = restore.config().clone();
     config.console = args.console;
     args.replacements.apply(&mut config, &Marks(&[]))?;

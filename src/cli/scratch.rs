@@ -44,8 +44,8 @@ impl Scratch {
         lock.lock().map_err(failed)?;
         let scratch = Scratch { directory, _lock: lock };
         let target = scratch.snapshot();
-        let saved = snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
-        match saved {
+        let mut saved = snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
+        match saved.pop() {
             Some((_, Err(error @ machines::Error::Client(_)))) => {
                 Err(Failure::refused(format!("{name}: {}", crate::vmm::chain(&error))))
             }

@@ -1,6 +1,7 @@
 //! `rvmm snapshot`: save machines, and look after what was saved.
 
 mod list;
+mod serve;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Read a snapshot whole and compare it with its digests
     Verify(Verify),
+    /// Give other processes the memory of a snapshot through a socket
+    Serve(serve::Serve),
     /// Make a snapshot stand for itself, or on another one
     Rebase(Rebase),
 }
@@ -104,6 +107,7 @@ impl Command {
             Command::Create(args) => create(args, common),
             Command::Ls(args) => list::run(args, common),
             Command::Inspect(args) => inspect(&args.snapshot),
+            Command::Serve(args) => serve::run(args, common),
             Command::Rebase(args) => rebase(args, common),
             Command::Verify(args) => verify(&args.snapshot, common),
         }
@@ -115,8 +119,8 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     let base = args.base.as_deref().map(absolute).transpose()?;
     let target = absolute(&args.target)?;
     let body = json!({ "path": target, "base": base, "stop": args.stop });
-    let saved = save(&args.name, &target, body, common)?;
-    match saved {
+    let mut saved = save(&args.name, &target, body, common)?;
+    match saved.pop() {
         Some((_, Ok(written))) if common.json => print_json(&written)?,
         Some((name, Ok(written))) => print(format!(
             "{name} saved in {}: {} of {} MiB, paused for {:.1} ms",
@@ -146,9 +150,9 @@ pub(super) fn save(
     target: &Path,
     body: Value,
     common: &Common,
-) -> Result<Option<(String, Result<Value, machines::Error>)>, Failure> {
+) -> Result<machines::Results<Value>, Failure> {
     let (names, done, bar) = ([name.to_string()], AtomicBool::new(false), Bar::new(common));
-    let results = thread::scope(|scope| {
+    thread::scope(|scope| {
         let watch = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 show(&bar, "saving", bundle::written(target), None);
@@ -161,14 +165,14 @@ pub(super) fn save(
         done.store(true, Ordering::Relaxed);
         watch.thread().unpark();
         results
-    });
-    Ok(results?.pop())
+    })
 }
 
 fn rebase(args: &Rebase, common: &Common) -> Result<u8, Failure> {
     let Rebase { snapshot, onto } = args;
     let bar = Bar::new(common);
-    let written = rebase::rebase(snapshot, onto.as_deref(), &mut |done, all| show(&bar, "rewriting", done, Some(all)));
+    let written =
+        rebase::rebase(snapshot, onto.as_deref(), &mut |done, all| show(&bar, "rewriting", done, Some(all)));
     drop(bar);
     let written = written.map_err(Failure::refused)?;
     match (common.json, onto) {

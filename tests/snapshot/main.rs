@@ -8,6 +8,7 @@ mod counter;
 mod disk;
 mod generations;
 mod hostile;
+mod lazy;
 mod rebase;
 mod refused;
 mod replaced;

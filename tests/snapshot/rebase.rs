@@ -1,26 +1,14 @@
 //! Chains of snapshots that are folded, and lists of snapshots.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
-use rvmm::vmm::snapshot::Restore;
 use serde_json::Value;
 
 use super::counter::{address, counting, goes_on_from};
-use super::world::{World, refused};
+use super::world::{World, memory, refused};
 use crate::common::{eventually, host};
 use crate::need;
-
-/// All memory that a snapshot describes.
-fn memory(path: &Path) -> Vec<u8> {
-    let restore = Restore::open(path).expect("a snapshot");
-    let mut bytes = vec![0; restore.memory().ram() as usize];
-    for (number, page) in bytes.as_chunks_mut::<4096>().0.iter_mut().enumerate() {
-        restore.memory().read_page(number as u64, page).expect("a page");
-    }
-    bytes
-}
 
 /// A chain `s1`, `s2`, `s3`, the names of which are the machine's in its course; where it counts.
 fn three(world: &World) -> u64 {

@@ -55,7 +55,7 @@ pub fn run(args: &List, common: &Common) -> Result<u8, Failure> {
         let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         // Those that begin with a dot are still being written.
         found.retain(|path| {
-            is_bundle(path) && !path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.')
+            is_bundle(path) && path.file_name().is_none_or(|name| name.as_encoded_bytes()[0] != b'.')
         });
         found.sort();
         let here = Path::new(".");
