@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use rvmm::memory::image::{Chain, Error, Origin, PAGES_FILE, Written, write};
+use rvmm::memory::image::{Chain, Error, Mode, Origin, PAGES_FILE, Written, write};
 use rvmm::memory::{Memory, Pages, allocate};
 use rvmm::sys::frozen::{Frozen, PAGE, Page};
 use vm_memory::{Bytes, GuestAddress};
@@ -61,13 +61,14 @@ fn generations_come_back_exactly() {
         let paths: Vec<_> = directories.iter().rev().map(|directory| directory.path()).collect();
         let chain = Chain::open(&paths).unwrap();
         chain.verify(|_| {}).unwrap();
-        (memory, origin) = chain.map(&RANGES, generation % 3 == 2).unwrap();
+        (memory, origin) =
+            chain.map(&RANGES, if generation % 3 == 2 { &Mode::Copy } else { &Mode::Cow }).unwrap();
         assert!(contents(&memory) == before, "generation {generation}");
     }
     // A whole image of a machine that was restored ten times stands for itself.
     let before = contents(&memory);
     let (whole, _) = capture(&memory, &origin, None);
-    let (memory, _) = Chain::open(&[whole.path()]).unwrap().map(&RANGES, false).unwrap();
+    let (memory, _) = Chain::open(&[whole.path()]).unwrap().map(&RANGES, &Mode::Cow).unwrap();
     assert!(contents(&memory) == before);
 }
 

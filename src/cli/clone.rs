@@ -1,11 +1,11 @@
-//! `rvmm clone`: many new machines from one snapshot.
+//! `rvmm clone`: many new machines from one snapshot, or from one that runs.
 //!
 //! The snapshot is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
 //! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
 
 use std::cell::Cell;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,13 @@ use serde_json::json;
 use super::life::Life;
 use super::output::{Failure, complain, print, print_json};
 use super::replace::{Marks, Replacements};
-use super::{Common, exit};
+use super::restore::memory_mode;
+use super::scratch::Scratch;
+use super::{Common, exit, machines};
 use crate::api::name::Name;
 use crate::config::VmConfig;
 use crate::console;
+use crate::memory::image::Mode;
 use crate::sys::process::{self, Fork};
 use crate::vmm::{chain, snapshot::Restore};
 
@@ -27,6 +30,7 @@ const AT_ONCE: usize = 8;
 /// Options of `clone`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
+  rvmm clone web                             a machine that runs
   rvmm snapshot create web snap1
   rvmm clone snap1 -n 10 --name worker
   rvmm clone snap1 -n 10 --net tap=tap%i --console file=%n.log
@@ -37,9 +41,9 @@ Clones run in the background and share memory and disks with the snapshot until 
 identifier of its own, so that its kernel makes other random numbers than the others, and new addresses for its network
 interfaces. In --net, --disk, --rename and --console, %n stands for a machine's name and %i for its number.")]
 pub struct Args {
-    /// The snapshot
-    #[arg(value_name = "DIR")]
-    snapshot: PathBuf,
+    /// A snapshot, or a machine that runs, as `rvmm ps` names it
+    #[arg(value_name = "DIR|NAME")]
+    source: PathBuf,
     /// How many machines
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1)]
     count: u32,
@@ -51,6 +55,10 @@ pub struct Args {
     /// Where the serial consoles are: off, pty, or file=PATH and socket=PATH
     #[arg(long, value_name = "PLACE", default_value = "off")]
     console: console::Config,
+    /// How they get their memory: cow, mapped from the snapshot until it is written; copy, read at once; lazy or
+    /// lazy=SOCKET, read when it is used and in the background
+    #[arg(long, value_name = "HOW", default_value = "cow", value_parser = memory_mode)]
+    memory_mode: Mode,
     /// Leave the machines paused, `rvmm resume` lets them go on
     #[arg(long)]
     paused: bool,
@@ -65,10 +73,13 @@ struct Started {
 
 /// Starts the machines and returns when all run.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
-    let restore = Restore::open(&args.snapshot).map_err(Failure::usage)?;
+    // It must live until all have opened what is in it.
+    let scratch = scratch(&args.source, common)?;
+    let snapshot = scratch.as_ref().map_or_else(|| args.source.clone(), Scratch::snapshot);
+    let restore = Restore::open_in(&snapshot, args.memory_mode.clone()).map_err(Failure::usage)?;
     let prefix = match &args.name {
         Some(name) => name.clone(),
-        None => args.snapshot.file_name().map_or("clone".into(), |name| name.to_string_lossy().into_owned()),
+        None => args.source.file_name().map_or("clone".into(), |name| name.to_string_lossy().into_owned()),
     };
     let names = (1..=args.count).map(|number| Ok((number, format!("{prefix}-{number}").parse::<Name>()?)));
     let names = names.collect::<Result<Vec<_>, crate::api::name::Error>>().map_err(Failure::usage)?;
@@ -95,12 +106,14 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
             Ok(_) if text == RUNS => machines.push(json!({ "name": name.as_str(), "pid": pid })),
             result => {
                 let reason = result.map_or_else(|error| error.to_string(), |_| text);
+                let reason = if reason.is_empty() { "it ended before it ran".into() } else { reason };
                 complain(common.json, exit::REFUSED, &format!("{name}: {reason}"));
                 failed += 1;
             }
         }
     }
     let elapsed = start.elapsed();
+    drop(scratch);
     if common.json {
         print_json(
             &json!({ "machines": machines, "failed": failed, "elapsed_us": elapsed.as_micros() as u64 }),
@@ -109,6 +122,18 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         print(format!("{} machines run after {:.1} ms", machines.len(), elapsed.as_secs_f64() * 1e3))?;
     }
     Ok(if failed == 0 { 0 } else { exit::REFUSED })
+}
+
+/// Saves the machine that is to be cloned, unless `source` is a snapshot.
+fn scratch(source: &Path, common: &Common) -> Result<Option<Scratch>, Failure> {
+    let name = source.to_str().and_then(|text| text.parse::<Name>().ok());
+    let Some(name) = name.filter(|_| !source.exists()) else { return Ok(None) };
+    match machines::all(common)?.iter().any(|machine| machine.name == name.as_str()) {
+        true => Scratch::of(&name, common).map(Some),
+        false => Err(Failure::usage(format!(
+            "There is no snapshot `{name}` here, and no machine of that name runs"
+        ))),
+    }
 }
 
 /// What a child says when its machine runs.

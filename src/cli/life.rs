@@ -16,7 +16,7 @@ use crate::config::VmConfig;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
 use crate::vmm::snapshot::Restore;
-use crate::vmm::{Environment, Outcome, Vmm, chain};
+use crate::vmm::{Environment, Lost, Outcome, Vmm, chain};
 
 /// How a machine lives.
 #[derive(Default)]
@@ -56,6 +56,7 @@ impl Life {
             grace: self.grace,
             directory: entry.as_ref().map(|entry| entry.path().to_path_buf()),
             paused: self.paused,
+            lost: Some(lost(entry.as_ref(), common)),
         };
         std::panic::set_hook(Box::new(|panic| {
             terminal::restore();
@@ -64,7 +65,7 @@ impl Life {
         let outcome = self.run(config, restore, environment, entry.as_ref());
         terminal::restore();
         let outcome = outcome?;
-        report(&outcome, entry.as_ref(), common);
+        report(&outcome, entry.as_ref().map(Entry::name), common.json);
         Ok(exit::status(&outcome))
     }
 
@@ -114,14 +115,25 @@ fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure>
     }
 }
 
+/// Ends the program when the machine's memory is lost.
+fn lost(entry: Option<&Entry>, common: &Common) -> Lost {
+    let (name, json) = (entry.map(|entry| entry.name().to_string()), common.json);
+    Box::new(move |reason| {
+        terminal::restore();
+        let outcome = Outcome::Failed(reason.into());
+        report(&outcome, name.as_deref(), json);
+        std::process::exit(exit::status(&outcome).into())
+    })
+}
+
 /// Says how the machine ended, if that is worth a word.
-fn report(outcome: &Outcome, entry: Option<&Entry>, common: &Common) {
+fn report(outcome: &Outcome, name: Option<&str>, json: bool) {
     let status = exit::status(outcome);
     let message = match outcome {
-        _ if common.json => {
+        _ if json => {
             let mut report = serde_json::to_value(outcome).unwrap_or_default();
             report["status"] = status.into();
-            report["name"] = entry.map(Entry::name).into();
+            report["name"] = name.into();
             let _ = writeln!(io::stderr(), "{report}");
             return;
         }

@@ -18,6 +18,7 @@ mod ps;
 mod replace;
 mod restore;
 mod run;
+mod scratch;
 mod shell;
 mod snapshot;
 mod stop;
@@ -111,7 +112,7 @@ enum Command {
     Snapshot(snapshot::Command),
     /// Go on with a machine that was saved, in the foreground
     Restore(Box<restore::Args>),
-    /// Start many machines from one snapshot, in the background
+    /// Start many machines from one snapshot or one machine, in the background
     Clone(clone::Args),
     /// Say what this host offers to virtual machines, and how to put right what is missing
     Doctor(doctor::Args),

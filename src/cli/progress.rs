@@ -30,6 +30,11 @@ impl Bar {
         !common.json && terminal::is_terminal(io::stderr().as_fd())
     }
 
+    /// The line, if somebody sees it.
+    pub fn new(common: &Common) -> Option<Self> {
+        Bar::wanted(common).then(Bar::default)
+    }
+
     /// Shows how far the work is, now and then.
     pub fn show(&self, step: &Step) {
         let Ok(mut state) = self.0.lock() else { return };

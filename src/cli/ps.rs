@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::output::{Failure, print, print_json};
+use super::output::{self, Failure, print, print_json};
 use super::{Common, machines};
 use crate::api::client::{self, Client};
 use crate::api::runtime::Machine;
@@ -108,19 +108,10 @@ impl Line {
     }
 }
 
-/// Columns as wide as their longest cell.
 fn table(lines: &[Line]) -> String {
     let head = ["NAME", "STATE", "PID", "CPUS", "MEMORY", "UPTIME", "KERNEL"].map(String::from);
     let rows: Vec<_> = std::iter::once(head).chain(lines.iter().map(Line::cells)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  "));
-        text.push_str(cells.collect::<String>().trim_end());
-        text.push('\n');
-    }
-    text
+    output::table(&rows)
 }
 
 /// A size as users write it.

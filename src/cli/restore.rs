@@ -10,6 +10,8 @@ use super::output::Failure;
 use super::replace::{Marks, Replacements};
 use crate::api::name::Name;
 use crate::console;
+use crate::memory::image::Mode;
+use crate::options;
 use crate::vmm::snapshot::Restore;
 
 /// Options of `restore`.
@@ -32,6 +34,10 @@ pub struct Args {
     name: Option<Name>,
     #[command(flatten)]
     replacements: Replacements,
+    /// How it gets its memory: cow, mapped from the snapshot until it is written; copy, read at once, so that the snapshot
+    /// is not needed any more; lazy, read when it is used and in the background; lazy=SOCKET, the same from `snapshot serve`
+    #[arg(long, value_name = "HOW", default_value = "cow", value_parser = memory_mode)]
+    memory_mode: Mode,
     /// Leave the machine paused, `rvmm resume` lets it go on
     #[arg(long)]
     paused: bool,
@@ -46,10 +52,23 @@ pub struct Args {
     boot_timer: Option<PathBuf>,
 }
 
+/// `cow`, `copy`, `lazy` or `lazy=SOCKET`.
+pub fn memory_mode(text: &str) -> Result<Mode, options::Error> {
+    match text {
+        "cow" => Ok(Mode::Cow),
+        "copy" => Ok(Mode::Copy),
+        "lazy" => Ok(Mode::Lazy(None)),
+        _ => match text.strip_prefix("lazy=") {
+            Some(socket) if !socket.is_empty() => Ok(Mode::Lazy(Some(socket.into()))),
+            _ => Err(options::bad_value("memory-mode", text, "cow, copy, lazy or lazy=SOCKET")),
+        },
+    }
+}
+
 /// Restores a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
-    let restore = Restore::open(&args.snapshot).map_err(Failure::usage)?;
+    let restore = Restore::open_in(&args.snapshot, args.memory_mode).map_err(Failure::usage)?;
     let mut config = restore.config().clone();
     config.console = args.console;
     args.replacements.apply(&mut config, &Marks(&[]))?;

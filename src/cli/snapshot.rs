@@ -1,15 +1,23 @@
 //! `rvmm snapshot`: save machines, and look after what was saved.
 
+mod list;
+mod serve;
+
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::Common;
 use super::machines::{self, Selection};
-use super::output::{Failure, print, print_json};
+use super::output::{Failure, print, print_json, size};
+use super::progress::Bar;
+use crate::image::Step;
 use crate::memory::image::Chain;
-use crate::snapshot::bundle::Bundle;
+use crate::snapshot::bundle::{self, Bundle};
+use crate::vmm::rebase;
 use crate::vmm::snapshot::Restore;
 
 /// How long writing a snapshot may take.
@@ -20,10 +28,16 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub enum Command {
     /// Save a machine, which runs on meanwhile
     Create(Create),
+    /// List the snapshots in a directory
+    Ls(list::List),
     /// Show what a snapshot is, as JSON
     Inspect(Inspect),
     /// Read a snapshot whole and compare it with its digests
     Verify(Verify),
+    /// Give other processes the memory of a snapshot through a socket
+    Serve(serve::Serve),
+    /// Make a snapshot stand for itself, or on another one
+    Rebase(Rebase),
 }
 
 /// Options of `snapshot create`.
@@ -68,12 +82,33 @@ pub struct Verify {
     snapshot: PathBuf,
 }
 
+/// Options of `snapshot rebase`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm snapshot create web snap2 --base snap1
+  rvmm snapshot rebase snap2                 snap1 is not needed any more
+  rvmm snapshot rebase snap2 --onto other    only what differs from `other` stays in snap2
+
+What the snapshot describes stays the same. It is checked first, written anew beside its place, and takes its place at once:
+killed at any moment, it is there as it was or as it is to be.")]
+pub struct Rebase {
+    /// The snapshot
+    #[arg(value_name = "DIR")]
+    snapshot: PathBuf,
+    /// Keep only what differs from this other snapshot, which must be kept
+    #[arg(long, value_name = "DIR")]
+    onto: Option<PathBuf>,
+}
+
 impl Command {
     /// Does what is asked.
     pub fn run(&self, common: &Common) -> Result<u8, Failure> {
         match self {
             Command::Create(args) => create(args, common),
+            Command::Ls(args) => list::run(args, common),
             Command::Inspect(args) => inspect(&args.snapshot),
+            Command::Serve(args) => serve::run(args, common),
+            Command::Rebase(args) => rebase(args, common),
             Command::Verify(args) => verify(&args.snapshot, common),
         }
     }
@@ -82,12 +117,10 @@ impl Command {
 fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(Failure::usage);
     let base = args.base.as_deref().map(absolute).transpose()?;
-    let body = json!({ "path": absolute(&args.target)?, "base": base, "stop": args.stop });
-    let names = [args.name.clone()];
-    let mut results = machines::each(common, Selection::Names(&names), |machine| {
-        machines::ask_for(machine, "PUT", "/snapshot/create", Some(body.clone()), PATIENCE)
-    })?;
-    match results.pop() {
+    let target = absolute(&args.target)?;
+    let body = json!({ "path": target, "base": base, "stop": args.stop });
+    let mut saved = save(&args.name, &target, body, common)?;
+    match saved.pop() {
         Some((_, Ok(written))) if common.json => print_json(&written)?,
         Some((name, Ok(written))) => print(format!(
             "{name} saved in {}: {} of {} MiB, paused for {:.1} ms",
@@ -101,6 +134,64 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
             return Ok(super::exit::REFUSED);
         }
         None => {}
+    }
+    Ok(0)
+}
+
+fn show(bar: &Option<Bar>, doing: &'static str, done: u64, total: Option<u64>) {
+    if let Some(bar) = bar {
+        bar.show(&Step { doing, done, total });
+    }
+}
+
+/// Asks a machine to save itself in `target`, as `body` says, and shows how far it has come.
+pub(super) fn save(
+    name: &str,
+    target: &Path,
+    body: Value,
+    common: &Common,
+) -> Result<machines::Results<Value>, Failure> {
+    let (names, done, bar) = ([name.to_string()], AtomicBool::new(false), Bar::new(common));
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                show(&bar, "saving", bundle::written(target), None);
+                thread::park_timeout(Duration::from_millis(200));
+            }
+        });
+        let results = machines::each(common, Selection::Names(&names), |machine| {
+            machines::ask_for(machine, "PUT", "/snapshot/create", Some(body.clone()), PATIENCE)
+        });
+        done.store(true, Ordering::Relaxed);
+        watch.thread().unpark();
+        results
+    })
+}
+
+fn rebase(args: &Rebase, common: &Common) -> Result<u8, Failure> {
+    let Rebase { snapshot, onto } = args;
+    let bar = Bar::new(common);
+    let written =
+        rebase::rebase(snapshot, onto.as_deref(), &mut |done, all| show(&bar, "rewriting", done, Some(all)));
+    drop(bar);
+    let written = written.map_err(Failure::refused)?;
+    match (common.json, onto) {
+        (true, _) => print_json(&json!({
+            "path": snapshot, "ram_bytes": written.ram, "data_bytes": written.data, "zero_bytes": written.zero,
+        }))?,
+        (false, None) => {
+            print(format!(
+                "{} stands for itself, with {} of memory",
+                snapshot.display(),
+                size(written.data)
+            ))?;
+        }
+        (false, Some(onto)) => print(format!(
+            "{} stands on {}, with {} of memory that differ",
+            snapshot.display(),
+            onto.display(),
+            size(written.data)
+        ))?,
     }
     Ok(0)
 }
@@ -123,7 +214,13 @@ fn verify(path: &Path, common: &Common) -> Result<u8, Failure> {
     let restore = Restore::open(path).map_err(Failure::refused)?;
     let chain: &Chain = restore.memory();
     let mut done = 0;
-    chain.verify(|bytes| done += bytes).map_err(Failure::refused)?;
+    let bar = Bar::new(common);
+    let verified = chain.verify(|bytes| {
+        done += bytes;
+        show(&bar, "checking", done, None);
+    });
+    drop(bar);
+    verified.map_err(Failure::refused)?;
     match common.json {
         true => print_json(&json!({ "verified_bytes": done }))?,
         false => print(format!("{}: whole, {} MiB of memory checked", path.display(), done >> 20))?,

@@ -9,7 +9,7 @@ use super::progress::Bar;
 use crate::image::Store;
 
 /// Where images are kept: as the user says, else where the XDG base directory specification has data.
-fn place(common: &Common) -> Option<PathBuf> {
+pub(super) fn place(common: &Common) -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let absolute = |name| variable(name).filter(|path| path.is_absolute());
     let data =

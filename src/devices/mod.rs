@@ -11,4 +11,5 @@ pub mod power;
 pub mod pvpanic;
 pub mod serial;
 pub mod virtio;
+pub mod vmclock;
 pub mod vmgenid;

@@ -12,7 +12,6 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -238,26 +237,13 @@ impl Contents {
             let changes = self.user && number == 0;
             if changes || file::link(layer, &path).is_err() {
                 let copy = File::options().write(true).create_new(true).mode(0o600).open(&path);
-                let copied = copy.and_then(|copy| copy_data(layer, &copy).and_then(|()| copy.sync_all()));
+                let copied = copy.and_then(|copy| file::copy(layer, &copy).and_then(|()| copy.sync_all()));
                 copied.map_err(failed("copy disk"))?;
             }
             names.push(name);
         }
         Ok(names)
     }
-}
-
-/// Copies a file into an empty one, holes as holes.
-fn copy_data(from: &File, to: &File) -> io::Result<()> {
-    let len = file::length(from)?;
-    to.set_len(len)?;
-    let mut at = 0;
-    while let Some(start) = file::next_data(from, at)?.filter(|&start| start < len) {
-        let end = file::next_hole(from, start)?.min(len);
-        file::copy_range(from, start, to, start, end - start)?;
-        at = end;
-    }
-    Ok(())
 }
 
 /// Path of the overlay number `number` of a user's disk.

@@ -35,7 +35,7 @@ mod store;
 mod tar;
 #[cfg(test)]
 mod tests;
-mod time;
+pub mod time;
 mod upload;
 mod view;
 

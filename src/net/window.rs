@@ -109,7 +109,9 @@ fn shift(segment: &[u8]) -> u8 {
         options = match options {
             [3, 3, shift, ..] => return (*shift).min(14),
             [1, rest @ ..] => rest,
-            [kind, len, ..] if *kind > 1 && *len > 1 && usize::from(*len) <= options.len() => &options[usize::from(*len)..],
+            [kind, len, ..] if *kind > 1 && *len > 1 && usize::from(*len) <= options.len() => {
+                &options[usize::from(*len)..]
+            }
             _ => return 0,
         }
     }

@@ -13,17 +13,16 @@
 //! It is written beside its place under another name, made durable and renamed. Paths in it are relative to it. It
 //! holds the guest's memory, secrets included: only its owner can read it.
 
+mod draft;
+
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::sys::file;
+pub use draft::{Draft, written};
 
 /// Format of `bundle.json`.
 pub const FORMAT: u32 = 1;
@@ -72,6 +71,14 @@ pub enum Error {
         /// The format found.
         found: u32,
     },
+    /// The base stands on the bundle that is to stand on it.
+    #[error("{path} cannot stand on {base}, which stands on it")]
+    Loop {
+        /// The bundle.
+        path: PathBuf,
+        /// The base.
+        base: PathBuf,
+    },
     /// The chain of parents has no end.
     #[error("{path} has more than {MAX_DEPTH} parents, or is its own")]
     Depth {
@@ -116,115 +123,8 @@ struct Sealed<'a> {
     bundle: &'a RawValue,
 }
 
-/// A bundle that is being written. Dropped before [`publish`](Self::publish), it leaves nothing.
-pub struct Draft {
-    target: PathBuf,
-    path: PathBuf,
-    /// The directory, locked: whose lock is free was left by a process that is gone.
-    _lock: File,
-    files: BTreeMap<String, String>,
-}
-
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::File { doing, path: path.into(), source }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
-}
-
-/// Removes what killed processes have left of the same bundle.
-fn remove_stale(directory: &Path, prefix: &str) {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
-        if File::open(entry.path()).is_ok_and(|lock| lock.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-impl Draft {
-    /// Begins a bundle that will stand at `target`.
-    pub fn new(target: &Path) -> Result<Self, Error> {
-        if target.symlink_metadata().is_ok() {
-            return Err(Error::Exists { path: target.into() });
-        }
-        let name = target.file_name().ok_or_else(|| Error::NotBundle { path: target.into() })?;
-        let prefix = format!(".{}.partial-", name.to_string_lossy());
-        remove_stale(directory_of(target), &prefix);
-        // One process may write several at once, even to one target, of which one will win.
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = target.with_file_name(format!("{prefix}{}-{number}", std::process::id()));
-        DirBuilder::new().mode(0o700).create(&path).map_err(failed("create", &path))?;
-        let lock = || {
-            let lock = File::open(&path)?;
-            lock.try_lock()?;
-            Ok(lock)
-        };
-        let lock = lock().map_err(failed("lock", &path))?;
-        Ok(Draft { target: target.into(), path, _lock: lock, files: BTreeMap::new() })
-    }
-
-    /// Where files are to be written.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where the bundle will stand.
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
-    /// Writes a file that is always read whole.
-    pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        self.write(name, bytes)?;
-        self.files.insert(name.into(), blake3::hash(bytes).to_hex().to_string());
-        Ok(())
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let path = self.path.join(name);
-        let write = || {
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().map_err(failed("write", &path))
-    }
-
-    /// Makes the bundle durable and puts it in its place.
-    pub fn publish(mut self, parent: Option<PathBuf>, disks: Vec<Disk>) -> Result<(), Error> {
-        let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let manifest = Manifest {
-            format: FORMAT,
-            rvmm: env!("CARGO_PKG_VERSION").into(),
-            created: created.map_or(0, |time| time.as_secs()),
-            parent,
-            disks,
-            files: std::mem::take(&mut self.files),
-        };
-        let seal = || -> serde_json::Result<Vec<u8>> {
-            let text = serde_json::to_string(&manifest)?;
-            let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
-            serde_json::to_vec(&Sealed { digest, bundle: serde_json::from_str(&text)? })
-        };
-        let bytes = seal().map_err(|error| failed("write", &self.path.join(MANIFEST))(error.into()))?;
-        self.write(MANIFEST, &bytes)?;
-        file::sync_directory(&self.path).map_err(failed("write", &self.path))?;
-        file::rename_new(&self.path, &self.target).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => Error::Exists { path: self.target.clone() },
-            _ => failed("rename", &self.target)(source),
-        })?;
-        let directory = directory_of(&self.target);
-        file::sync_directory(directory).map_err(failed("write", directory))
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }
 
 /// A bundle that is there.
@@ -257,8 +157,13 @@ impl Bundle {
         if format != FORMAT {
             return Err(Error::Format { path: path.into(), found: format });
         }
-        let manifest = serde_json::from_str(inner).map_err(|error| damaged(error.to_string()))?;
-        Ok(Bundle { path: path.into(), manifest })
+        let manifest: Manifest = serde_json::from_str(inner).map_err(|error| damaged(error.to_string()))?;
+        let layers = manifest.disks.iter().flat_map(|disk| &disk.layers).map(PathBuf::as_path);
+        let mut files = manifest.files.keys().map(Path::new).chain(layers);
+        match files.find(|file| file.file_name() != Some(file.as_os_str())) {
+            Some(file) => Err(damaged(format!("{} is not a file in it", file.display()))),
+            None => Ok(Bundle { path: path.into(), manifest }),
+        }
     }
 
     /// The directory.

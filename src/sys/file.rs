@@ -163,6 +163,19 @@ pub fn length(file: &File) -> io::Result<u64> {
     }
 }
 
+/// Copies a file into an empty one, holes as holes.
+pub fn copy(from: &File, to: &File) -> io::Result<()> {
+    let len = length(from)?;
+    to.set_len(len)?;
+    let mut at = 0;
+    while let Some(start) = next_data(from, at)?.filter(|&start| start < len) {
+        let end = next_hole(from, start)?.min(len);
+        copy_range(from, start, to, start, end - start)?;
+        at = end;
+    }
+    Ok(())
+}
+
 /// Copies `len` bytes between files, in the kernel or sharing blocks where that is possible.
 pub fn copy_range(from: &File, from_at: u64, to: &File, to_at: u64, len: u64) -> io::Result<()> {
     let (mut from_at, mut to_at, mut left) = (from_at as i64, to_at as i64, len as usize);
@@ -252,11 +265,20 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Renames `from` to `to`, which must not be there (renameat2(2), RENAME_NOREPLACE).
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    rename(from, to, libc::RENAME_NOREPLACE)
+}
+
+/// Gives each of two files the name of the other, at once (renameat2(2), RENAME_EXCHANGE).
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    rename(one, other, libc::RENAME_EXCHANGE)
+}
+
+fn rename(from: &Path, to: &Path, flags: libc::c_uint) -> io::Result<()> {
     let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes());
     let (from, to) = (c_path(from)?, c_path(to)?);
     let here = libc::AT_FDCWD;
     // SAFETY: both are C strings that live until after the call.
-    let renamed = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), libc::RENAME_NOREPLACE) };
+    let renamed = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), flags) };
     if renamed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

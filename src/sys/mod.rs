@@ -13,4 +13,5 @@ pub mod tap;
 pub mod terminal;
 pub mod uring;
 pub mod user;
+pub mod userfaultfd;
 pub mod xattr;

@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 /// The number under which a helper finds the descriptor that it was given.
 pub const GIVEN_FD: c_int = 3;
@@ -54,8 +55,13 @@ pub enum Fork {
 /// # Errors
 /// This process has more than one thread, so a copy could find locks that nobody ever opens; or the host refuses.
 pub fn fork() -> io::Result<Fork> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::other("a process with several threads cannot be copied"));
+    // A thread that has been joined may take a moment to be gone.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        if Instant::now() > deadline {
+            return Err(io::Error::other("a process with several threads cannot be copied"));
+        }
+        std::thread::sleep(Duration::from_micros(100));
     }
     // SAFETY: no other thread exists, so the child finds all in a state between two statements of this thread.
     match unsafe { libc::fork() } {

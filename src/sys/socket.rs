@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 /// Connects to the socket at `path`, unless its queue of waiting clients is full: a process that was
@@ -64,10 +65,36 @@ pub fn enlarge(socket: &UnixStream, bytes: u32) -> io::Result<u32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(room.unsigned_abs()) }
 }
 
+/// Listens at `path` for this user alone. The socket of a process that is gone is replaced.
+///
+/// # Errors
+/// `AddrInUse` when a process listens there, or there is something else.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let bind = || {
+        // SAFETY: the call takes a number and cannot fail.
+        let before = unsafe { libc::umask(0o177) };
+        let listener = UnixListener::bind(path);
+        // SAFETY: as above.
+        unsafe { libc::umask(before) };
+        listener
+    };
+    match bind() {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
+            match connect(path) {
+                Err(refused) if is_socket && refused.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path)?;
+                    bind()
+                }
+                _ => Err(error),
+            }
+        }
+        result => result,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
 
     #[test]
@@ -83,6 +110,22 @@ mod tests {
         }
         assert!(sent >= room as usize / 4 * 3, "{sent} of {room} bytes");
         drop(far);
+    }
+
+    #[test]
+    fn listens_for_this_user_in_the_place_of_the_dead() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = listen(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        drop(listen(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
     }
 
     #[test]

@@ -32,7 +32,13 @@ pub struct Environment {
     pub directory: Option<PathBuf>,
     /// The machine stands still until it is told to go on.
     pub paused: bool,
+    /// Called on another thread when the memory of a machine that gets it while it runs is lost, with the reason. The program
+    /// should end at once: threads may wait for that memory for ever, and its pages cannot be touched any more.
+    pub lost: Option<Lost>,
 }
+
+/// What is done when memory is lost.
+pub type Lost = Box<dyn FnOnce(&str) + Send>;
 
 /// Builds a machine and switches it on, or gives it what was saved; its vCPUs stand still. Also returns what is to run
 /// on the machine's event loop.
@@ -42,6 +48,7 @@ pub(super) fn machine(
     kernel_cache: Option<PathBuf>,
     directory: Option<PathBuf>,
     outbox: &Outbox,
+    lost: Option<Lost>,
 ) -> Result<(Machine, Vec<Subscriber>), Error> {
     let kvm = kvm::open()?;
     let vcpus = config.machine_config.vcpu_count;
@@ -52,10 +59,11 @@ pub(super) fn machine(
     }
     let ranges = layout::ram_ranges(config.machine_config.mem_size_mib << 20);
     let (memory, origin) = match restore {
-        Some(restore) => restore.memory().map(&ranges, false).map_err(LoadError::Image)?,
+        Some(restore) => restore.memory().map(&ranges, restore.mode()).map_err(LoadError::Image)?,
         None => (memory::allocate(&ranges, config.machine_config.huge_pages.into())?, Origin::default()),
     };
     let memory = Arc::new(memory);
+    let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();
     let notifier = outbox.notifier();
     let console = host_console::open(&config.console)?;
     if let Some(place) = &console.place {
@@ -98,6 +106,7 @@ pub(super) fn machine(
         guest,
         memory,
         origin,
+        lazy,
         outbox: outbox.clone(),
     };
     match restore {

@@ -21,9 +21,9 @@ use crate::arch::x86_64::{self as arch, Initrd, acpi, boot, cpuid, layout, msr};
 use crate::config::{BootSource, MachineConfig};
 use crate::devices::ged::Event;
 use crate::devices::virtio::{Function, mmio};
-use crate::devices::vmgenid;
+use crate::devices::{vmclock, vmgenid};
 use crate::kvm::{self, Reserved, Vcpu, Vm};
-use crate::memory::image::Origin;
+use crate::memory::image::{Lazy, Origin};
 use crate::memory::{self, Memory};
 
 /// A machine and all that it has on the host.
@@ -42,6 +42,8 @@ pub struct Machine {
     pub(super) memory: Arc<Memory>,
     /// What of memory is mapped from a snapshot.
     pub(super) origin: Origin,
+    /// Fills memory while the machine runs.
+    pub(super) lazy: Option<Lazy>,
     pub(super) outbox: Outbox,
 }
 
@@ -118,6 +120,7 @@ impl Machine {
     fn load_guest(&self, vcpus: &[Vcpu]) -> Result<(), Error> {
         let (kernel, initrd) = self.guest.open.as_ref().ok_or(Error::Off)?;
         vmgenid::renew(&self.memory, layout::VMGENID)?;
+        vmclock::create(&self.memory, layout::VMCLOCK)?;
         let hardware = self.acpi();
         let supported = kvm::supported_cpuid(&self.kvm)?;
         let config = boot::Config {
@@ -146,9 +149,10 @@ impl Machine {
         Ok(())
     }
 
-    /// The guest goes on from a saved state: it must not use random numbers twice.
+    /// The guest goes on from a saved state: it must not use random numbers twice, nor trust what it knows of its clock.
     pub(super) fn new_generation(&self) {
-        match vmgenid::renew(&self.memory, layout::VMGENID) {
+        let renewed = vmgenid::renew(&self.memory, layout::VMGENID);
+        match renewed.and_then(|()| vmclock::disrupt(&self.memory, layout::VMCLOCK)) {
             Ok(()) => self.platform.ged.raise(Event::NewGeneration),
             Err(error) => log::warn!("the guest keeps its generation: {error}"),
         }
@@ -168,6 +172,7 @@ impl Machine {
             i8042: false,
             pvpanic: true,
             vmgenid: Some(layout::VMGENID),
+            vmclock: Some(layout::VMCLOCK),
         }
     }
 
@@ -190,6 +195,7 @@ impl Machine {
         self.platform.reset();
         self.functions.iter().for_each(|function| lock(function).reset());
         self.origin = Origin::default();
+        self.lazy = None;
         Ok(memory::clear(&self.memory)?)
     }
 

@@ -19,6 +19,8 @@ pub enum Message {
     Notice(Notice, Instant),
     /// A vCPU cannot run on.
     Exit(usize, Exit),
+    /// The machine cannot go on, and why.
+    Failed(String),
     /// A signal asks for the end, or its time is over.
     Terminate {
         /// Do not wait for the guest.

@@ -12,6 +12,7 @@ mod console;
 mod machine;
 pub mod message;
 mod platform;
+pub mod rebase;
 pub mod request;
 mod signals;
 pub mod snapshot;
@@ -32,10 +33,11 @@ use crate::devices::ged::Event;
 use crate::devices::virtio;
 use crate::kvm::{self, Exit};
 use crate::memory;
+use crate::memory::image::Lazy;
 use crate::notice::Notice;
 use crate::{bus, console as host_console};
 
-pub use build::Environment;
+pub use build::{Environment, Lost};
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
 use request::{Request, Response, RunState, Save};
@@ -150,6 +152,7 @@ impl Vmm {
             environment.kernel_cache,
             environment.directory,
             inbox.outbox(),
+            environment.lost,
         )?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
@@ -206,6 +209,7 @@ impl Vmm {
                 Exit::Failed(reason) => Outcome::Failed(format!("vCPU {vcpu}: {reason}")),
                 other => Outcome::Failed(format!("vCPU {vcpu}: {other:?}")),
             }),
+            Message::Failed(reason) => Some(Outcome::Failed(reason)),
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
             Message::Request(Request::Save(save), sender) => {
@@ -268,6 +272,15 @@ impl Vmm {
 
     /// Takes a snapshot; the answer is sent when it has been written.
     fn save(&mut self, save: Save, answer: Sender<Response>) {
+        // What is not there yet cannot be saved: the request comes again when it is.
+        if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
+            let outbox = self.outbox();
+            std::thread::spawn(move || {
+                filled.wait();
+                outbox.send(Message::Request(Request::Save(save), answer));
+            });
+            return;
+        }
         match self.capture(save) {
             Ok((plan, capture)) => capture.write(plan, self.inbox.outbox().clone(), answer),
             Err(error) => {

@@ -19,13 +19,13 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
 use super::request::{Request, Response, Save};
-use super::{Error, request};
+use super::{Error, Lost, request};
 use crate::config::VmConfig;
 use crate::devices::virtio::block::Source;
 use crate::disk::{Contents, Format};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
-use crate::memory::image::{self, Chain, Origin};
+use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as Pages};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::snapshot::{Persist, Saved};
 use crate::sys::frozen::Frozen;
@@ -87,11 +87,17 @@ pub struct Restore {
     config: VmConfig,
     state: State,
     memory: Chain,
+    mode: Mode,
 }
 
 impl Restore {
-    /// Opens the bundle at `path`.
+    /// Opens the bundle at `path`, for a machine that has its memory copy-on-write from it.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
+        Restore::open_in(path, Mode::default())
+    }
+
+    /// Opens the bundle at `path`, for a machine that gets its memory in this way.
+    pub fn open_in(path: &Path, mode: Mode) -> Result<Self, LoadError> {
         let bundle = Bundle::open(path)?;
         let form = |file| move |source| LoadError::Form { file, path: path.into(), source };
         let mut config: VmConfig = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
@@ -108,7 +114,37 @@ impl Restore {
             }
         }
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
-        Ok(Restore { config, state, memory: Chain::open(&bundle.memory()?)? })
+        let images = bundle.memory()?;
+        let memory = match &mode {
+            Mode::Lazy(Some(_)) => Chain::open_indices(&images)?,
+            _ => Chain::open(&images)?,
+        };
+        Ok(Restore { config, state, memory, mode })
+    }
+
+    /// How the machine gets its memory.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// Begins to fill a machine's memory, if it is filled while the machine runs.
+    pub(super) fn fill(
+        &self,
+        memory: &Arc<Memory>,
+        outbox: &Outbox,
+        lost: Option<Lost>,
+    ) -> Result<Option<Lazy>, LoadError> {
+        let Mode::Lazy(from) = &self.mode else { return Ok(None) };
+        let source = from.as_deref().map_or(Ok(Pages::Files), Pages::connect)?;
+        let outbox = outbox.clone();
+        let failed = move |error: &image::Error| {
+            let reason = super::chain(error);
+            if let Some(lost) = lost {
+                lost(&reason);
+            }
+            outbox.send(Message::Failed(reason));
+        };
+        Ok(Some(Lazy::start(&self.memory, source, memory, failed)?))
     }
 
     /// The configuration of the machine that was saved.

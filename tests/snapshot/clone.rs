@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::counter::{address, counting, went_on_from};
+use super::counter::{address, counting, goes_on_from, went_on_from};
 use super::world::{World, refused};
 use crate::common::{eventually, host};
 use crate::need;
 
 /// Where the guest finds its generation identifier (ACPI tables lead there; `arch` has the layout).
 const VMGENID: u64 = rvmm::arch::x86_64::layout::VMGENID.0;
+/// And the mark of its clock's disruption, and the machine's generation (UAPI.13).
+const DISRUPTION: u64 = rvmm::arch::x86_64::layout::VMCLOCK.0 + 0x10;
+const GENERATION: u64 = rvmm::arch::x86_64::layout::VMCLOCK.0 + 0x68;
 
 #[test]
 fn twenty_at_once_each_with_an_identity_of_its_own() {
@@ -33,7 +36,9 @@ fn twenty_at_once_each_with_an_identity_of_its_own() {
     ]);
     let report: serde_json::Value = serde_json::from_str(&report).expect("a report");
     assert_eq!(report["machines"].as_array().map(Vec::len), Some(20), "{report}");
-    let mut identities = BTreeSet::from([world.captured("one", VMGENID)]);
+    let marks = [VMGENID, DISRUPTION, GENERATION];
+    let mut identities = BTreeSet::from(marks.map(|mark| world.captured("one", mark)));
+    assert_eq!(identities.len(), marks.len(), "each has a value of its own");
     for number in 1..=20 {
         let name = format!("w-{number}");
         let text = || fs::read_to_string(world.path(&format!("{name}.log"))).unwrap_or_default();
@@ -41,7 +46,9 @@ fn twenty_at_once_each_with_an_identity_of_its_own() {
         went_on_from(&text(), captured);
         if number <= 4 {
             world.create(&name, &name, &["--base", &world.text("one")]);
-            assert!(identities.insert(world.captured(&name, VMGENID)), "{name} is like another one");
+            for mark in marks {
+                assert!(identities.insert(world.captured(&name, mark)), "{name} is like another one");
+            }
         }
     }
     let listed = world.does(&["ps", "-q"]);
@@ -76,6 +83,67 @@ fn paused_clones_wait() {
         world.create(name, name, &[]);
         assert_eq!(world.captured(name, at), captured, "{name} ran");
     }
+}
+
+#[test]
+fn clones_of_a_machine_that_runs() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = world.guest("source", "counter every=500").disk(&disk, "").start();
+    address(&source);
+    let console = format!("file={}", world.text("%n.log"));
+    let store = world.text("store");
+    let clone = ["clone", "source", "-n", "3", "--store", &store, "--console", &console];
+    let report: serde_json::Value =
+        serde_json::from_str(&world.does(&[&clone[..], &["--json"]].concat())).expect("a report");
+    assert_eq!(report["machines"][2]["name"], "source-3", "{report}");
+    let left = fs::read_dir(world.path("store/clones")).expect("a directory").count();
+    assert_eq!(left, 0, "the snapshot between is gone");
+    for number in 1..=3 {
+        let text = || fs::read_to_string(world.path(&format!("source-{number}.log"))).unwrap_or_default();
+        assert!(eventually(|| text().matches("\ncounter ").count() >= 5), "{}", text());
+        let first = text().split_whitespace().skip_while(|word| *word != "counter").nth(1).map(str::parse);
+        went_on_from(&text(), first.and_then(Result::ok).expect("a number"));
+    }
+    // All of it is in the machine: it can be saved again.
+    world.create("source-1", "one", &[]);
+    world.does(&["snapshot", "verify", &world.text("one")]);
+    drop(world.restore("one", "again"));
+    // What a killed clone has left goes with the next one, and names that are taken leave nothing, either.
+    fs::create_dir(world.path("store/clones/source-1")).expect("a directory");
+    let again = world.command(&clone);
+    assert_eq!(again.status, 1, "{again}");
+    assert!(again.err.lines().all(|line| line.contains("runs already")), "{again}");
+    assert_eq!(fs::read_dir(world.path("store/clones")).expect("a directory").count(), 0);
+    refused(&world.command(&["clone", "sourec", "--store", &store]), &["sourec", "no machine of that name"]);
+    goes_on_from(&source, 500);
+}
+
+#[test]
+fn memory_that_is_copied_needs_no_snapshot() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    let at = address(&source);
+    world.create("source", "one", &["--stop"]);
+    source.finish();
+    let captured = world.captured("one", at);
+    let copy = world.restore_with("one", "copy", &["--memory-mode", "copy"]);
+    copy.says_times("\ncounter ", 1);
+    // What is mapped would be gone with this, and kill the machine.
+    let memory = fs::File::options().write(true).open(world.path("one/memory")).expect("a file");
+    memory.set_len(0).expect("a file");
+    fs::remove_dir_all(world.path("one")).expect("a directory");
+    goes_on_from(&copy, captured);
+    world.create("copy", "two", &[]);
+    let captured = world.captured("two", at);
+    drop(copy);
+    goes_on_from(&world.restore("two", "again"), captured);
+    refused(
+        &world.command(&["restore", &world.text("two"), "--memory-mode", "eager"]),
+        &["eager", "cow, copy"],
+    );
 }
 
 #[test]

@@ -94,6 +94,7 @@ fn try_restore(path: &Path) -> Result<(), String> {
         termination: None,
         grace: Duration::ZERO,
         paused: true,
+        lost: None,
     };
     Vmm::new(config, Some(&restore), environment).map(drop).map_err(|error| error.to_string())
 }

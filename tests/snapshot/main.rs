@@ -8,6 +8,8 @@ mod counter;
 mod disk;
 mod generations;
 mod hostile;
+mod lazy;
+mod rebase;
 mod refused;
 mod replaced;
 mod world;

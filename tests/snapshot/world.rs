@@ -113,6 +113,16 @@ impl Drop for World {
     }
 }
 
+/// All memory that a snapshot describes.
+pub fn memory(path: &Path) -> Vec<u8> {
+    let restore = Restore::open(path).expect("a snapshot");
+    let mut bytes = vec![0; restore.memory().ram() as usize];
+    for (number, page) in bytes.as_chunks_mut::<4096>().0.iter_mut().enumerate() {
+        restore.memory().read_page(number as u64, page).expect("a page");
+    }
+    bytes
+}
+
 pub fn captured(snapshot: &Path, address: u64) -> u64 {
     let restore = Restore::open(snapshot).expect("a snapshot");
     let mut page = [0; 4096];

@@ -40,7 +40,9 @@ pub const LOW_RAM_END: u64 = 0xa_0000;
 /// ACPI tables; a scan for the root pointer finds it here.
 pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
 /// Bytes for ACPI tables.
-pub const ACPI_SIZE: usize = 0x1_f000;
+pub const ACPI_SIZE: usize = 0x1_e000;
+/// The page that says when the machine went on from a saved state (VMClock).
+pub const VMCLOCK: GuestAddress = GuestAddress(0xf_e000);
 /// The page that holds the machine's generation (VMGenID).
 pub const VMGENID: GuestAddress = GuestAddress(0xf_f000);
 /// Where an x86 CPU starts in real mode, and where Linux jumps to when it restarts a machine that it takes for one
@@ -133,6 +135,7 @@ mod tests {
             (COMMAND_LINE.0, COMMAND_LINE_SIZE as u64),
             (LOW_RAM_END, 0),
             (ACPI.0, ACPI_SIZE as u64),
+            (VMCLOCK.0, 0x1000),
             (VMGENID.0, 0x1000),
             (HIGH_RAM.0, 0),
             (HOLE_START, 0),

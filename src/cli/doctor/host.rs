@@ -85,9 +85,14 @@ fn userfaultfd() -> Finding {
     let device = fs::File::options().read(true).write(true).open("/dev/userfaultfd").is_ok();
     let everyone = read("/proc/sys/vm/unprivileged_userfaultfd") == "1";
     if device || everyone || user::effective() == 0 {
-        return Finding::new("userfaultfd", Ok, "Memory can be watched and filled page by page", true);
+        return Finding::new(
+            "userfaultfd",
+            Ok,
+            "Memory can be filled when it is used: restore --memory-mode lazy",
+            true,
+        );
     }
-    let says = "userfaultfd is not for this user: memory cannot be filled page by page";
+    let says = "userfaultfd is not for this user: no restore --memory-mode lazy";
     Finding::new("userfaultfd", Warn, says, false).fix("sudo sysctl vm.unprivileged_userfaultfd=1")
 }
 

@@ -107,14 +107,10 @@ impl Index {
         bytes
     }
 
-    /// Reads the index of the image in `directory` and checks all that can be checked without the pages.
+    /// Reads the index of the image in `directory`, whose pages are there, and checks all that can be checked without
+    /// reading them.
     pub fn read(directory: &Path) -> Result<Self, Error> {
-        let path = directory.join(INDEX_FILE);
-        let bytes = fs::read(&path).map_err(file("read", &path))?;
-        let index = Self::parse(&bytes).map_err(|refusal| match refusal {
-            Refusal::Format(found) => Error::Format { path: path.clone(), found, known: FORMAT },
-            Refusal::Damage(reason) => Error::Index { path: path.clone(), reason },
-        })?;
+        let index = Self::read_alone(directory)?;
         let pages = directory.join(PAGES_FILE);
         let length = fs::metadata(&pages).map_err(file("open", &pages))?.len();
         match length == index.ram {
@@ -123,6 +119,16 @@ impl Index {
                 "its length is not that of the RAM: it is cut off",
             ))),
         }
+    }
+
+    /// Reads the index of the image in `directory`, whose pages may be elsewhere.
+    pub fn read_alone(directory: &Path) -> Result<Self, Error> {
+        let path = directory.join(INDEX_FILE);
+        let bytes = fs::read(&path).map_err(file("read", &path))?;
+        Self::parse(&bytes).map_err(|refusal| match refusal {
+            Refusal::Format(found) => Error::Format { path: path.clone(), found, known: FORMAT },
+            Refusal::Damage(reason) => Error::Index { path: path.clone(), reason },
+        })
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, Refusal> {

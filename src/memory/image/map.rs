@@ -1,14 +1,16 @@
 //! From images to guest RAM: what a chain of images says of each page, mapped copy-on-write or copied.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::index::{CHUNK_PAGES, Index, Kind, Run};
-use super::{Error, PAGES_FILE, file};
+use super::{Error, PAGES_FILE, Source, file};
 use crate::memory::{self, Memory, Pages};
 use crate::sys::frozen::PAGE;
 
@@ -17,29 +19,64 @@ const WORTH_MAPPING: u64 = 16;
 /// Holes up to this length between two runs of one file are mapped with them: they read as zeroes, as they should.
 const GAP: u64 = 64;
 
-/// Images from the top to the last, each with its pages open.
+/// How a machine gets its memory from images.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Mapped copy-on-write: nothing is read before it is used, and the files must stay.
+    #[default]
+    Cow,
+    /// Read at once: the files are not needed any more.
+    Copy,
+    /// Read when it is used, and in the background until all is there: from the files, or through the Unix socket of a server.
+    Lazy(Option<PathBuf>),
+}
+
+/// Images from the top to the last. Cheap to clone.
+#[derive(Clone)]
 pub struct Chain {
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     ram: u64,
 }
 
 struct Layer {
     path: PathBuf,
-    pages: File,
+    /// `None` when they are elsewhere.
+    pages: Option<File>,
+    /// Numbers of the chunks with data: those that have digests.
+    chunks: Vec<u64>,
     index: Index,
+}
+
+impl Layer {
+    fn pages(&self) -> Result<&File, Error> {
+        let elsewhere = || io::Error::new(io::ErrorKind::NotFound, "it is not here");
+        self.pages.as_ref().ok_or_else(|| file("open", &self.path)(elsewhere()))
+    }
 }
 
 /// A run of pages with the layer that has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
-    first: u64,
-    count: u64,
-    layer: usize,
+pub(super) struct Piece {
+    pub first: u64,
+    pub count: u64,
+    pub layer: usize,
 }
 
 impl Piece {
-    fn end(&self) -> u64 {
+    /// Number of the first page behind it.
+    pub fn end(&self) -> u64 {
         self.first + self.count
+    }
+
+    /// Its part from page `first` on.
+    pub fn from(&self, first: u64) -> Self {
+        let first = self.first.max(first);
+        Piece { first, count: self.end() - first, ..*self }
+    }
+
+    /// Its part before page `end`.
+    pub fn until(&self, end: u64) -> Self {
+        Piece { count: self.end().min(end) - self.first, ..*self }
     }
 }
 
@@ -56,17 +93,28 @@ pub struct Origin {
 impl Chain {
     /// Opens the images in `directories`, the top first.
     pub fn open<P: AsRef<Path>>(directories: &[P]) -> Result<Self, Error> {
+        Self::open_layers(directories, true)
+    }
+
+    /// Opens the images in `directories`, the top first, whose pages are elsewhere.
+    pub fn open_indices<P: AsRef<Path>>(directories: &[P]) -> Result<Self, Error> {
+        Self::open_layers(directories, false)
+    }
+
+    fn open_layers<P: AsRef<Path>>(directories: &[P], here: bool) -> Result<Self, Error> {
         let mut chain = Chain { layers: Vec::with_capacity(directories.len()), ram: 0 };
         for directory in directories {
-            let index = Index::read(directory.as_ref())?;
+            let read = if here { Index::read } else { Index::read_alone };
+            let index = read(directory.as_ref())?;
             let path = directory.as_ref().join(PAGES_FILE);
-            let pages = File::open(&path).map_err(file("open", &path))?;
+            let pages = here.then(|| File::open(&path).map_err(file("open", &path))).transpose()?;
             if chain.layers.is_empty() {
                 chain.ram = index.ram;
             } else if index.ram != chain.ram {
                 return Err(Error::Size { path, found: index.ram, wanted: chain.ram });
             }
-            chain.layers.push(Layer { path, pages, index });
+            let chunks = index.chunks();
+            chain.layers.push(Arc::new(Layer { path, pages, chunks, index }));
         }
         Ok(chain)
     }
@@ -91,9 +139,9 @@ impl Chain {
     }
 
     /// For every page that is not zero, the layer that has it.
-    fn pieces(&self) -> Vec<Piece> {
+    pub(super) fn pieces(&self) -> Vec<Piece> {
         let mut said: Vec<(Run, usize)> = Vec::new();
-        for (layer, Layer { index, .. }) in self.layers.iter().enumerate() {
+        for (layer, index) in self.layers.iter().map(|layer| &layer.index).enumerate() {
             said = merge(&said, &index.runs, layer);
         }
         let data = said.iter().filter(|(run, _)| run.kind == Kind::Data);
@@ -104,10 +152,14 @@ impl Chain {
     ///
     /// # Errors
     /// The ranges are not as long as the chain's RAM, or the host cannot map.
-    pub fn map(&self, ranges: &[(GuestAddress, u64)], copy: bool) -> Result<(Memory, Origin), Error> {
+    pub fn map(&self, ranges: &[(GuestAddress, u64)], mode: &Mode) -> Result<(Memory, Origin), Error> {
+        let copy = *mode == Mode::Copy;
         self.check_size(ranges.iter().map(|range| range.1).sum())?;
         let memory = memory::allocate(ranges, Pages::Transparent)?;
         let mut origin = Origin { mapped: Vec::new(), top: self.identity() };
+        if matches!(mode, Mode::Lazy(_)) {
+            return Ok((memory, origin));
+        }
         let pieces = if copy { self.pieces() } else { self.join(self.pieces()) };
         for piece in pieces {
             for (region, piece, offset) in split(&memory, piece) {
@@ -115,10 +167,10 @@ impl Chain {
                 let at = piece.first * PAGE as u64;
                 if copy || piece.count < WORTH_MAPPING {
                     let len = (piece.count * PAGE as u64) as usize;
-                    memory::read_file(region, offset, &layer.pages, at, len)
+                    memory::read_file(region, offset, layer.pages()?, at, len)
                         .map_err(file("read", &layer.path))?;
                 } else {
-                    memory::map_file(region, offset, &layer.pages, at, piece.count * PAGE as u64)
+                    memory::map_file(region, offset, layer.pages()?, at, piece.count * PAGE as u64)
                         .map_err(file("map", &layer.path))?;
                     origin.mapped.push((piece.first, piece.count));
                 }
@@ -158,7 +210,7 @@ impl Chain {
             match layer.index.runs.get(found).filter(|run| run.first <= page) {
                 Some(Run { kind: Kind::Zero, .. }) => break,
                 Some(_) => {
-                    let read = layer.pages.read_exact_at(to, page * PAGE as u64);
+                    let read = layer.pages()?.read_exact_at(to, page * PAGE as u64);
                     return read.map_err(file("read", &layer.path));
                 }
                 None => {}
@@ -174,7 +226,7 @@ impl Chain {
     }
 
     fn identity(&self) -> Option<(u64, u64)> {
-        let metadata = self.layers.first()?.pages.metadata().ok()?;
+        let metadata = self.layers.first()?.pages.as_ref()?.metadata().ok()?;
         Some((metadata.dev(), metadata.ino()))
     }
 
@@ -185,27 +237,51 @@ impl Chain {
 
     /// Reads every page and compares it with its digest. `progress` is told the bytes after each chunk.
     pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<(), Error> {
-        for layer in &self.layers {
-            let mut bytes = Vec::new();
-            for (chunk, digest) in layer.index.chunks().into_iter().zip(&layer.index.digests) {
-                let (start, end) = (chunk * CHUNK_PAGES, (chunk + 1) * CHUNK_PAGES);
-                let mut hash = blake3::Hasher::new();
-                let from = layer.index.runs.partition_point(|run| run.end() <= start);
-                let runs = layer.index.runs[from..].iter().take_while(|run| run.first < end);
-                for run in runs.filter(|run| run.kind == Kind::Data) {
-                    let (first, last) = (run.first.max(start), run.end().min(end));
-                    bytes.resize(((last - first) * PAGE as u64) as usize, 0);
-                    let read = layer.pages.read_exact_at(&mut bytes, first * PAGE as u64);
-                    read.map_err(file("read", &layer.path))?;
-                    hash.update(&bytes);
-                    progress(bytes.len() as u64);
-                }
-                if hash.finalize().as_bytes() != digest {
-                    return Err(Error::Pages { path: layer.path.clone(), offset: start * PAGE as u64 });
-                }
+        for (number, layer) in self.layers.iter().enumerate() {
+            for &chunk in &layer.chunks {
+                let runs = self.read_chunk(number, chunk, &mut Source::Files)?;
+                progress(runs.iter().map(|(_, bytes)| bytes.len() as u64).sum());
             }
         }
         Ok(())
+    }
+
+    /// Reads what a layer has of one chunk and compares it with its digest: runs of pages, each with the number of the
+    /// first.
+    pub(super) fn read_chunk(
+        &self,
+        layer: usize,
+        chunk: u64,
+        source: &mut Source,
+    ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        let Layer { path, index, chunks, .. } = self.layers[layer].as_ref();
+        let (start, end) = (chunk * CHUNK_PAGES, (chunk + 1) * CHUNK_PAGES);
+        let (mut runs, mut hash) = (Vec::new(), blake3::Hasher::new());
+        let from = index.runs.partition_point(|run| run.end() <= start);
+        let within = index.runs[from..].iter().take_while(|run| run.first < end);
+        for run in within.filter(|run| run.kind == Kind::Data) {
+            let (first, last) = (run.first.max(start), run.end().min(end));
+            let mut bytes = vec![0; ((last - first) * PAGE as u64) as usize];
+            source.read(self, layer, first, &mut bytes)?;
+            hash.update(&bytes);
+            runs.push((first, bytes));
+        }
+        let digest = chunks.binary_search(&chunk).ok().and_then(|at| index.digests.get(at));
+        match digest == Some(hash.finalize().as_bytes()) {
+            true => Ok(runs),
+            false => Err(Error::Pages { path: path.clone(), offset: start * PAGE as u64 }),
+        }
+    }
+
+    /// Reads pages of a layer from its file.
+    pub(super) fn read_file(&self, layer: usize, first: u64, to: &mut [u8]) -> Result<(), Error> {
+        let layer = &self.layers[layer];
+        layer.pages()?.read_exact_at(to, first * PAGE as u64).map_err(file("read", &layer.path))
+    }
+
+    /// The pages of a layer, if they are here.
+    pub(super) fn file(&self, layer: usize) -> Option<&File> {
+        self.layers.get(layer)?.pages.as_ref()
     }
 }
 

@@ -13,15 +13,19 @@
 //! RAM offset: RAM regions one after the other without the hole. Files are written once and never changed.
 
 mod index;
+mod lazy;
 mod map;
+mod serve;
 mod write;
 
 use std::io;
 use std::path::PathBuf;
 
 pub use index::{Index, Kind, Run};
-pub use map::{Chain, Origin};
-pub use write::{Progress, Written, write};
+pub use lazy::{Filled, Lazy};
+pub use map::{Chain, Mode, Origin};
+pub use serve::{Source, serve};
+pub use write::{Progress, Written, fold, write};
 
 /// File with the pages, in the directory of an image.
 pub const PAGES_FILE: &str = "memory";
@@ -77,6 +81,9 @@ pub enum Error {
         /// RAM offset of the 2 MiB in which the damage is.
         offset: u64,
     },
+    /// This host does not let pages be filled when they are touched.
+    #[error("Cannot fill memory when it is touched (userfaultfd; `rvmm doctor` says who may)")]
+    Userfaultfd(#[source] io::Error),
     /// The copy of the machine's memory cannot be read.
     #[error("Cannot read the machine's memory")]
     Memory(#[source] io::Error),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -42,24 +42,14 @@ pub fn write(
     if let Some(base) = base {
         base.check_size(ram)?;
     }
-    let path = directory.join(PAGES_FILE);
-    let create = || File::options().write(true).create_new(true).mode(0o600).open(&path);
-    let pages =
-        create().and_then(|pages| pages.set_len(ram).map(|()| pages)).map_err(file("create", &path))?;
-    let mut writer = Writer {
-        frozen,
-        base,
-        pages,
-        path: &path,
-        index: Index::new(ram),
-        buffer: vec![0; CHUNK_PAGES as usize * PAGE],
-    };
+    let mut writer = Writer::create(directory, ram, base)?;
     let mut candidates = Candidates::new(origin, base);
     let mut number = 0;
     for region in memory.iter() {
         let mut done = 0;
         while done < region.len() {
             let start = region.as_ptr() as usize + done as usize;
+            let first = number;
             // A chunk never crosses the border of a region: regions are multiples of 2 MiB or the last one.
             let count = CHUNK_PAGES.min((region.len() - done) / PAGE as u64);
             let mut places = [Page::Absent; CHUNK_PAGES as usize];
@@ -67,10 +57,40 @@ pub fn write(
             frozen.pages(start, places).map_err(Error::Memory)?;
             let look: Vec<bool> =
                 places.iter().zip(number..).map(|(&place, page)| candidates.look(place, page)).collect();
-            writer.chunk(start, number, &look)?;
+            writer.chunk(number, &look, &|page, to| {
+                frozen.read(start + (page - first) as usize * PAGE, to).map_err(Error::Memory)
+            })?;
             (number, done) = (number + count, done + count * PAGE as u64);
             progress(number * PAGE as u64, ram);
         }
+    }
+    writer.finish(directory)
+}
+
+/// Writes what `chain` describes as one image into `directory` and makes it durable: whole, or what differs from `base`.
+pub fn fold(
+    chain: &Chain,
+    base: Option<&Chain>,
+    directory: &Path,
+    progress: Progress,
+) -> Result<Written, Error> {
+    let ram = chain.ram();
+    if let Some(base) = base {
+        base.check_size(ram)?;
+    }
+    let mut writer = Writer::create(directory, ram, base)?;
+    let mut here = Cursor::new(chain.present());
+    let mut there = Cursor::new(base.map(Chain::present).unwrap_or_default());
+    let pages = ram / PAGE as u64;
+    for first in (0..pages).step_by(CHUNK_PAGES as usize) {
+        let chunk = first..pages.min(first + CHUNK_PAGES);
+        let look: Vec<bool> =
+            chunk.map(|page| [here.contains(page), there.contains(page)].contains(&true)).collect();
+        writer.chunk(first, &look, &|page, to| {
+            let (to, _) = to.as_chunks_mut::<PAGE>();
+            to.iter_mut().zip(page..).try_for_each(|(to, page)| chain.read_page(page, to))
+        })?;
+        progress((first + look.len() as u64) * PAGE as u64, ram);
     }
     writer.finish(directory)
 }
@@ -121,24 +141,35 @@ impl Cursor {
     }
 }
 
+/// Reads pages from the first of that number on.
+type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<(), Error>;
+
 struct Writer<'a> {
-    frozen: &'a Frozen,
     base: Option<&'a Chain>,
     pages: File,
-    path: &'a Path,
+    path: PathBuf,
     index: Index,
     buffer: Vec<u8>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn create(directory: &Path, ram: u64, base: Option<&'a Chain>) -> Result<Self, Error> {
+        let path = directory.join(PAGES_FILE);
+        let create = || File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let pages = create().and_then(|pages| pages.set_len(ram).map(|()| pages));
+        let pages = pages.map_err(file("create", &path))?;
+        let buffer = vec![0; CHUNK_PAGES as usize * PAGE];
+        Ok(Writer { base, pages, path, index: Index::new(ram), buffer })
+    }
+
     /// Writes what is to be written of one chunk: `look` says which of its pages to look at.
-    fn chunk(&mut self, address: usize, number: u64, look: &[bool]) -> Result<(), Error> {
+    fn chunk(&mut self, number: u64, look: &[bool], read: Read) -> Result<(), Error> {
         let mut hash = None;
         let mut at = 0;
         while at < look.len() {
             let run = look[at..].iter().take_while(|&&look| look).count();
             if run > 0 {
-                self.run(address + at * PAGE, number + at as u64, run, &mut hash)?;
+                self.run(number + at as u64, run, read, &mut hash)?;
             }
             at += run.max(1);
         }
@@ -149,14 +180,14 @@ impl Writer<'_> {
     /// Looks at neighbouring pages and writes those that count, each run of them at once.
     fn run(
         &mut self,
-        address: usize,
         number: u64,
         count: usize,
+        read: Read,
         hash: &mut Option<blake3::Hasher>,
     ) -> Result<(), Error> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let bytes = &mut buffer[..count * PAGE];
-        self.frozen.read(address, bytes).map_err(Error::Memory)?;
+        read(number, bytes)?;
         let mut start = 0;
         for (at, page) in bytes.as_chunks::<PAGE>().0.iter().enumerate() {
             let kind = self.kind(page, number + at as u64)?;
@@ -187,12 +218,12 @@ impl Writer<'_> {
             return Ok(());
         }
         hash.get_or_insert_default().update(bytes);
-        self.pages.write_all_at(bytes, number * PAGE as u64).map_err(file("write", self.path))
+        self.pages.write_all_at(bytes, number * PAGE as u64).map_err(file("write", &self.path))
     }
 
     /// Makes the pages durable, then the index that speaks of them.
     fn finish(self, directory: &Path) -> Result<Written, Error> {
-        self.pages.sync_all().map_err(file("write", self.path))?;
+        self.pages.sync_all().map_err(file("write", &self.path))?;
         let path = directory.join(INDEX_FILE);
         let write = || {
             let index = File::options().write(true).create_new(true).mode(0o600).open(&path)?;

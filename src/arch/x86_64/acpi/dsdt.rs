@@ -13,16 +13,21 @@ use crate::arch::x86_64::layout::{self, Ports};
 
 /// Present, enabled, shown and working.
 const WORKING: u8 = 0xf;
+/// Bytes of the clock's page.
+const PAGE: u32 = 4096;
 /// What a device is notified of: for the button that it was pressed, for the generation that it changed.
 const NOTIFICATION: u8 = 0x80;
 const BUTTON: &str = "\\_SB_.PWRB";
 const GENERATION: &str = "\\_SB_.VMGN";
+const CLOCK: &str = "\\_SB_.VCLK";
 
 /// The whole table.
 pub fn build(config: &Config) -> Vec<u8> {
     let mut devices = vec![power_button()];
     devices.extend(config.vmgenid.map(generation));
-    devices.push(event_device(config.vmgenid.is_some()));
+    devices.extend(config.vmclock.map(clock));
+    let told = [(config.vmgenid, GENERATION), (config.vmclock, CLOCK)];
+    devices.push(event_device(told.into_iter().filter(|(place, _)| place.is_some()).map(|(_, path)| path)));
     devices.extend(config.com1.then(serial));
     devices.extend(config.i8042.then(keyboard));
     devices.extend(config.pvpanic.then(panic_device));
@@ -82,19 +87,29 @@ fn generation(address: GuestAddress) -> Code {
     )
 }
 
+/// The page that tells of another clock (UAPI.13, VMClock).
+fn clock(address: GuestAddress) -> Code {
+    let page = Memory32Fixed::new(true, address.0 as u32, PAGE);
+    device(
+        "VCLK",
+        vec![
+            &name("_HID", &"AMZNC10C"),
+            &name("_CID", &"VMCLOCK"),
+            &name("_CRS", &ResourceTemplate::new(vec![&page])),
+            &name("_STA", &WORKING),
+        ],
+    )
+}
+
 /// The generic event device (ACPI 6.5, 5.6.9): one interrupt, and a port that says what it was for.
-fn event_device(generation: bool) -> Code {
+fn event_device(of_generation: impl Iterator<Item = &'static str>) -> Code {
     let event = Local(0);
     let pending = Path::new("EVNT");
-    let (fetch, button, changed) = (
-        Store::new(&event, &pending),
-        notify_if(&event, EVENT_POWER_BUTTON, BUTTON),
-        notify_if(&event, EVENT_GENERATION, GENERATION),
-    );
-    let mut body: Vec<&dyn Aml> = vec![&fetch, &button];
-    if generation {
-        body.push(&changed);
-    }
+    let fetch = Store::new(&event, &pending);
+    let mut notices = vec![notify_if(&event, EVENT_POWER_BUTTON, BUTTON)];
+    notices.extend(of_generation.map(|path| notify_if(&event, EVENT_GENERATION, path)));
+    let mut body: Vec<&dyn Aml> = vec![&fetch];
+    body.extend(notices.iter().map(|notice| notice as &dyn Aml));
     let fields = vec![FieldEntry::Named(*b"EVNT", 8)];
     device(
         "GED_",

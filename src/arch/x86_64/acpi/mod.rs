@@ -59,6 +59,8 @@ pub struct Config {
     pub pvpanic: bool,
     /// Where the generation identifier is.
     pub vmgenid: Option<GuestAddress>,
+    /// Where the page of the clock is, which takes a whole page.
+    pub vmclock: Option<GuestAddress>,
 }
 
 /// The tables, to be written at `rsdp`.

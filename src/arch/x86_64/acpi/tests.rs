@@ -15,6 +15,7 @@ fn config() -> Config {
         i8042: true,
         pvpanic: true,
         vmgenid: Some(layout::VMGENID),
+        vmclock: Some(layout::VMCLOCK),
     }
 }
 

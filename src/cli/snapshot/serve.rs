@@ -1,0 +1,53 @@
+//! `rvmm snapshot serve`: the memory of a snapshot for machines that have only its small files.
+
+use std::path::PathBuf;
+use std::thread;
+
+use log::warn;
+
+use super::super::Common;
+use super::super::output::{Failure, print};
+use crate::memory::image::{self, Chain};
+use crate::snapshot::bundle::Bundle;
+use crate::sys::socket;
+
+/// Options of `snapshot serve`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm snapshot serve /srv/snap1 /run/snap1.sock
+  rvmm restore snap1 --memory-mode lazy=/run/snap1.sock
+
+The restored snap1 is a copy of /srv/snap1, which may lack its large file `memory`. What is served is the guest's memory with all
+secrets in it: only you can connect. The socket may lead to another host, for example with `ssh -L`. It serves until a
+signal ends it.")]
+pub struct Serve {
+    /// The snapshot
+    #[arg(value_name = "DIR")]
+    snapshot: PathBuf,
+    /// The Unix socket to be made
+    #[arg(value_name = "SOCKET")]
+    socket: PathBuf,
+}
+
+/// Serves for ever.
+pub fn run(args: &Serve, common: &Common) -> Result<u8, Failure> {
+    let Serve { snapshot, socket } = args;
+    let bundle = Bundle::open(snapshot).map_err(Failure::usage)?;
+    let chain = Chain::open(&bundle.memory().map_err(Failure::usage)?).map_err(Failure::usage)?;
+    let listening = socket::listen(socket);
+    let failed = |error| Failure::usage(format!("Cannot listen on {}: {error}", socket.display()));
+    let listener = listening.map_err(failed)?;
+    if !common.json {
+        print(format!("serving {} on {}", snapshot.display(), socket.display()))?;
+    }
+    loop {
+        let (client, _) = listener.accept().map_err(failed)?;
+        let chain = chain.clone();
+        let serve = move || {
+            if let Err(error) = image::serve(&chain, &client) {
+                warn!("a client is left: {error}");
+            }
+        };
+        thread::Builder::new().name("client".into()).spawn(serve).map_err(failed)?;
+    }
+}
