@@ -144,6 +144,7 @@ impl Store {
             let reason = "this is what `rvmm kernel default` says of another one";
             return Err(Error::BadName { name: name.into(), reason });
         }
+        file.seek(SeekFrom::Start(0)).map_err(Error::io("read what goes to", self.path()))?;
         let mut lease = self.lease()?;
         let blobs =
             [self.put_file(&mut lease, KERNEL, file)?, self.put(&mut lease, INITRAMFS, &initramfs.bytes)?];
@@ -292,7 +293,7 @@ mod tests {
             found(&boot_image(b"6.1.0-48-cloud-amd64 (me@there) #1\0")).unwrap(),
             "6.1.0-48-cloud-amd64"
         );
-        for bad in [&b""[..], b"no end", b" 6.1 \0"] {
+        for bad in [&b""[..], b"noend", b" 6.1 \0"] {
             assert_eq!(found(&boot_image(bad)), None);
         }
         let mut elf = b"\x7fELF".to_vec();

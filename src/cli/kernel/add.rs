@@ -19,8 +19,9 @@ use crate::image::{Kernel, kernel};
   rvmm kernel add --from-package linux-image-6.12.90+deb12-cloud-amd64-unsigned --name newest
   rvmm kernel add vmlinuz --modules tree/lib/modules/6.8.0 --name mine
 
-Modules are looked for in /lib/modules/VERSION unless --modules names their directory. A kernel that has all drivers built in
-needs none. With --from-package, apt downloads the package into a scratch directory, which needs no root, and nothing is installed.")]
+Modules are looked for in /lib/modules/VERSION unless --modules names their directory. A kernel
+that has all drivers built in needs none. With --from-package, apt downloads the package into a
+scratch directory, which needs no root, and nothing is installed.")]
 pub struct Add {
     /// A kernel: ELF or bzImage, also a distribution's /boot/vmlinuz-*
     #[arg(value_name = "FILE", required_unless_present = "from_package", conflicts_with = "from_package")]
@@ -55,7 +56,8 @@ impl Add {
     }
 
     fn add(&self, path: &Path, modules: Option<&Path>, common: &Common) -> Result<Kernel, Failure> {
-        let cannot = |error: std::io::Error| Failure::refused(format!("Cannot read {}: {error}", path.display()));
+        let cannot =
+            |error: std::io::Error| Failure::refused(format!("Cannot read {}: {error}", path.display()));
         let mut file = File::open(path).map_err(cannot)?;
         // What is no kernel is told here, and not when the first image is to run.
         crate::arch::x86_64::kernel::Kernel::open(path, None).map_err(Failure::refused)?;
@@ -70,7 +72,9 @@ impl Add {
             }
             (_, version) => {
                 let version = version.as_deref().unwrap_or("of unknown version");
-                warn!("no modules of kernel {version} are found: images run if its drivers are built in, else say --modules DIR");
+                warn!(
+                    "no modules of kernel {version} are found: images run if its drivers are built in, else say --modules DIR"
+                );
                 None
             }
         };
@@ -83,7 +87,8 @@ impl Add {
             (Some(name), _) => name.clone(),
             (None, false) => kernel::name_of_version(&version),
             (None, true) => {
-                let reason = format!("{} does not say its version: give it a name with --name", path.display());
+                let reason =
+                    format!("{} does not say its version: give it a name with --name", path.display());
                 return Err(Failure::usage(reason));
             }
         };

@@ -39,7 +39,8 @@ impl Drop for Scratch {
 
 /// Downloads and unpacks a kernel package, or the usual one.
 pub fn fetch(package: Option<&str>) -> Result<Unpacked, Failure> {
-    let scratch = Scratch::new().map_err(|error| Failure::refused(format!("Cannot make a scratch directory: {error}")))?;
+    let scratch = Scratch::new()
+        .map_err(|error| Failure::refused(format!("Cannot make a scratch directory: {error}")))?;
     let package = resolve(package)?;
     let version = package.strip_prefix("linux-image-").unwrap_or(&package).trim_start_matches("unsigned-");
     let root = scratch.0.join("root");
@@ -67,7 +68,11 @@ pub fn fetch(package: Option<&str>) -> Result<Unpacked, Failure> {
 /// The package with the kernel itself, which the wanted one may only depend on.
 fn resolve(wanted: Option<&str>) -> Result<String, Failure> {
     let all: Vec<&str> = wanted.map_or(USUAL.to_vec(), |wanted| vec![wanted]);
-    if all.iter().any(|name| name.is_empty() || !name.bytes().all(|c| c.is_ascii_alphanumeric() || b"+-.:~_".contains(&c)) || name.starts_with('-')) {
+    if all.iter().any(|name| {
+        name.is_empty()
+            || !name.bytes().all(|c| c.is_ascii_alphanumeric() || b"+-.:~_".contains(&c))
+            || name.starts_with('-')
+    }) {
         return Err(Failure::usage(format!("`{}` is no name of a package", all[0])));
     }
     for name in &all {
@@ -89,7 +94,8 @@ fn resolve(wanted: Option<&str>) -> Result<String, Failure> {
 }
 
 fn is_known(package: &str) -> bool {
-    run("apt-cache", &["show".as_ref(), package.as_ref()], None).is_ok_and(|text| text.contains("\nFilename: "))
+    run("apt-cache", &["show".as_ref(), package.as_ref()], None)
+        .is_ok_and(|text| text.contains("\nFilename: "))
 }
 
 /// Downloads a package into a directory.
