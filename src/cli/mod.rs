@@ -8,6 +8,7 @@ mod exit;
 mod identity;
 mod image;
 mod inspect;
+mod kernel;
 mod life;
 mod logger;
 mod machines;
@@ -107,6 +108,9 @@ enum Command {
     Gc(image::keep::Gc),
     /// Compare every blob with its digest
     Verify(image::keep::Verify),
+    /// Look after the kernels that images run with
+    #[command(subcommand)]
+    Kernel(kernel::Command),
     /// Save machines with their memory, and look after what was saved
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -162,6 +166,7 @@ pub fn main() -> ExitCode {
             Some(Command::Load(args)) => args.run(&common),
             Some(Command::Gc(args)) => args.run(&common),
             Some(Command::Verify(args)) => args.run(&common),
+            Some(Command::Kernel(command)) => command.run(&common),
             Some(Command::Snapshot(command)) => command.run(&common),
             Some(Command::Restore(args)) => restore::run(*args, &common),
             Some(Command::Clone(args)) => clone::run(args, &common),

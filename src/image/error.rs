@@ -48,6 +48,14 @@ pub enum Error {
         /// The name that looks most like it.
         nearest: Option<String>,
     },
+    /// No kernel has this name.
+    #[error("There is no kernel `{name}`{}", suggestion(.nearest))]
+    UnknownKernel {
+        /// What was asked for.
+        name: String,
+        /// The name that looks most like it.
+        nearest: Option<String>,
+    },
     /// An image refers to a blob that is not there.
     #[error("Blob {digest} is missing: pull or load the image again")]
     MissingBlob {

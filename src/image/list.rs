@@ -8,7 +8,7 @@ use super::manifest::{Descriptor, Manifest};
 use super::name::Name;
 use super::refs::Index;
 use super::store::Store;
-use super::{Digest, Error};
+use super::{Digest, Error, kernel};
 use crate::disk::extents::{self, Run};
 
 /// One line of `images`.
@@ -59,6 +59,7 @@ impl Store {
         let index = self.read_index()?;
         let named = index.manifests.iter().filter_map(|entry| Some((Index::name_of(entry)?, entry)));
         named
+            .filter(|(name, _)| !kernel::is_kernel(name))
             .map(|(name, entry)| {
                 let manifest = self.manifest(entry)?;
                 let count = |kind| manifest.of_type(kind).count();

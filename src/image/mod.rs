@@ -22,6 +22,7 @@ mod files;
 mod gc;
 pub mod import;
 pub mod initramfs;
+pub mod kernel;
 pub mod layer;
 mod lease;
 mod list;
@@ -46,6 +47,7 @@ pub use config::{Config, Disk, MAX_DISK, Machine, Process, Version};
 pub use digest::{Digest, Hasher};
 pub use error::Error;
 pub use gc::Collected;
+pub use kernel::Kernel;
 pub use lease::Lease;
 pub use list::{Difference, Image, Inspected};
 pub use manifest::{
