@@ -10,11 +10,13 @@ mod image;
 mod inspect;
 mod life;
 mod logger;
+mod login;
 mod machines;
 mod output;
 mod pause;
 mod progress;
 mod ps;
+mod registry;
 mod replace;
 mod restore;
 mod run;
@@ -113,6 +115,14 @@ enum Command {
     Restore(Box<restore::Args>),
     /// Start many machines from one snapshot, in the background
     Clone(clone::Args),
+    /// Fetch an image from a registry: only what is not here yet
+    Pull(registry::Pull),
+    /// Send an image to a registry: only what it has not yet
+    Push(registry::Push),
+    /// Tell a registry who you are, and keep that
+    Login(login::Login),
+    /// Forget who you are to a registry
+    Logout(login::Logout),
     /// Say what this host offers to virtual machines, and how to put right what is missing
     Doctor(doctor::Args),
     /// Print completions for a shell
@@ -164,6 +174,10 @@ pub fn main() -> ExitCode {
             Some(Command::Snapshot(command)) => command.run(&common),
             Some(Command::Restore(args)) => restore::run(*args, &common),
             Some(Command::Clone(args)) => clone::run(args, &common),
+            Some(Command::Pull(args)) => args.run(&common),
+            Some(Command::Push(args)) => args.run(&common),
+            Some(Command::Login(args)) => args.run(&common),
+            Some(Command::Logout(args)) => args.run(),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),
             Some(Command::Completions(args)) => args.run(),
             Some(Command::Man(args)) => args.run(),
