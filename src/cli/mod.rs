@@ -11,11 +11,16 @@ mod inspect;
 mod kernel;
 mod life;
 mod logger;
+#[cfg(feature = "registry")]
+mod login;
 mod machines;
 mod output;
 mod pause;
+#[cfg(feature = "registry")]
 mod progress;
 mod ps;
+#[cfg(feature = "registry")]
+mod registry;
 mod replace;
 mod restore;
 mod run;
@@ -118,6 +123,18 @@ enum Command {
     Restore(Box<restore::Args>),
     /// Start many machines from one snapshot or one machine, in the background
     Clone(clone::Args),
+    /// Fetch an image from a registry: only what is not here yet
+    #[cfg(feature = "registry")]
+    Pull(registry::Pull),
+    /// Send an image to a registry: only what it has not yet
+    #[cfg(feature = "registry")]
+    Push(registry::Push),
+    /// Tell a registry who you are, and keep that
+    #[cfg(feature = "registry")]
+    Login(login::Login),
+    /// Forget who you are to a registry
+    #[cfg(feature = "registry")]
+    Logout(login::Logout),
     /// Say what this host offers to virtual machines, and how to put right what is missing
     Doctor(doctor::Args),
     /// Print completions for a shell
@@ -170,6 +187,14 @@ pub fn main() -> ExitCode {
             Some(Command::Snapshot(command)) => command.run(&common),
             Some(Command::Restore(args)) => restore::run(*args, &common),
             Some(Command::Clone(args)) => clone::run(args, &common),
+            #[cfg(feature = "registry")]
+            Some(Command::Pull(args)) => args.run(&common),
+            #[cfg(feature = "registry")]
+            Some(Command::Push(args)) => args.run(&common),
+            #[cfg(feature = "registry")]
+            Some(Command::Login(args)) => args.run(&common),
+            #[cfg(feature = "registry")]
+            Some(Command::Logout(args)) => args.run(),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),
             Some(Command::Completions(args)) => args.run(),
             Some(Command::Man(args)) => args.run(),

@@ -119,6 +119,8 @@ pub enum Error {
         registry: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
+        /// Whether the same may succeed when it is tried again.
+        passing: bool,
     },
     /// Input that passes a limit.
     #[error("{what} is larger than {limit} bytes")]
@@ -143,7 +145,7 @@ impl Error {
     /// Whether the same may succeed when it is tried again.
     #[cfg(feature = "registry")]
     pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Error::Connection { .. })
+        matches!(self, Error::Connection { passing: true, .. })
     }
 
     /// For documents that cannot be true.

@@ -75,12 +75,23 @@ impl Upload {
         if let Some(&expected) = expected.filter(|&expected| *expected != digest) {
             return Err(Error::Corrupt { digest: expected, found: digest });
         }
-        let _lock = self.store.lock(Hold::Shared)?;
-        lease.hold_locked(&digest)?;
-        // Over a blob that is there already, too: they are equal, or that one is corrupt.
-        let blob = self.store.blob(&digest);
-        self.store.files.rename(&self.path, &blob).map_err(Error::io("write", &blob))?;
+        self.name(lease, &digest)?;
         Ok((digest, size))
+    }
+
+    /// Makes the file the blob that it was found to be while it was written.
+    #[cfg(feature = "registry")]
+    pub(super) fn publish_checked(self, lease: &mut Lease, digest: &Digest) -> Result<(), Error> {
+        self.store.files.sync(&self.file, &self.path).map_err(Error::io("sync", &self.path))?;
+        self.name(lease, digest)
+    }
+
+    fn name(&self, lease: &mut Lease, digest: &Digest) -> Result<(), Error> {
+        let _lock = self.store.lock(Hold::Shared)?;
+        lease.hold_locked(digest)?;
+        // Over a blob that is there already, too: they are equal, or that one is corrupt.
+        let blob = self.store.blob(digest);
+        self.store.files.rename(&self.path, &blob).map_err(Error::io("write", &blob))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The user's terminal: raw while a guest has it, as it was before on every way out.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 /// Terminals that are raw now, with the settings to give back.
@@ -41,6 +41,37 @@ pub fn restore() {
         // SAFETY: `settings` came from this terminal; a descriptor that is closed makes the call fail, no more.
         unsafe { libc::tcsetattr(fd, libc::TCSANOW, &settings) };
     }
+}
+
+/// Reads a line that is not shown: a password. `None` when the user has no mind to (`Ctrl-C`, `Ctrl-D`).
+pub fn read_secret(terminal: &mut (impl io::Read + AsFd)) -> io::Result<Option<String>> {
+    const CANCEL: u8 = 3;
+    let fd = terminal.as_fd().as_raw_fd();
+    // SAFETY: all zeroes is a valid value of this plain structure; the call fills it or fails.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: `settings` is ours.
+    if unsafe { libc::tcgetattr(fd, &mut settings) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let before = settings;
+    // Ctrl-C ends the line and not the program, which could not show again what is typed.
+    settings.c_lflag &= !(libc::ECHO | libc::ISIG);
+    settings.c_lflag |= libc::ECHONL;
+    settings.c_cc[libc::VEOL] = CANCEL;
+    // SAFETY: `settings` is ours and was filled.
+    if unsafe { libc::tcsetattr(fd, libc::TCSAFLUSH, &settings) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut line = vec![0; 4096];
+    let read = terminal.read(&mut line);
+    // SAFETY: `before` came from this terminal.
+    unsafe { libc::tcsetattr(fd, libc::TCSANOW, &before) };
+    line.truncate(read?);
+    if line.last().is_none_or(|&last| last == CANCEL) {
+        return Ok(None);
+    }
+    let text = String::from_utf8(line).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).into()))
 }
 
 /// A new pseudo-terminal: its controlling side, and the path of the side for a user. The user's side starts raw.

@@ -1,4 +1,7 @@
-//! One repository of one registry, over HTTP (OCI distribution specification 1.1; tokens as in distribution.github.io, Token Authentication).
+//! Asks one registry for one repository over HTTP: attempts, tokens, redirects (OCI distribution specification 1.1; RFC 9110; tokens
+//! as in distribution.github.io, Token Authentication).
+//!
+//! What opens the registry's door is shown to the registry alone: not to whom it sends us on to, not where it says that an upload goes.
 
 use std::io::{self, Read};
 use std::sync::{Mutex, PoisonError};
@@ -8,37 +11,48 @@ use serde::Deserialize;
 use ureq::http::{Method, Request, Response, StatusCode, header};
 use ureq::{Agent, Body, SendBody};
 
-use crate::image::{Digest, Error};
+use super::address;
+use super::asked::{Asked, Content};
+use super::auth::{Challenge, Credentials, TOKEN_USER, Token};
+use super::tls;
+use crate::image::Error;
 
-/// The largest manifest (the specification asks for 4 MiB) and the largest answer that is read of an error.
-const MAX_MANIFEST: u64 = 4 << 20;
-const MAX_ERROR: u64 = 64 << 10;
+/// The largest answer that is read of an error or a token server.
+const MAX_ANSWER: u64 = 64 << 10;
 
-/// A user and a password or token.
-#[derive(Clone)]
-pub struct Credentials {
-    /// The user.
-    pub user: String,
-    /// The password.
-    pub password: String,
+/// How often we let a registry send us on.
+const MOST_REDIRECTS: u32 = 5;
+
+/// How often something that may pass is tried again, and how long before the first time; it doubles.
+pub(super) const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest that a registry may tell us to wait.
+const LONGEST_PAUSE: u64 = 30;
+
+const NOBODY_TRUSTED: &str = "cannot be trusted, for no certificates of authorities are on this host: install ca-certificates, or set SSL_CERT_FILE";
+
+/// How a registry is spoken to.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// For whom.
+    pub credentials: Option<Credentials>,
+    /// Without TLS.
+    pub plain_http: bool,
+    /// Certificates of the authorities that are trusted, in PEM.
+    pub authorities: Vec<u8>,
 }
 
 /// A repository in a registry.
 pub struct Client {
     agent: Agent,
-    host: String,
+    pub(super) host: String,
     base: String,
-    repository: String,
+    pub(super) repository: String,
     credentials: Option<Credentials>,
+    plain_http: bool,
     /// The value of the header that opens the door.
     authorization: Mutex<Option<String>>,
-}
-
-/// The answer of a token server.
-#[derive(Deserialize)]
-struct Token {
-    #[serde(alias = "access_token")]
-    token: String,
 }
 
 /// The answer of a registry that refuses.
@@ -56,126 +70,226 @@ struct Reason {
     message: String,
 }
 
+/// An answer that asks us to come again later.
+#[derive(Debug, thiserror::Error)]
+#[error("it answers {status}")]
+struct Later {
+    status: StatusCode,
+    after: Option<u64>,
+}
+
 impl Client {
-    /// The repository `repository` of the registry `host`. A registry on this machine is spoken to without TLS.
-    pub fn new(host: &str, repository: &str, credentials: Option<Credentials>) -> Self {
-        let config = Agent::config_builder()
+    /// The repository `repository` of the registry `host`. A registry on this machine may do without TLS, as for Docker.
+    ///
+    /// # Errors
+    /// When no certificate can be checked.
+    pub fn new(host: &str, repository: &str, access: &Access) -> Result<Self, Error> {
+        // Docker's name for its registry is not the one that answers, and one word there is one of its own images.
+        let (address, repository) = match host {
+            "docker.io" | "index.docker.io" if repository.contains('/') => {
+                ("registry-1.docker.io", repository.into())
+            }
+            "docker.io" | "index.docker.io" => ("registry-1.docker.io", format!("library/{repository}")),
+            host => (host, repository.to_string()),
+        };
+        let near = address::is_loopback(address);
+        let mut config = Agent::config_builder()
             .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .timeout_connect(Some(Duration::from_secs(15)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .user_agent(concat!("rvmm/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        let scheme = if matches!(name, "localhost" | "127.0.0.1" | "[::1]") { "http" } else { "https" };
-        Client {
-            agent: config.into(),
-            host: host.into(),
-            base: format!("{scheme}://{host}"),
-            repository: repository.into(),
-            credentials,
-            authorization: Mutex::new(None),
+            .timeout_recv_response(Some(Duration::from_secs(120)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .timeout_per_write(Some(Duration::from_secs(60)))
+            .user_agent(concat!("rvmm/", env!("CARGO_PKG_VERSION")));
+        if near {
+            config = config.proxy(None);
         }
+        let agent: Agent = config.tls_config(tls::config(&access.authorities)).build().into();
+        let plain = access.plain_http || near && !tls::is_spoken(&agent, address);
+        if !plain && access.authorities.is_empty() {
+            return Err(Error::Registry { registry: host.into(), reason: NOBODY_TRUSTED.into() });
+        }
+        let scheme = if plain { "http" } else { "https" };
+        Ok(Client {
+            agent,
+            host: host.into(),
+            base: format!("{scheme}://{address}"),
+            repository,
+            credentials: access.credentials.clone(),
+            plain_http: access.plain_http,
+            authorization: Mutex::new(None),
+        })
     }
 
-    /// A connection that broke in the middle.
-    pub(super) fn broken(&self, source: io::Error) -> Error {
-        Error::Connection { registry: self.host.clone(), source: Box::new(source) }
-    }
-
-    fn path(&self, rest: &str) -> String {
+    /// Something below the repository.
+    pub(super) fn path(&self, rest: &str) -> String {
         format!("{}/v2/{}/{rest}", self.base, self.repository)
     }
 
-    /// Asks, once more with a token when the registry wants one.
-    fn ask(
-        &self,
-        method: &Method,
-        url: &str,
-        headers: &[(&str, &str)],
-        mut body: Option<(&mut dyn Read, u64)>,
-    ) -> Result<Response<Body>, Error> {
-        for last in [false, true] {
-            let mut request = Request::builder().method(method).uri(url);
-            for (name, value) in headers {
-                request = request.header(*name, *value);
-            }
-            let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            // What opens this door is for nobody else.
-            if let Some(value) = authorization.filter(|_| url.starts_with(&format!("{}/", self.base))) {
-                request = request.header(header::AUTHORIZATION, value);
-            }
-            // A body can be sent once: its door was opened by the request before.
-            let has_body = body.is_some();
-            let invalid = |_| Error::invalid(format!("Address `{url}`"), "it is none");
-            let answer = match body.take() {
-                Some((content, size)) => {
-                    let request = request.header(header::CONTENT_LENGTH, size);
-                    self.agent.run(request.body(SendBody::from_reader(content)).map_err(invalid)?)
-                }
-                None => self.agent.run(request.body(()).map_err(invalid)?),
-            };
-            let answer = answer.map_err(|source| Error::Connection {
-                registry: self.host.clone(),
-                source: Box::new(source),
-            })?;
-            if answer.status() != StatusCode::UNAUTHORIZED || last || has_body {
-                return Ok(answer);
-            }
-            let challenge =
-                answer.headers().get(header::WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
-            let value = self.authorize(challenge.unwrap_or_default())?;
-            *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    /// Looks whether there is a registry that lets us in.
+    ///
+    /// # Errors
+    /// When there is none, or it does not.
+    pub fn check(&self) -> Result<(), Error> {
+        let url = format!("{}/v2/", self.base);
+        let answer = self.patiently(|| self.ask(&Asked::new(Method::GET, &url)))?;
+        match answer.status() {
+            StatusCode::OK => Ok(()),
+            StatusCode::NOT_FOUND => Err(self.refused("is none: it does not know the path /v2/")),
+            _ => Err(self.refusal("let us in", answer)),
         }
-        Err(self.refused("asks for a password again and again"))
     }
 
-    fn refused(&self, reason: impl Into<String>) -> Error {
-        Error::Registry { registry: self.host.clone(), reason: reason.into() }
+    /// Tries again what may pass.
+    pub(super) fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        let mut failed = 0;
+        loop {
+            match attempt() {
+                Err(error) if error.is_passing() && failed < ATTEMPTS - 1 => {
+                    self.wait(failed, &error);
+                    failed += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits before something is tried again.
+    pub(super) fn wait(&self, failed: u32, error: &Error) {
+        log::info!("{}: {error:?}: trying again", self.host);
+        let asked = match error {
+            Error::Connection { source, .. } => source.downcast_ref::<Later>().and_then(|later| later.after),
+            _ => None,
+        };
+        let asked = asked.map(|seconds| Duration::from_secs(seconds.min(LONGEST_PAUSE)));
+        std::thread::sleep(asked.unwrap_or(PAUSE * (1 << failed.min(6))));
+    }
+
+    /// Asks; goes where it is sent, and shows who we are when that is wanted.
+    pub(super) fn ask(&self, asked: &Asked) -> Result<Response<Body>, Error> {
+        let mut url = asked.url.to_string();
+        let (mut redirects, mut shown) = (0, false);
+        loop {
+            let own = address::origin(&url) == self.base;
+            let answer = self.send(asked, &url, own)?;
+            let text = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
+            let status = answer.status();
+            if status == StatusCode::UNAUTHORIZED && own && !shown {
+                let value = self.authorize(text(header::WWW_AUTHENTICATE).unwrap_or_default())?;
+                *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+                shown = true;
+                continue;
+            }
+            let Some(location) = text(header::LOCATION).filter(|_| status.is_redirection()) else {
+                return Ok(answer);
+            };
+            redirects += 1;
+            if redirects > MOST_REDIRECTS {
+                return Err(self.refused("sends us from one place to the next without end"));
+            }
+            let next = address::resolve(&url, location);
+            if self.is_unsafe(&next) {
+                let next = plain_text(address::origin(&next));
+                return Err(self.refused(format!("sends us on to `{next}`, which is not safe")));
+            }
+            url = next;
+        }
+    }
+
+    /// Whether an address that the registry names would take us out of TLS, or away from this machine without it.
+    fn is_unsafe(&self, url: &str) -> bool {
+        let near = address::is_loopback(address::host(url));
+        let plain = url.starts_with("http://") && self.base.starts_with("http://");
+        !(url.starts_with("https://") || plain && (near || self.plain_http))
+    }
+
+    fn send(&self, asked: &Asked, url: &str, own: bool) -> Result<Response<Body>, Error> {
+        let mut request = Request::builder().method(&asked.method).uri(url);
+        for (name, value) in asked.headers {
+            request = request.header(*name, *value);
+        }
+        let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(value) = authorization.filter(|_| own) {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        let invalid = |_| Error::invalid(format!("Address `{}`", plain_text(url)), "it is none");
+        let answer = match &asked.content {
+            Content::Nothing if matches!(asked.method, Method::GET | Method::HEAD) => {
+                self.agent.run(request.body(()).map_err(invalid)?)
+            }
+            Content::Nothing => self.agent.run(request.body(&b""[..]).map_err(invalid)?),
+            Content::Bytes(bytes) => self.agent.run(request.body(*bytes).map_err(invalid)?),
+            Content::Part(part) => {
+                let mut part = part.clone();
+                let request = request.header(header::CONTENT_LENGTH, part.end - part.start);
+                self.agent.run(request.body(SendBody::from_reader(&mut part)).map_err(invalid)?)
+            }
+        };
+        answer.map_err(|error| self.failed(error))
     }
 
     /// What answers a challenge.
     fn authorize(&self, challenge: &str) -> Result<String, Error> {
-        let basic = self.credentials.as_ref().map(|known| {
-            format!("Basic {}", base64(format!("{}:{}", known.user, known.password).as_bytes()))
-        });
-        let (scheme, rest) = challenge.split_once(' ').unwrap_or((challenge, ""));
-        if scheme.eq_ignore_ascii_case("basic") {
-            return basic.ok_or_else(|| self.refused("asks for a user and password: log in first"));
+        let login = format!("`rvmm login {}`", self.host);
+        match Challenge::parse(challenge) {
+            Some(Challenge::Basic) => match &self.credentials {
+                Some(known) => Ok(known.basic()),
+                None => Err(self.refused(format!("asks for a user and password: {login}"))),
+            },
+            Some(Challenge::Bearer { realm, service, scope }) => {
+                self.token(&realm, service.as_deref(), scope.as_deref())
+            }
+            None => Err(self.refused("asks for an authorisation of an unknown kind")),
         }
-        let field = |name: &str| parameter(rest, name);
-        let Some(realm) = field("realm").filter(|_| scheme.eq_ignore_ascii_case("bearer")) else {
-            return Err(self.refused("asks for an authorisation of an unknown kind"));
-        };
-        // A password must not go in the clear where the registry itself is spoken to with TLS.
-        if !realm.starts_with("https://") && self.base.starts_with("https://") {
+    }
+
+    fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<String, Error> {
+        if self.is_unsafe(realm) {
+            let realm = plain_text(realm);
             return Err(self.refused(format!("sends us for a token to `{realm}`, which is not safe")));
         }
-        let scope = field("scope").unwrap_or(format!("repository:{}:pull,push", self.repository));
-        let mut request = self.agent.get(&realm).query("scope", scope);
-        if let Some(service) = field("service") {
-            request = request.query("service", service);
+        let own = format!("repository:{}:pull,push", self.repository);
+        let scope = match scope {
+            None if !self.repository.is_empty() => Some(own.as_str()),
+            other => other,
+        };
+        let fields = [("service", service), ("scope", scope)];
+        let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let answer = match &self.credentials {
+            Some(known) if known.user == TOKEN_USER => {
+                let form = [("grant_type", "refresh_token"), ("client_id", "rvmm")];
+                let form = form.into_iter().chain([("refresh_token", known.password.as_str())]);
+                self.agent.post(realm).send_form(form.chain(fields))
+            }
+            known => {
+                let url = fields
+                    .fold(realm.to_string(), |url, (name, value)| address::with_parameter(&url, name, value));
+                let mut request = self.agent.get(url);
+                if let Some(known) = known {
+                    request = request.header(header::AUTHORIZATION, known.basic());
+                }
+                request.call()
+            }
+        };
+        let answer = answer.map_err(|error| self.failed(error))?;
+        match answer.status() {
+            status if status.is_success() => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let known = if self.credentials.is_some() { "does not accept the" } else { "asks for a" };
+                let login = format!("`rvmm login {}`", self.host);
+                return Err(self.refused(format!("{known} user and password: {login}")));
+            }
+            _ => return Err(self.refusal("give a token", answer)),
         }
-        if let Some(basic) = basic {
-            request = request.header("Authorization", basic);
-        }
-        let answer = request
-            .call()
-            .map_err(|source| Error::Connection { registry: self.host.clone(), source: Box::new(source) })?;
-        if !answer.status().is_success() {
-            return Err(self.refused(format!(
-                "gives no token for `{}` ({})",
-                self.repository,
-                answer.status()
-            )));
-        }
-        let bytes = self.small(answer, MAX_ERROR)?;
+        let bytes = self.small(answer, MAX_ANSWER)?;
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|source| Error::Form { what: format!("A token of registry {}", self.host), source })?;
-        Ok(format!("Bearer {}", token.token))
+        token.bearer().ok_or_else(|| self.refused("gives a token that is none"))
     }
 
     /// An answer of at most `limit` bytes.
-    fn small(&self, answer: Response<Body>, limit: u64) -> Result<Vec<u8>, Error> {
+    pub(super) fn small(&self, answer: Response<Body>, limit: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         let mut content = answer.into_body().into_reader().take(limit + 1);
         content.read_to_end(&mut bytes).map_err(|source| self.broken(source))?;
@@ -185,143 +299,75 @@ impl Client {
         Ok(bytes)
     }
 
+    /// A registry that says no.
+    pub(super) fn refused(&self, reason: impl Into<String>) -> Error {
+        Error::Registry { registry: self.host.clone(), reason: reason.into() }
+    }
+
+    /// A connection that broke in the middle.
+    pub(super) fn broken(&self, source: io::Error) -> Error {
+        Error::Connection { registry: self.host.clone(), source: Box::new(source), passing: true }
+    }
+
+    /// A request without an answer.
+    fn failed(&self, error: ureq::Error) -> Error {
+        let passing = match &error {
+            ureq::Error::Io(source) => {
+                // Nobody is there, or it is nobody whom we trust: that does not change in a second.
+                let fixed =
+                    matches!(source.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::InvalidData);
+                !fixed && !is_unknown_host(source)
+            }
+            ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => true,
+            _ => false,
+        };
+        let source: Box<dyn std::error::Error + Send + Sync> = match error {
+            ureq::Error::HostNotFound => NO_HOST.into(),
+            ureq::Error::Io(source) if is_unknown_host(&source) => NO_HOST.into(),
+            ureq::Error::Io(source) => source.into(),
+            other => other.into(),
+        };
+        Error::Connection { registry: self.host.clone(), source, passing }
+    }
+
     /// The error that an answer is, in the registry's words.
-    fn refusal(&self, doing: &str, answer: Response<Body>) -> Error {
+    pub(super) fn refusal(&self, doing: &str, answer: Response<Body>) -> Error {
         let status = answer.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            let source = io::Error::other(format!("it answers {status}"));
-            return Error::Connection { registry: self.host.clone(), source: source.into() };
+            let after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let after = after.and_then(|seconds| seconds.trim().parse().ok());
+            let source = Box::new(Later { status, after });
+            return Error::Connection { registry: self.host.clone(), source, passing: true };
         }
-        let said = self.small(answer, MAX_ERROR).unwrap_or_default();
-        let said = serde_json::from_slice::<Refusal>(&said)
-            .ok()
-            .and_then(|refusal| refusal.errors.into_iter().next());
+        let said = self.small(answer, MAX_ANSWER).unwrap_or_default();
+        let said = serde_json::from_slice::<Refusal>(&said).ok();
+        let said = said.and_then(|refusal| refusal.errors.into_iter().next());
         let said = said.map(|reason| format!(": {} {}", reason.code, reason.message)).unwrap_or_default();
-        // What comes from outside goes to a terminal.
-        let said: String = said.chars().filter(|c| !c.is_control()).take(200).collect();
-        self.refused(format!("refuses to {doing} in `{}` ({status}{said})", self.repository))
-    }
-
-    /// The manifest of a tag or digest, and its type.
-    pub(super) fn manifest(&self, tag: &str, types: &[&str]) -> Result<(String, Vec<u8>), Error> {
-        let url = self.path(&format!("manifests/{tag}"));
-        let answer = self.ask(&Method::GET, &url, &[("Accept", &types.join(", "))], None)?;
-        if !answer.status().is_success() {
-            return Err(self.refusal(&format!("give manifest `{tag}`"), answer));
-        }
-        let media_type = answer.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media_type =
-            media_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_string();
-        Ok((media_type, self.small(answer, MAX_MANIFEST)?))
-    }
-
-    /// Puts a manifest under a tag.
-    pub(super) fn put_manifest(&self, tag: &str, media_type: &str, bytes: &[u8]) -> Result<(), Error> {
-        let url = self.path(&format!("manifests/{tag}"));
-        let size = bytes.len() as u64;
-        let answer =
-            self.ask(&Method::PUT, &url, &[("Content-Type", media_type)], Some((&mut &*bytes, size)))?;
-        match answer.status() {
-            StatusCode::CREATED => Ok(()),
-            _ => Err(self.refusal(&format!("take manifest `{tag}`"), answer)),
-        }
-    }
-
-    /// Whether the registry has a blob.
-    pub(super) fn has(&self, digest: &Digest) -> Result<bool, Error> {
-        let answer = self.ask(&Method::HEAD, &self.path(&format!("blobs/{digest}")), &[], None)?;
-        match answer.status() {
-            StatusCode::OK => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(self.refusal("say what it has", answer)),
-        }
-    }
-
-    /// A blob from `offset` on, or from the place that the registry chose instead.
-    pub(super) fn blob(&self, digest: &Digest, offset: u64) -> Result<(u64, Box<dyn Read>), Error> {
-        let range = format!("bytes={offset}-");
-        let headers = [("Range", range.as_str())];
-        let headers = if offset > 0 { &headers[..] } else { &[] };
-        let answer = self.ask(&Method::GET, &self.path(&format!("blobs/{digest}")), headers, None)?;
-        let start = match answer.status() {
-            StatusCode::OK => 0,
-            StatusCode::PARTIAL_CONTENT => offset,
-            _ => return Err(self.refusal(&format!("give blob {digest}"), answer)),
+        let hint = match (status, &self.credentials) {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(known)) => {
+                format!("; you are `{}`", known.user)
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None) => {
+                format!("; `rvmm login {}` tells it who you are", self.host)
+            }
+            _ => String::new(),
         };
-        Ok((start, Box::new(answer.into_body().into_reader())))
-    }
-
-    /// Sends a blob.
-    pub(super) fn upload(&self, digest: &Digest, size: u64, content: &mut dyn Read) -> Result<(), Error> {
-        let url = self.path("blobs/uploads/");
-        let answer = self.ask(&Method::POST, &url, &[("Content-Length", "0")], None)?;
-        let place =
-            answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok()).map(String::from);
-        let Some(place) = place.filter(|_| answer.status() == StatusCode::ACCEPTED) else {
-            return Err(self.refusal("take a blob", answer));
+        let place = match self.repository.as_str() {
+            "" => String::new(),
+            repository => format!(" in `{repository}`"),
         };
-        let place = if place.starts_with('/') { format!("{}{place}", self.base) } else { place };
-        let joint = if place.contains('?') { '&' } else { '?' };
-        let url = format!("{place}{joint}digest={digest}");
-        let headers = [("Content-Type", "application/octet-stream")];
-        let answer = self.ask(&Method::PUT, &url, &headers, Some((content, size)))?;
-        match answer.status() {
-            StatusCode::CREATED => Ok(()),
-            _ => Err(self.refusal("take a blob", answer)),
-        }
+        self.refused(format!("refuses to {doing}{place} ({status}{}){hint}", plain_text(&said)))
     }
 }
 
-/// One parameter of a challenge: `name="value"`, in any order, with commas inside of values.
-fn parameter(challenge: &str, name: &str) -> Option<String> {
-    let mut rest = challenge.trim_start();
-    while let Some((key, after)) = rest.split_once('=') {
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"')?,
-            None => after.split_once(',').unwrap_or((after, "")),
-        };
-        if key.trim().eq_ignore_ascii_case(name) {
-            return Some(value.into());
-        }
-        rest = next.trim_start_matches([',', ' ']);
-    }
-    None
+const NO_HOST: &str = "there is no host of this name";
+
+/// The standard library gives getaddrinfo's EAI_NONAME no kind of its own.
+fn is_unknown_host(error: &io::Error) -> bool {
+    error.to_string().contains("Name or service not known")
 }
 
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let chunk = |chunk: &[u8]| {
-        let word = (0..3).fold(0u32, |word, at| word << 8 | u32::from(chunk.get(at).copied().unwrap_or(0)));
-        (0..4)
-            .map(move |at| word >> (18 - 6 * at) & 63)
-            .enumerate()
-            .map(|(at, six)| if at > chunk.len() { '=' } else { char::from(DIGITS[six as usize]) })
-            .collect::<String>()
-    };
-    bytes.chunks(3).map(chunk).collect()
-}
-
-#[cfg(test)]
-mod unit {
-    use super::*;
-
-    #[test]
-    fn base64_of_rfc_4648() {
-        for (text, encoded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
-        {
-            assert_eq!(base64(text.as_bytes()), encoded);
-        }
-    }
-
-    #[test]
-    fn challenges() {
-        let text = r#"realm="https://a/token",service="r", scope="repository:a:pull,push",x=y"#;
-        assert_eq!(parameter(text, "realm").unwrap(), "https://a/token");
-        assert_eq!(parameter(text, "scope").unwrap(), "repository:a:pull,push");
-        assert_eq!(parameter(text, "X").unwrap(), "y");
-        assert_eq!(parameter(text, "nothing"), None);
-        assert_eq!(parameter(r#"realm="cut"#, "realm"), None);
-    }
+/// What comes from outside and goes to a terminal.
+pub(super) fn plain_text(text: &str) -> String {
+    text.trim_end().chars().filter(|c| !c.is_control()).take(200).collect()
 }

@@ -1,0 +1,173 @@
+//! Images to a registry: what it has not yet, in pieces, so that what breaks off goes on from the last whole piece.
+//!
+//! ```text
+//!   HEAD blob ─► it has it ──────────────────────────────────────────────────────────────► next
+//!        └─► POST, with the repository of the registry that has it, if we know one ─► mounted ─► next
+//!               └─► session ─► PATCH, PATCH, … PUT with the digest
+//!                      ▲          └─ uploads/session-ID: where the next piece goes, for the next push
+//!                      └─ GET: how much the registry has, after a connection broke or a push was killed
+//! ```
+//!
+//! docker-registry gives up an upload that broke in the middle of a piece; others go on from any byte.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek};
+
+use super::asked::Part;
+use super::client::{ATTEMPTS, Client};
+use super::endpoints::Session;
+use super::{Moved, Progress, at_once};
+use crate::image::manifest::{Descriptor, Manifest};
+use crate::image::refs::Index;
+use crate::image::{Digest, Error, Name, Store, Upload};
+
+/// Bytes of a piece. Docker's own client sends pieces without end, the smallest limit of a public registry is 100 MB.
+pub const PIECE: u64 = 8 << 20;
+
+/// The largest file that says where an upload stands.
+const MAX_SESSION: u64 = 16 << 10;
+
+impl Store {
+    /// Pushes an image under a tag.
+    ///
+    /// # Errors
+    /// When a blob is missing, or the registry refuses.
+    pub fn push(
+        &self,
+        image: &Descriptor,
+        to: &Client,
+        tag: &str,
+        progress: Progress,
+    ) -> Result<Moved, Error> {
+        let mut lease = self.lease()?;
+        lease.hold(&image.digest)?;
+        let bytes = self.read_document(image)?;
+        let manifest = Manifest::parse(&bytes, &format!("Manifest {}", image.digest))?;
+        let mut blobs: Vec<&Descriptor> = Vec::new();
+        for blob in manifest.blobs() {
+            if blobs.iter().all(|other| other.digest != blob.digest) {
+                blobs.push(blob);
+            }
+        }
+        let elsewhere = self.elsewhere(to);
+        let moved = at_once(&blobs, |blob| {
+            let from = elsewhere.get(&blob.digest).map(String::as_str);
+            self.send(to, blob, from, progress)
+        })?;
+        to.patiently(|| to.put_manifest(tag, &image.media_type, &bytes))?;
+        Ok(moved)
+    }
+
+    /// Blobs that other repositories of the registry should have: images here have their names.
+    fn elsewhere(&self, to: &Client) -> BTreeMap<Digest, String> {
+        let mut known = BTreeMap::new();
+        let index = self.read_index().unwrap_or_default();
+        for entry in &index.manifests {
+            let name = Index::name_of(entry).and_then(|name| name.parse::<Name>().ok());
+            let Some(name) = name else { continue };
+            if let Some((host, repository)) = name.registry()
+                && host == to.host
+                && repository != to.repository
+                && let Ok(manifest) = self.manifest(entry)
+            {
+                known.extend(manifest.blobs().map(|blob| (blob.digest, repository.to_string())));
+            }
+        }
+        known
+    }
+
+    /// Sends a blob unless the registry has it; says how many bytes that took.
+    fn send(
+        &self,
+        to: &Client,
+        blob: &Descriptor,
+        from: Option<&str>,
+        progress: Progress,
+    ) -> Result<Option<u64>, Error> {
+        if to.patiently(|| to.has(&blob.digest))? {
+            return Ok(None);
+        }
+        let file = self.open_blob(&blob.digest)?;
+        let size = file.metadata().map_err(Error::io("look at", &self.blob(&blob.digest)))?.len();
+        if size != blob.size {
+            return Err(Error::WrongSize { digest: blob.digest, wanted: blob.size, found: size });
+        }
+        let name = Digest::of(format!("{}/{} {}", to.host, to.repository, blob.digest).as_bytes()).hex();
+        let mut note = Note(self.resume(&format!("session-{name}"))?);
+        let told = |at| progress(&blob.digest, at, size);
+        let part = |start, end| Part { file: &file, start, end, progress: &told };
+        let mut session = match note.read() {
+            // The registry may have forgotten it.
+            Some(session) => to.patiently(|| to.stand(&session)).ok().filter(|stand| stand.have <= size),
+            None => None,
+        };
+        let (mut sent, mut failed, mut whole) = (0, 0, false);
+        loop {
+            let result = (|| {
+                let mut at = match session.take() {
+                    Some(session) => session,
+                    None => match to.begin(&blob.digest, from)? {
+                        Some(session) => session,
+                        None => return Ok(()),
+                    },
+                };
+                session = Some(at.clone());
+                let piece = PIECE.max(at.smallest.min(size));
+                while !whole && size - at.have > piece {
+                    let end = at.have + piece;
+                    let next = to.piece(&at, part(at.have, end))?;
+                    sent += end - at.have;
+                    failed = 0;
+                    at = next;
+                    note.write(&at)?;
+                    session = Some(at.clone());
+                }
+                to.end(&at, &blob.digest, part(at.have, size))?;
+                sent += size - at.have;
+                Ok(())
+            })();
+            let error = match result {
+                Ok(()) => return Ok(Some(sent).filter(|&sent| sent > 0)),
+                Err(error) => error,
+            };
+            failed += 1;
+            let stands = session.take();
+            match &error {
+                // A registry that does not take pieces may take the whole.
+                Error::Registry { .. } if !whole && stands.as_ref().is_some_and(|stand| stand.have == 0) => {
+                    whole = true;
+                }
+                error if error.is_passing() && failed < ATTEMPTS => {
+                    to.wait(failed, error);
+                    let stand = stands.and_then(|stand| to.stand(&stand).ok());
+                    session = stand.filter(|stand| stand.have <= size);
+                }
+                _ => {
+                    if error.is_passing() {
+                        note.0.keep();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Where an upload stands, for the next push should this one be killed.
+struct Note(Upload);
+
+impl Note {
+    fn read(&mut self) -> Option<Session> {
+        let mut text = String::new();
+        let mut file = self.0.file();
+        file.rewind().ok()?;
+        file.take(MAX_SESSION).read_to_string(&mut text).ok()?;
+        let (have, url) = text.strip_suffix('\n')?.split_once(' ')?;
+        Some(Session { url: url.into(), have: have.parse().ok()?, smallest: 0 })
+    }
+
+    fn write(&mut self, session: &Session) -> Result<(), Error> {
+        self.0.clear()?;
+        self.0.append(format!("{} {}\n", session.have, session.url).as_bytes())
+    }
+}
