@@ -48,8 +48,8 @@ pub struct Args {
     name: Option<String>,
     #[command(flatten)]
     replacements: Replacements,
-    /// Where the serial consoles are: off, pty, or file=PATH and socket=PATH
-    #[arg(long, value_name = "PLACE", default_value = "off")]
+    /// Where the serial consoles are: log for `rvmm logs` and `attach`, off, pty, or file=PATH and socket=PATH
+    #[arg(long, value_name = "PLACE", default_value = "log")]
     console: console::Config,
     /// Leave the machines paused, `rvmm resume` lets them go on
     #[arg(long)]

@@ -1,6 +1,7 @@
 //! The command line: one file for each family of commands. Only here does the program print, exit and read its
 //! environment.
 
+mod attach;
 mod boot_timer;
 mod clone;
 mod doctor;
@@ -9,6 +10,7 @@ mod identity;
 mod inspect;
 mod life;
 mod logger;
+mod logs;
 mod machines;
 mod output;
 mod pause;
@@ -88,6 +90,10 @@ enum Command {
     Restore(Box<restore::Args>),
     /// Start many machines from one snapshot, in the background
     Clone(clone::Args),
+    /// Show what a machine said on its console
+    Logs(logs::Args),
+    /// Use the console of a machine that runs in the background
+    Attach(attach::Args),
     /// Say what this host offers to virtual machines, and how to put right what is missing
     Doctor(doctor::Args),
     /// Print completions for a shell
@@ -128,6 +134,8 @@ pub fn main() -> ExitCode {
             Some(Command::Snapshot(command)) => command.run(&common),
             Some(Command::Restore(args)) => restore::run(*args, &common),
             Some(Command::Clone(args)) => clone::run(args, &common),
+            Some(Command::Logs(args)) => logs::run(&args, &common),
+            Some(Command::Attach(args)) => attach::run(&args, &common),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),
             Some(Command::Completions(args)) => args.run(),
             Some(Command::Man(args)) => args.run(),
