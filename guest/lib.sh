@@ -120,6 +120,7 @@ system_into() {
     echo rvmm >"$root/etc/hostname"
     echo "export HOME=/root USER=root; cd; export PS1='root@\\h:\\w# '" >"$root/etc/profile"
     : >"$root/etc/resolv.conf"
+    : >"$root/etc/machine-id"
     cat >"$root/etc/inittab" <<-'END'
 		ttyS0::respawn:-/bin/sh -l
 		::ctrlaltdel:/bin/reboot
