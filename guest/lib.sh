@@ -100,6 +100,12 @@ busybox_into() {
     for applet; do ln -sf busybox "$dir/bin/$applet"; done
 }
 
+# agent: builds the agent and prints its path.
+agent() {
+    (cd "$guest/agent" && env -u RUSTFLAGS -u CARGO_BUILD_TARGET cargo build --release --quiet --target-dir target) || die "the agent does not build"
+    echo "$guest/agent/target/release/rvmm-agent"
+}
+
 # system_into DIRECTORY: the user space of rvmm's guests, the same on a disk and in the initramfs.
 system_into() {
     local root=$1
@@ -108,6 +114,7 @@ system_into() {
     cc -nostdlib -static -s -Wl,--build-id=none,-z,noseparate-code -o "$root/bin/stamp" "$guest/stamp.S"
     install -m 755 "$guest/system" "$root/sbin/init"
     install -m 755 "$guest/udhcpc" "$root/etc/udhcpc"
+    install -m 755 "$(agent)" "$root/sbin/rvmm-agent"
     printf '#!/bin/sh\nsync\nmount -o remount,ro /\npoweroff -f\n' >"$root/etc/acpi/PWRF/00000080"
     chmod 755 "$root/etc/acpi/PWRF/00000080"
     echo 'root::0:0:root:/root:/bin/sh' >"$root/etc/passwd"
@@ -116,6 +123,7 @@ system_into() {
     echo rvmm >"$root/etc/hostname"
     echo "export HOME=/root USER=root; cd; export PS1='root@\\h:\\w# '" >"$root/etc/profile"
     : >"$root/etc/resolv.conf"
+    : >"$root/etc/machine-id"
     cat >"$root/etc/inittab" <<-'END'
 		ttyS0::respawn:-/bin/sh -l
 		::ctrlaltdel:/bin/reboot

@@ -8,12 +8,13 @@
 //! floor 4   vmm                          one machine: build, run, save
 //! floor 3   kvm  config                  the kernel's interface; what was asked for
 //! floor 2   devices  arch  image         what the guest sees; what it is made from
-//! floor 1   memory  bus  irq  notice  options  console  disk  net  snapshot
+//! floor 1   memory  bus  irq  notice  options  console  disk  net  snapshot  agent
 //! floor 0   sys                          host facilities
 //! ```
 #![warn(missing_docs)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+pub mod agent;
 pub mod api;
 pub mod arch;
 pub mod bus;

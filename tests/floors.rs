@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Every module at the top of `src`, lowest floor first.
 const FLOORS: [&[&str]; 7] = [
     &["sys", "options"],
-    &["memory", "bus", "irq", "notice", "console", "disk", "net", "snapshot"],
+    &["memory", "bus", "irq", "notice", "console", "disk", "net", "snapshot", "agent"],
     &["devices", "arch", "image"],
     &["kvm", "config"],
     &["vmm"],

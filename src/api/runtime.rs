@@ -4,7 +4,8 @@
 //!   DIRECTORY/           0700, of this user
 //!   └─ NAME/             one machine
 //!      ├─ lock           locked (flock(2)) as long as the machine lives; holds its process ID
-//!      └─ api.sock
+//!      ├─ api.sock
+//!      └─ vsock.sock, console.sock, console.log
 //!
 //!   claim:   mkdir NAME ─► open lock ─► flock ─► is it still the file at this path? ─► ours
 //!                ▲                        │ held          │ no: somebody removed it meanwhile
@@ -188,13 +189,18 @@ fn read_pid(mut lock: &File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Removes the entry at `path`, whose lock the caller holds. The lock goes last: until then nobody else can claim the name.
-fn remove(path: &Path) {
+/// Removes all but the lock.
+fn clear(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_name() != "lock" {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// Removes the entry at `path`, whose lock the caller holds. The lock goes last: until then nobody else can claim the name.
+fn remove(path: &Path) {
+    clear(path);
     let _ = fs::remove_file(path.join("lock"));
     // Not when somebody has claimed the name in this moment: a directory that is not empty stays.
     let _ = fs::remove_dir(path);
@@ -211,7 +217,7 @@ pub struct Entry {
 impl Entry {
     fn new(name: &Name, path: PathBuf, mut lock: File) -> Result<Self, Error> {
         // What a killed machine may have left.
-        let _ = fs::remove_file(path.join("api.sock"));
+        clear(&path);
         let write = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         let entry = Entry { name: name.clone(), path, _lock: lock };
         write.map_err(host("write to", &entry.path))?;
@@ -274,6 +280,11 @@ impl Machine {
         }
         let pid = read_pid(&lock);
         Some(Machine { name: name.to_string(), pid, socket: path.join("api.sock"), lock })
+    }
+
+    /// Its own directory.
+    pub fn directory(&self) -> &Path {
+        self.socket.parent().unwrap_or(&self.socket)
     }
 
     /// Whether the machine has ended, and all that it held is free.

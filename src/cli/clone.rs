@@ -52,8 +52,8 @@ pub struct Args {
     name: Option<String>,
     #[command(flatten)]
     replacements: Replacements,
-    /// Where the serial consoles are: off, pty, or file=PATH and socket=PATH
-    #[arg(long, value_name = "PLACE", default_value = "off")]
+    /// Where the serial consoles are: log for `rvmm logs` and `attach`, off, pty, or file=PATH and socket=PATH
+    #[arg(long, value_name = "PLACE", default_value = "log")]
     console: console::Config,
     /// How they get their memory: cow, mapped from the snapshot until it is written; copy, read at once; lazy or
     /// lazy=SOCKET, read when it is used and in the background

@@ -101,6 +101,13 @@ fn by_name(common: &Common, names: &[String]) -> Result<Results<Machine>, Failur
     Ok(unique.iter().map(find).collect())
 }
 
+/// The machine with this name.
+pub fn one(common: &Common, name: &str) -> Result<Machine, Failure> {
+    let found = by_name(common, &[name.to_string()])?.pop();
+    let (_, machine) = found.unwrap_or_else(|| (String::new(), Err(Error::None { name: name.into() })));
+    machine.map_err(Failure::refused)
+}
+
 /// Which machines a command is for.
 pub enum Selection<'a> {
     /// Those with these names.

@@ -1,6 +1,7 @@
 //! The command line: one file for each family of commands. Only here does the program print, exit and read its
 //! environment.
 
+mod attach;
 mod boot_timer;
 mod clone;
 mod doctor;
@@ -13,10 +14,10 @@ mod life;
 mod logger;
 #[cfg(feature = "registry")]
 mod login;
+mod logs;
 mod machines;
 mod output;
 mod pause;
-#[cfg(feature = "registry")]
 mod progress;
 mod ps;
 #[cfg(feature = "registry")]
@@ -135,6 +136,10 @@ enum Command {
     /// Forget who you are to a registry
     #[cfg(feature = "registry")]
     Logout(login::Logout),
+    /// Show what a machine said on its console
+    Logs(logs::Args),
+    /// Use the console of a machine that runs in the background
+    Attach(attach::Args),
     /// Say what this host offers to virtual machines, and how to put right what is missing
     Doctor(doctor::Args),
     /// Print completions for a shell
@@ -195,6 +200,8 @@ pub fn main() -> ExitCode {
             Some(Command::Login(args)) => args.run(&common),
             #[cfg(feature = "registry")]
             Some(Command::Logout(args)) => args.run(),
+            Some(Command::Logs(args)) => logs::run(&args, &common),
+            Some(Command::Attach(args)) => attach::run(&args, &common),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),
             Some(Command::Completions(args)) => args.run(),
             Some(Command::Man(args)) => args.run(),

@@ -41,7 +41,7 @@ pub struct Args {
     /// Leave the machine paused, `rvmm resume` lets it go on
     #[arg(long)]
     paused: bool,
-    /// Where the serial console is: stdio, off, file=PATH, pty or socket=PATH
+    /// Where the serial console is: stdio, off, file=PATH, pty, socket=PATH, or log for `rvmm logs` and `attach`
     #[arg(long, value_name = "PLACE", default_value = "stdio")]
     console: console::Config,
     /// How long a guest may take to switch itself off when it is asked to

@@ -53,7 +53,7 @@ pub struct Args {
     /// CPU features to hide from the guest, or a baseline: x86-64-v2, x86-64-v3
     #[arg(long, value_name = "NAMES")]
     cpu_mask: Option<Mask>,
-    /// Where the serial console is: stdio, off, file=PATH, pty or socket=PATH [default: stdio]
+    /// Where the serial console is: stdio, off, file=PATH, pty, socket=PATH, or log for `rvmm logs` and `attach` [default: stdio]
     #[arg(long, value_name = "PLACE")]
     console: Option<console::Config>,
     /// Read the machine from a file with Firecracker's keys; options on the command line win

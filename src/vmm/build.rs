@@ -65,7 +65,7 @@ pub(super) fn machine(
     let memory = Arc::new(memory);
     let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();
     let notifier = outbox.notifier();
-    let console = host_console::open(&config.console)?;
+    let console = host_console::open(&config.console, directory.as_deref())?;
     if let Some(place) = &console.place {
         log::warn!("the console is at {place}");
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::common::bare::guest;
+use crate::common::machine::Machine;
 use crate::common::{eventually, host};
 use crate::need;
 
@@ -74,4 +75,31 @@ fn connect(path: &Path) -> UnixStream {
         client.is_some()
     });
     client.expect("a console that listens")
+}
+
+#[test]
+fn a_log_that_is_read_and_a_console_to_attach_to() {
+    need!(host::kvm());
+    let machine = guest(TALKATIVE).option("--name", "talks").option("--console", "log").start();
+    let log = || machine.command(&["logs", "talks"]).out;
+    assert!(eventually(|| log().matches("\ncounter ").count() >= 2), "{}", log());
+    let command = |arguments: &[&str]| Machine::command_line(arguments).beside(&machine).start();
+    let follower = command(&["logs", "-f", "talks"]);
+    let attached = command(&["attach", "talks"]);
+    follower.says("counter at ").says_times("\ncounter ", 4);
+    attached.says_times("\ncounter ", 2);
+    assert!(!attached.said().contains("counter at "), "{}", attached.said());
+    assert_eq!(machine.said(), "");
+    // Both end with the machine.
+    machine.command(&["stop", "--force", "talks"]);
+    assert_eq!((follower.finish().status, attached.finish().status), (0, 0));
+}
+
+#[test]
+fn a_console_that_is_not_kept_is_said_to_be_so() {
+    need!(host::kvm());
+    let machine = guest(TALKATIVE).option("--name", "talks").start();
+    machine.says("counter ");
+    machine.command(&["logs", "talks"]).failed(1, &["talks", "--console log"]);
+    machine.command(&["attach", "talks"]).failed(1, &["talks", "terminal"]);
 }

@@ -52,7 +52,11 @@ pub fn take(request: &Value) -> Value {
     report.field(request, "entropy", |value| Some(add_entropy(&hex::decode(value.as_text()?)?)));
     report.field(request, "hostname", |value| Some(set_hostname(value.as_text()?)));
     report.field(request, "machine_id", |value| {
-        Some(sys::write_file("/etc/machine-id", format!("{}\n", value.as_text()?).as_bytes()))
+        match sys::write_file("/etc/machine-id", format!("{}\n", value.as_text()?).as_bytes()) {
+            // Such a guest has no use for it.
+            Err(Errno::NOENT) => Some(Ok(())),
+            result => Some(result),
+        }
     });
     let mut env = Vec::from([format!("PATH={}", process::PATH)]);
     for (name, variable) in [("hostname", "RVMM_HOSTNAME"), ("machine_id", "RVMM_MACHINE_ID")] {
@@ -60,7 +64,18 @@ pub fn take(request: &Value) -> Value {
     }
     for interface in request.get("interfaces").and_then(Value::as_list).unwrap_or_default() {
         let field = |field| interface.get(field).and_then(Value::as_text);
-        let name = field("name").unwrap_or_default();
+        let name = match (field("name"), field("was")) {
+            (Some(name), _) => String::from(name),
+            (None, Some(was)) => match with_mac(was) {
+                Some(name) => name,
+                None => {
+                    report.add(was, Err("There is no interface with this address".into()));
+                    continue;
+                }
+            },
+            (None, None) => String::new(),
+        };
+        let name = name.as_str();
         for key in ["mac", "address", "gateway"] {
             let Some(value) = field(key) else { continue };
             let result = set_address(name, key, value);
@@ -194,4 +209,13 @@ fn set_gateway(socket: &Fd, gateway: [u8; 4]) -> Result {
 fn hooks() -> Vec<String> {
     let names = tree::list(HOOKS).into_iter().filter(|name| !name.starts_with('.'));
     names.map(|name| format!("{HOOKS}/{name}")).collect()
+}
+
+/// The interface that has this hardware address.
+fn with_mac(mac: &str) -> Option<String> {
+    let has_it = |name: &String| {
+        let address = sys::read_file(&format!("/sys/class/net/{name}/address")).unwrap_or_default();
+        address.trim().eq_ignore_ascii_case(mac)
+    };
+    tree::list("/sys/class/net").into_iter().find(has_it)
 }

@@ -1,10 +1,12 @@
 //! Host side of the guest's console: where its output goes and where its input comes from.
 
+pub mod log;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Options};
 use crate::sys::terminal;
+use log::Log;
 
 /// Where the console is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,25 +31,32 @@ pub enum Config {
     Pty,
     /// A Unix socket that one client at a time connects to; without one, output is lost.
     Socket(PathBuf),
+    /// Output is kept in the machine's own directory, at most 2 MiB of it ([`log`]), and a client may connect to the socket
+    /// [`SOCKET`] there: for machines in the background.
+    Log,
 }
+
+/// Name of the console's socket in the machine's own directory.
+pub const SOCKET: &str = "console.sock";
 
 impl FromStr for Config {
     type Err = options::Error;
 
     fn from_str(text: &str) -> Result<Self, options::Error> {
-        const KNOWN: [&str; 5] = ["stdio", "off", "file", "pty", "socket"];
+        const KNOWN: [&str; 6] = ["stdio", "off", "log", "file", "pty", "socket"];
         let first = Options::parse(text, &[])?.first;
         let (key, value) = first.split_once('=').map_or((first, None), |(key, value)| (key, Some(value)));
         match key {
             "stdio" if value.is_none() => Ok(Config::Stdio),
             "off" if value.is_none() => Ok(Config::Off),
+            "log" if value.is_none() => Ok(Config::Log),
             "pty" if value.is_none() => Ok(Config::Pty),
             "file" => Ok(Config::File(options::required(key, value, "a path")?.into())),
             "socket" => Ok(Config::Socket(options::required(key, value, "a path")?.into())),
             _ => Err(options::Error::UnknownKey {
                 key: first.into(),
                 nearest: options::nearest(key, &KNOWN).unwrap_or_default().into(),
-                known: "stdio, off, file=PATH, pty, socket=PATH".into(),
+                known: "stdio, off, log, file=PATH, pty, socket=PATH".into(),
             }),
         }
     }
@@ -71,6 +81,11 @@ pub enum Error {
         /// The host's answer.
         source: io::Error,
     },
+    /// A log without a place.
+    #[error(
+        "The console cannot be kept in a log, for the machine has no directory: say --console file=PATH or off"
+    )]
+    NoDirectory,
     /// The pseudo-terminal, or standard input.
     #[error("Cannot open a terminal for the console")]
     Terminal(#[from] io::Error),
@@ -107,8 +122,11 @@ pub struct Console {
     pub place: Option<String>,
 }
 
-/// Opens the console.
-pub fn open(config: &Config) -> Result<Console, Error> {
+/// Opens the console of a machine that has this directory.
+///
+/// # Errors
+/// When a file, a socket or a terminal cannot be had.
+pub fn open(config: &Config, directory: Option<&Path>) -> Result<Console, Error> {
     let (output, input, place): (Box<dyn Write + Send>, _, _) = match config {
         Config::Off => (Box::new(io::sink()), None, None),
         Config::Stdio => {
@@ -133,28 +151,40 @@ pub fn open(config: &Config) -> Result<Console, Error> {
             (Box::new(output), Some(Input::Stream { fd, escapes: false }), Some(path))
         }
         Config::Socket(path) => {
-            let listen = || {
-                let listener = UnixListener::bind(path)?;
-                listener.set_nonblocking(true)?;
-                Ok(listener)
-            };
-            let listener =
-                listen().map_err(|source| Error::Socket { path: path.display().to_string(), source })?;
-            let client = Client::default();
-            let output = SocketOutput(Arc::clone(&client));
-            let place = Some(path.display().to_string());
-            (Box::new(output), Some(Input::Listener { listener, client }), place)
+            let (input, client) = listen(path)?;
+            (Box::new(SocketOutput { client, log: None }), Some(input), Some(path.display().to_string()))
+        }
+        Config::Log => {
+            let directory = directory.ok_or(Error::NoDirectory)?;
+            let (input, client) = listen(&directory.join(SOCKET))?;
+            (Box::new(SocketOutput { client, log: Some(Log::new(directory)) }), Some(input), None)
         }
     };
     Ok(Console { output, input, place })
 }
 
-/// Output to whoever is connected. A client that does not read loses bytes; it never holds the guest up.
-struct SocketOutput(Client);
+fn listen(path: &Path) -> Result<(Input, Client), Error> {
+    let listen = || {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    let listener = listen().map_err(|source| Error::Socket { path: path.display().to_string(), source })?;
+    let client = Client::default();
+    Ok((Input::Listener { listener, client: Arc::clone(&client) }, client))
+}
+
+/// Output to whoever is connected, and to a log. A client that does not read loses bytes; it never holds the guest up.
+struct SocketOutput {
+    client: Client,
+    log: Option<Log>,
+}
 
 impl Write for SocketOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full disk must not keep a client from what the guest says.
+        let logged = self.log.as_mut().map_or(Ok(()), |log| log.write_all(bytes));
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = client.as_mut() {
             match stream.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -162,7 +192,7 @@ impl Write for SocketOutput {
                 Ok(_) => {}
             }
         }
-        Ok(bytes.len())
+        logged.map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -179,6 +209,7 @@ mod tests {
         for (text, config) in [
             ("stdio", Config::Stdio),
             ("off", Config::Off),
+            ("log", Config::Log),
             ("pty", Config::Pty),
             ("file=a=b", Config::File("a=b".into())),
             ("socket=/s", Config::Socket("/s".into())),

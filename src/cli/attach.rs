@@ -1,0 +1,104 @@
+//! `rvmm attach`: a terminal for the console of a machine in the background.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use super::Common;
+use super::logs;
+use super::machines;
+use super::output::Failure;
+use crate::console;
+use crate::sys::{socket, terminal};
+
+/// `Ctrl-A`.
+const ESCAPE: u8 = 1;
+
+const HELP: &[u8] = b"\r\n  Ctrl-A d   leave; the machine runs on\r\n  \
+    Ctrl-A h   this help\r\n  Ctrl-A Ctrl-A   send Ctrl-A to the guest\r\n";
+
+/// Options of `attach`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm clone snap1 --name web
+  rvmm attach web-1
+
+Ctrl-A d leaves the console, and the machine runs on; Ctrl-A h shows the keys. A second client takes the console from the
+first. `rvmm logs` shows what was said before.")]
+pub struct Args {
+    /// The machine, as `rvmm ps` names it
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Connects this terminal with a console until either side leaves.
+pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
+    let machine = machines::one(common, &args.name)?;
+    let refused = |reason: &str| Failure::refused(format!("Cannot attach to {}: {reason}", machine.name));
+    let stream = match logs::console(&machine)? {
+        console::Config::Log => socket::connect(&machine.directory().join(console::SOCKET)),
+        console::Config::Socket(path) => socket::connect(&path),
+        console::Config::Stdio => return Err(refused("its console is on the terminal it was started at")),
+        console::Config::Pty => {
+            return Err(refused("its console is a terminal, whose path was told at its start"));
+        }
+        console::Config::Off | console::Config::File(_) => {
+            return Err(refused("its console takes no input: start the machine with --console log"));
+        }
+    };
+    let mut stream = stream.map_err(|error| refused(&error.to_string()))?;
+    let keys = stream.try_clone().map_err(Failure::refused)?;
+    let escapes = terminal::is_terminal(io::stdin().as_fd());
+    if escapes {
+        terminal::make_raw(io::stdin().as_fd()).map_err(Failure::refused)?;
+    }
+    thread::spawn(move || type_on(keys, escapes));
+    let shown = show(&mut stream);
+    terminal::restore();
+    match shown {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(refused(&error.to_string())),
+        _ => Ok(0),
+    }
+}
+
+fn show(stream: &mut UnixStream) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let mut piece = [0; 4096];
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => out.write_all(&piece[..count]).and_then(|()| out.flush())?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // The machine has ended.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Gives the guest what is typed. The end of input that is no terminal leaves the console open: the guest may still speak.
+fn type_on(mut stream: UnixStream, escapes: bool) {
+    let mut stdin = io::stdin().lock();
+    let (mut keys, mut guest, mut pending) = ([0; 4096], Vec::new(), false);
+    while let Ok(count @ 1..) = stdin.read(&mut keys) {
+        guest.clear();
+        let mut leave = false;
+        for &key in &keys[..count] {
+            match (std::mem::replace(&mut pending, false), key) {
+                (false, ESCAPE) if escapes => pending = true,
+                (false, key) | (true, key @ ESCAPE) => guest.push(key),
+                (true, b'd' | b'D') => leave = true,
+                (true, b'h' | b'H' | b'?') => drop(io::stderr().write_all(HELP)),
+                (true, key) => guest.extend([ESCAPE, key]),
+            }
+        }
+        if stream.write_all(&guest).is_err() {
+            return;
+        }
+        if leave {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+    }
+}
