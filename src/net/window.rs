@@ -171,8 +171,8 @@ mod tests {
 
     #[test]
     fn busy_connections_share() {
-        let mut now = Instant::now();
         let windows = &mut Windows::new(1 << 20);
+        let mut now = Instant::now();
         let options = [3, 3, 10, 1];
         for port in 1..=4 {
             offers(windows, frame(4, port, SYN, 64_000, &options), now);

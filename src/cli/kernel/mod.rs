@@ -43,7 +43,7 @@ Machines that run keep their kernel until they end. If it was the default, the o
 pub struct Remove {
     /// Names, as `rvmm kernel ls` shows them
     #[arg(value_name = "NAME", required = true)]
-    names: Vec<String>,
+    kernels: Vec<String>,
 }
 
 /// Options of `kernel default`.
@@ -106,17 +106,17 @@ fn list(args: &List, common: &Common) -> Result<u8, Failure> {
 fn remove(args: &Remove, common: &Common) -> Result<u8, Failure> {
     let store = store::open(common)?;
     // A name that is wrong is told before anything is done.
-    for name in &args.names {
+    for name in &args.kernels {
         store.kernel(name).map_err(Failure::refused)?;
     }
     let before = store.default_kernel().map_err(Failure::refused)?;
     let mut after = before.clone();
-    for name in &args.names {
+    for name in &args.kernels {
         after = store.remove_kernel(name).map_err(Failure::refused)?;
     }
     let name = |kernel: &Option<Kernel>| kernel.as_ref().map(|kernel| kernel.name.clone());
     match (common.json, name(&after)) {
-        (true, default) => print_json(&json!({ "removed": args.names, "default": default }))?,
+        (true, default) => print_json(&json!({ "removed": args.kernels, "default": default }))?,
         (false, Some(default)) if name(&before).as_ref() != Some(&default) => {
             print(format!("{default} is the default now"))?;
         }
