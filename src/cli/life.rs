@@ -13,6 +13,7 @@ use crate::api::name::Name;
 use crate::api::runtime::Entry;
 use crate::api::{Server, Service};
 use crate::config::VmConfig;
+use crate::sys::process;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
 use crate::vmm::snapshot::Restore;
@@ -43,6 +44,7 @@ impl Life {
         restore: Option<&Restore>,
         common: &Common,
     ) -> Result<u8, Failure> {
+        process::expect_threads();
         let entry = enter(self.name.as_ref(), common)?;
         if entry.is_none() {
             // It has no place for its socket.
