@@ -22,6 +22,7 @@ use super::request::{Request, Response, Save};
 use super::{Error, Lost, request};
 use crate::config::VmConfig;
 use crate::devices::virtio::block::Source;
+use crate::devices::virtio::vsock;
 use crate::disk::{Contents, Format};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
@@ -150,6 +151,11 @@ impl Restore {
     /// The configuration of the machine that was saved.
     pub fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// Whether programs in the guest can be reached: its driver uses the vsock device.
+    pub fn has_channel(&self) -> bool {
+        self.state.virtio.iter().any(vsock::is_driven)
     }
 
     /// The memory.
