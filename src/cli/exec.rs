@@ -108,7 +108,8 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let control = running.control();
     match args.interactive {
         true => drop(thread::spawn(move || pass_on_input(&control))),
-        false => control.end_input().map_err(Failure::usage)?,
+        // A command that has ended already needs none.
+        false => drop(control.end_input()),
     }
     let (control, tty) = (running.control(), args.tty);
     thread::spawn(move || pass_on_signals(&signals, &control, tty));
