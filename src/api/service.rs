@@ -50,6 +50,9 @@ struct Snapshot {
     /// End the machine afterwards.
     #[serde(default)]
     stop: bool,
+    /// Have the guest's agent freeze its file systems meanwhile.
+    #[serde(default)]
+    freeze: bool,
 }
 
 /// Body of `PUT /actions`.
@@ -109,7 +112,7 @@ impl Service {
         (self.monitor)(request).map_err(|error| {
             let status = match error {
                 Error::State { .. } => 409,
-                Error::Save(_) => 400,
+                Error::Save(_) | Error::Freeze(_) => 400,
                 Error::Ended => 503,
             };
             Response::fault(status, chain(&error))
@@ -118,14 +121,14 @@ impl Service {
 
     /// Answers when the snapshot is written.
     fn save(&self, body: &[u8]) -> Result<Response, Response> {
-        let Snapshot { path, base, stop } = parse(body)?;
+        let Snapshot { path, base, stop, freeze } = parse(body)?;
         if !path.is_absolute() || base.as_ref().is_some_and(|base| !base.is_absolute()) {
             return Err(Response::fault(
                 400,
                 "Paths must be absolute: the machine has a directory of its own",
             ));
         }
-        self.ask(Request::Save(Save { target: path, base, stop })).map(Response::ok)
+        self.ask(Request::Save(Save { target: path, base, stop, freeze })).map(Response::ok)
     }
 
     fn instance(&self, _body: &[u8]) -> Result<Response, Response> {

@@ -3,15 +3,15 @@
 //! The snapshot is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
 //! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
 
-use std::cell::Cell;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use log::warn;
 use serde_json::json;
 
-use super::life::Life;
+use super::life::{Life, Ready};
 use super::output::{Failure, complain, print, print_json};
 use super::replace::{Marks, Replacements};
 use super::restore::memory_mode;
@@ -39,7 +39,9 @@ const AT_ONCE: usize = 8;
 
 Clones run in the background and share memory and disks with the snapshot until they write. Each has a generation
 identifier of its own, so that its kernel makes other random numbers than the others, and new addresses for its network
-interfaces. In --net, --disk, --rename and --console, %n stands for a machine's name and %i for its number.")]
+interfaces. Where rvmm-agent runs in the guest, it has set hostname (the machine's name), machine id, clock and these addresses
+and mixed in fresh random numbers before a clone counts as running. In --net, --disk, --rename and --console, %n stands for a
+machine's name and %i for its number.")]
 pub struct Args {
     /// A snapshot, or a machine that runs, as `rvmm ps` names it
     #[arg(value_name = "DIR|NAME")]
@@ -91,7 +93,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         configure(*number, name, &args, &restore)?;
     }
     let start = Instant::now();
-    let (mut machines, mut failed) = (Vec::new(), 0);
+    let (mut machines, mut left_undone, mut failed) = (Vec::new(), Vec::new(), 0);
     let mut under_way = std::collections::VecDeque::new();
     let mut names = names.into_iter();
     loop {
@@ -103,7 +105,13 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         let Some(Started { name, pid, mut news }) = under_way.pop_front() else { break };
         let mut text = String::new();
         match news.read_to_string(&mut text) {
-            Ok(_) if text == RUNS => machines.push(json!({ "name": name.as_str(), "pid": pid })),
+            Ok(_) if text.starts_with(RUNS) => {
+                let untold = text[RUNS.len()..].trim();
+                if !untold.is_empty() {
+                    left_undone.push(format!("{name}: {untold}"));
+                }
+                machines.push(json!({ "name": name.as_str(), "pid": pid }));
+            }
             result => {
                 let reason = result.map_or_else(|error| error.to_string(), |_| text);
                 let reason = if reason.is_empty() { "it ended before it ran".into() } else { reason };
@@ -114,6 +122,12 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     }
     let elapsed = start.elapsed();
     drop(scratch);
+    // Most likely it is the same for all: it is said once.
+    match &left_undone[..] {
+        [] => {}
+        [only] => warn!("{only}"),
+        [first, others @ ..] => warn!("{first} (and so for {} more)", others.len()),
+    }
     if common.json {
         print_json(
             &json!({ "machines": machines, "failed": failed, "elapsed_us": elapsed.as_micros() as u64 }),
@@ -152,14 +166,16 @@ fn begin(
         Fork::Child => {
             drop(reader);
             // Taken once: by the machine when it runs, or to say why it does not. The parent waits for its end.
-            let news = Rc::new(Cell::new(Some(writer)));
-            let tell = |news: &Cell<Option<PipeWriter>>, text: &str| {
-                if let Some(mut writer) = news.take() {
+            let news = Arc::new(Mutex::new(Some(writer)));
+            let tell = |news: &Mutex<Option<PipeWriter>>, text: &str| {
+                if let Some(mut writer) = news.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     let _ = writer.write_all(text.as_bytes());
                 }
             };
-            let ready = Rc::clone(&news);
-            let ready = Box::new(move || tell(&ready, RUNS));
+            let ready = Arc::clone(&news);
+            let ready = Box::new(move |untold: Option<String>| {
+                tell(&ready, &format!("{RUNS} {}", untold.unwrap_or_default()));
+            });
             let detached = process::detach().map_err(Failure::usage);
             let status = detached.and_then(|()| live(number, name, args, restore, ready, common));
             let status = status.unwrap_or_else(|failure| {
@@ -191,7 +207,7 @@ fn live(
     name: Name,
     args: &Args,
     restore: &Restore,
-    ready: Box<dyn FnOnce()>,
+    ready: Ready,
     common: &Common,
 ) -> Result<u8, Failure> {
     let config = configure(number, &name, args, restore)?;

@@ -2,11 +2,13 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use log::warn;
 
 use super::boot_timer::BootTimer;
+use super::guest::News;
 use super::output::{Failure, complain};
 use super::{Common, exit, identity, machines};
 use crate::api::name::Name;
@@ -32,9 +34,13 @@ pub struct Life {
     pub another: bool,
     /// Where its milestones are written.
     pub boot_timer: Option<BootTimer>,
-    /// Called when the machine is whole and about to run.
-    pub ready: Option<Box<dyn FnOnce()>>,
+    /// Called when the machine is whole and about to run, or runs and its guest knows who it is; with what the guest could not
+    /// be told.
+    pub ready: Option<Ready>,
 }
+
+/// See [`Life::ready`].
+pub type Ready = Box<dyn FnOnce(Option<String>) + Send>;
 
 impl Life {
     /// Makes a machine, new or as it was saved, and stays until it ends.
@@ -80,13 +86,15 @@ impl Life {
         entry: Option<&Entry>,
     ) -> Result<Outcome, Failure> {
         let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
+        let news = restore.zip(entry).and_then(|(restore, entry)| {
+            let name = self.name.as_ref().map(Name::as_str);
+            News::of(restore, &config, entry.path(), name, self.paused)
+        });
         let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
         let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
         let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
         let server = server.transpose().map_err(Failure::usage)?;
-        if let Some(ready) = self.ready {
-            ready();
-        }
+        let teller = announce(news, self.ready, self.paused)?;
         let outcome = vmm.run();
         if let Some(boot_timer) = self.boot_timer {
             boot_timer.write(vmm.milestones());
@@ -98,8 +106,32 @@ impl Life {
         }
         drop(vmm);
         drop(server);
+        // The guest's end of its connection is gone.
+        if let Some(teller) = teller {
+            let _ = teller.join();
+        }
         Ok(outcome)
     }
+}
+
+/// Has the guest told who it is while it runs, and says then that the machine is ready; at once if nothing is to be told or the
+/// guest stands still.
+fn announce(
+    news: Option<News>,
+    ready: Option<Ready>,
+    paused: bool,
+) -> Result<Option<JoinHandle<()>>, Failure> {
+    let warn = |untold: Option<String>| untold.iter().for_each(|untold| warn!("{untold}"));
+    let mut ready = ready.unwrap_or_else(|| Box::new(warn));
+    if paused {
+        std::mem::replace(&mut ready, Box::new(warn))(None);
+    }
+    let Some(news) = news else {
+        ready(None);
+        return Ok(None);
+    };
+    let tell = move || ready(news.tell());
+    thread::Builder::new().name("news".into()).spawn(tell).map(Some).map_err(Failure::usage)
 }
 
 /// Enters the machine in the runtime directory. A machine that nobody named runs without, too.

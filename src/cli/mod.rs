@@ -4,8 +4,11 @@
 mod attach;
 mod boot_timer;
 mod clone;
+mod cp;
 mod doctor;
+mod exec;
 mod exit;
+mod guest;
 mod identity;
 mod image;
 mod inspect;
@@ -136,6 +139,10 @@ enum Command {
     /// Forget who you are to a registry
     #[cfg(feature = "registry")]
     Logout(login::Logout),
+    /// Run a command in a machine
+    Exec(exec::Args),
+    /// Copy files between the host and a machine
+    Cp(cp::Args),
     /// Show what a machine said on its console
     Logs(logs::Args),
     /// Use the console of a machine that runs in the background
@@ -200,6 +207,8 @@ pub fn main() -> ExitCode {
             Some(Command::Login(args)) => args.run(&common),
             #[cfg(feature = "registry")]
             Some(Command::Logout(args)) => args.run(),
+            Some(Command::Exec(args)) => exec::run(args, &common),
+            Some(Command::Cp(args)) => cp::run(&args, &common),
             Some(Command::Logs(args)) => logs::run(&args, &common),
             Some(Command::Attach(args)) => attach::run(&args, &common),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),

@@ -22,6 +22,7 @@ use super::request::{Request, Response, Save};
 use super::{Error, Lost, request};
 use crate::config::VmConfig;
 use crate::devices::virtio::block::Source;
+use crate::devices::virtio::vsock;
 use crate::disk::{Contents, Format};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
@@ -152,6 +153,11 @@ impl Restore {
         &self.config
     }
 
+    /// Whether programs in the guest can be reached: its driver uses the vsock device.
+    pub fn has_channel(&self) -> bool {
+        self.state.virtio.iter().any(vsock::is_driven)
+    }
+
     /// The memory.
     pub fn memory(&self) -> &Chain {
         &self.memory
@@ -271,10 +277,14 @@ impl Capture {
     }
 
     /// Writes the bundle on a thread of its own, then answers; a machine that is to stop is stopped then.
-    pub fn write(self, plan: Plan, outbox: Outbox, answer: Sender<Response>) {
+    /// `frozen` are the guest's file systems that held still.
+    pub fn write(self, plan: Plan, frozen: Option<Vec<String>>, outbox: Outbox, answer: Sender<Response>) {
         let work = move || {
             let (stop, resume) = (plan.stop, plan.resume_if_not_written);
-            let result = self.bundle(plan);
+            let mut result = self.bundle(plan);
+            if let (Ok(report), Some(frozen)) = (&mut result, frozen) {
+                report["frozen"] = frozen.into();
+            }
             let written = result.is_ok();
             let _ = answer.send(result.map_err(|error| request::Error::Save(super::chain(error.as_ref()))));
             if stop && written {

@@ -13,6 +13,8 @@
 
 mod state;
 
+pub use state::is_driven;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

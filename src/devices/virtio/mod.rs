@@ -36,6 +36,7 @@ use crate::notice::Notifier;
 use crate::snapshot::Persist;
 
 pub use function::Function;
+use function::is_driven;
 pub use queues::{Chain, Lent, Violation};
 pub use worker::Worker;
 

@@ -45,6 +45,12 @@ struct SavedQueue {
     next_used: u16,
 }
 
+/// Whether a driver in the guest uses the device that this is the state of, and the device is of this type.
+pub fn is_driven(saved: &Saved, id: u32) -> bool {
+    let state = saved.unpack::<State>(KIND, VERSION);
+    state.is_ok_and(|state| state.id == id && state.status & DRIVER_OK != 0)
+}
+
 impl Persist for Function {
     fn save(&self) -> Saved {
         let queues = self.queues.iter().map(|queue| SavedQueue {
