@@ -45,14 +45,14 @@ kernel: ## build a trimmed guest kernel from the distribution's source (about 7 
 .PHONY: test
 test: setup guest ## run every check and test; those with a Linux guest run in the lab where KVM has no hardware
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features registry -- -D warnings
 	shellcheck -x guest/setup guest/fetch guest/rootfs guest/initramfs guest/lab guest/run guest/test-linux guest/lib.sh guest/kernel/build
-	cargo test
+	cargo test --features registry
 	@guest/test-linux
 
 .PHONY: bench
 bench: setup guest ## measure
-	cargo bench
+	cargo bench --features registry
 
 .PHONY: clean
 clean: ## remove what was built (guest/out/cache, the downloaded packages, stays)

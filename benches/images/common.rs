@@ -1,5 +1,0 @@
-//! What the tests' registry and proxy use of the tests.
-
-#[allow(dead_code)]
-#[path = "../../tests/common/host.rs"]
-pub mod host;
