@@ -1,0 +1,171 @@
+//! Containers against machines of rvmm, on the rows that images are compared by: size, creation, capture, transfer, many instances.
+//!
+//! ```text
+//!   one Debian ──┬─► OCI layers (tar, gzip) ──► docker-registry ──► rvmm pull ──► disk layers
+//!                └─► overlay mounts for runc and crun      the bare-metal guest for what costs time
+//! ```
+//!
+//! Both sides have the same files and run in turn on this host. Guests with Linux need KVM with hardware behind it and are measured by
+//! `benches/boot` and `benches/clone`; here the guest is the bare-metal one, so that what is compared is what the tools cost.
+
+#[path = "../common/mod.rs"]
+mod bench;
+mod capture;
+mod common;
+mod create;
+mod many;
+mod plot;
+// Each uses its own part of these two.
+#[allow(dead_code)]
+#[path = "../../tests/registry/proxy.rs"]
+mod proxy;
+#[allow(dead_code)]
+#[path = "../../tests/registry/server.rs"]
+mod server;
+mod sizes;
+mod system;
+mod transfer;
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use serde_json::json;
+
+use bench::{Failure, World, load};
+use system::System;
+
+/// Compares machines with containers
+#[derive(Parser)]
+struct Args {
+    /// Runs of each measurement of time
+    #[arg(long, default_value_t = 20)]
+    runs: usize,
+    /// Versions for each size of change
+    #[arg(long, default_value_t = 10)]
+    versions: usize,
+    /// The largest change in MB
+    #[arg(long, default_value_t = 100)]
+    largest: usize,
+    /// Most instances at once
+    #[arg(long, default_value_t = 1000)]
+    most: usize,
+    /// Measure only sizes, create, capture, transfer or many; may be repeated
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
+    /// Write the figures to a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the plot to a file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<(), Failure> {
+    let args = Args::parse();
+    for program in ["docker-registry", "skopeo", "tar", "runc", "umoci", "cc"] {
+        common::host::program(program)?;
+    }
+    bench::build_guest()?;
+    let world = World::new()?;
+    let system = System::new(&world)?;
+    println!("\nContainers and machines, load average {}; p50 (p90)", load());
+    let wanted = |part: &str| args.only.is_empty() || args.only.iter().any(|only| only == part);
+    let mut rows = Vec::new();
+    if wanted("sizes") {
+        rows.extend(sizes::measure(&world, &system, args.versions, args.largest)?);
+    }
+    if wanted("transfer") {
+        rows.extend(transfer::measure(&world, &system)?);
+    }
+    if wanted("create") {
+        rows.extend(create::measure(&world, &system, args.runs)?);
+    }
+    if wanted("capture") {
+        rows.extend(capture::measure(&world, &system, args.runs)?);
+    }
+    if wanted("many") {
+        rows.extend(many::measure(&world, &system, args.most)?);
+    }
+    if let Some(path) = &args.svg {
+        std::fs::write(path, plot::draw(&rows))?;
+    }
+    if let Some(path) = &args.json {
+        let rows: Vec<_> = rows.iter().map(Row::json).collect();
+        std::fs::write(path, serde_json::to_string_pretty(&json!({ "load": load(), "rows": rows }))?)?;
+    }
+    Ok(())
+}
+
+/// One thing that both sides do.
+pub struct Row {
+    /// What.
+    pub what: String,
+    /// MB, ms, KiB.
+    pub unit: &'static str,
+    /// What the container costs, with the tool's name.
+    pub container: Vec<(String, Figure)>,
+    /// What rvmm costs, with the way it is done.
+    pub machine: Vec<(String, Figure)>,
+}
+
+/// p50 and p90; equal where something is counted and not timed.
+#[derive(Clone, Copy)]
+pub struct Figure {
+    pub p50: f64,
+    pub p90: f64,
+}
+
+impl Figure {
+    pub fn once(value: f64) -> Self {
+        Figure { p50: value, p90: value }
+    }
+
+    pub fn of(samples: &bench::Samples) -> Self {
+        Figure { p50: samples.percentile(50), p90: samples.percentile(90) }
+    }
+}
+
+impl Row {
+    /// Prints the row and gives it back.
+    pub fn told(self) -> Self {
+        let side = |side: &[(String, Figure)]| {
+            let cell = |(name, figure): &(String, Figure)| match figure.p50 == figure.p90 {
+                true => format!("{name} {:.2}", figure.p50),
+                false => format!("{name} {:.2} ({:.2})", figure.p50, figure.p90),
+            };
+            side.iter().map(cell).collect::<Vec<_>>().join(", ")
+        };
+        println!("{:44} {:4} | {} | {}", self.what, self.unit, side(&self.container), side(&self.machine));
+        self
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let side = |side: &[(String, Figure)]| {
+            let one = |(name, figure): &(String, Figure)| json!({ "how": name, "p50": figure.p50, "p90": figure.p90 });
+            side.iter().map(one).collect::<Vec<_>>()
+        };
+        json!({ "what": self.what, "unit": self.unit, "container": side(&self.container), "rvmm": side(&self.machine) })
+    }
+}
+
+/// Bytes below a directory, as they are on the disk.
+pub fn on_disk(path: &Path) -> f64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(found) = std::fs::symlink_metadata(path) else { return 0.0 };
+    let own = (found.blocks() * 512) as f64;
+    match found.is_dir() {
+        true => {
+            std::fs::read_dir(path)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| on_disk(&entry.path()))
+                .sum::<f64>()
+                + own
+        }
+        false => own,
+    }
+}
