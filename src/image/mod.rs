@@ -23,11 +23,13 @@ mod gc;
 pub mod import;
 pub mod initramfs;
 pub mod kernel;
+mod instance;
 pub mod layer;
 mod lease;
 mod list;
 mod manifest;
 mod name;
+mod overlays;
 mod progress;
 mod refs;
 #[cfg(feature = "registry")]
@@ -48,6 +50,7 @@ pub use digest::{Digest, Hasher};
 pub use error::Error;
 pub use gc::Collected;
 pub use kernel::Kernel;
+pub use instance::{Instance, Record, Scratch};
 pub use lease::Lease;
 pub use list::{Difference, Image, Inspected};
 pub use manifest::{

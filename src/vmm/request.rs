@@ -25,6 +25,12 @@ pub enum Request {
     PowerButton,
     /// Save the machine; it runs on meanwhile. The answer comes when the snapshot is written.
     Save(Save),
+    /// Put what was written over the image that the machine stands on into files; it runs on meanwhile. The answer
+    /// comes when they are durable.
+    SaveDisk {
+        /// The directory in which they are linked, on the file system of the store.
+        target: PathBuf,
+    },
     /// End the machine: with the power button first and by force after a time, or by force at once.
     Stop {
         /// At once.
@@ -87,7 +93,9 @@ impl Request {
     /// Whether a machine in `state` takes this request: the one table.
     pub fn check(&self, state: RunState) -> Result<(), Error> {
         let allowed = match (self, state) {
-            (Request::Describe | Request::Save(_) | Request::Stop { .. }, _) => true,
+            (Request::Describe | Request::Save(_) | Request::SaveDisk { .. } | Request::Stop { .. }, _) => {
+                true
+            }
             (Request::Pause | Request::PowerButton, state) => state == RunState::Running,
             (Request::Resume, state) => state == RunState::Paused,
         };
@@ -103,7 +111,7 @@ impl Request {
             Request::Pause => "be paused",
             Request::Resume => "be resumed",
             Request::PowerButton => "take the power button",
-            Request::Save(_) => "be saved",
+            Request::Save(_) | Request::SaveDisk { .. } => "be saved",
             Request::Stop { .. } => "be stopped",
         }
     }
