@@ -3,9 +3,7 @@
 //! The snapshot is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
 //! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -16,13 +14,12 @@ use super::output::{Failure, complain, print, print_json};
 use super::replace::{Marks, Replacements};
 use super::restore::memory_mode;
 use super::scratch::Scratch;
-use super::{Common, exit, machines};
+use super::{Common, background, exit, machines};
 use crate::api::name::Name;
 use crate::config::VmConfig;
 use crate::console;
 use crate::memory::image::Mode;
-use crate::sys::process::{self, Fork};
-use crate::vmm::{chain, snapshot::Restore};
+use crate::vmm::snapshot::Restore;
 
 /// Machines that are started at the same time.
 const AT_ONCE: usize = 8;
@@ -66,13 +63,6 @@ pub struct Args {
     paused: bool,
 }
 
-/// A machine that is being started.
-struct Started {
-    name: Name,
-    pid: u32,
-    news: PipeReader,
-}
-
 /// Starts the machines and returns when all run.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     // It must live until all have opened what is in it.
@@ -100,21 +90,18 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         while under_way.len() < AT_ONCE
             && let Some((number, name)) = names.next()
         {
-            under_way.push_back(begin(number, name, &args, &restore, common)?);
+            let started =
+                background::start(|ready| live(number, name.clone(), &args, &restore, ready, common))?;
+            under_way.push_back((name, started));
         }
-        let Some(Started { name, pid, mut news }) = under_way.pop_front() else { break };
-        let mut text = String::new();
-        match news.read_to_string(&mut text) {
-            Ok(_) if text.starts_with(RUNS) => {
-                let untold = text[RUNS.len()..].trim();
-                if !untold.is_empty() {
-                    left_undone.push(format!("{name}: {untold}"));
-                }
+        let Some((name, started)) = under_way.pop_front() else { break };
+        let pid = started.pid;
+        match started.wait() {
+            Ok(untold) => {
+                left_undone.extend(untold.map(|untold| format!("{name}: {untold}")));
                 machines.push(json!({ "name": name.as_str(), "pid": pid }));
             }
-            result => {
-                let reason = result.map_or_else(|error| error.to_string(), |_| text);
-                let reason = if reason.is_empty() { "it ended before it ran".into() } else { reason };
+            Err(reason) => {
                 complain(common.json, exit::REFUSED, &format!("{name}: {reason}"));
                 failed += 1;
             }
@@ -147,43 +134,6 @@ fn scratch(source: &Path, common: &Common) -> Result<Option<Scratch>, Failure> {
         false => Err(Failure::usage(format!(
             "There is no snapshot `{name}` here, and no machine of that name runs"
         ))),
-    }
-}
-
-/// What a child says when its machine runs.
-const RUNS: &str = "runs";
-
-fn begin(
-    number: u32,
-    name: Name,
-    args: &Args,
-    restore: &Restore,
-    common: &Common,
-) -> Result<Started, Failure> {
-    let (reader, writer) = io::pipe().map_err(Failure::usage)?;
-    match process::fork().map_err(Failure::usage)? {
-        Fork::Parent(pid) => Ok(Started { name, pid, news: reader }),
-        Fork::Child => {
-            drop(reader);
-            // Taken once: by the machine when it runs, or to say why it does not. The parent waits for its end.
-            let news = Arc::new(Mutex::new(Some(writer)));
-            let tell = |news: &Mutex<Option<PipeWriter>>, text: &str| {
-                if let Some(mut writer) = news.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                    let _ = writer.write_all(text.as_bytes());
-                }
-            };
-            let ready = Arc::clone(&news);
-            let ready = Box::new(move |untold: Option<String>| {
-                tell(&ready, &format!("{RUNS} {}", untold.unwrap_or_default()));
-            });
-            let detached = process::detach().map_err(Failure::usage);
-            let status = detached.and_then(|()| live(number, name, args, restore, ready, common));
-            let status = status.unwrap_or_else(|failure| {
-                tell(&news, &chain(failure.error.as_ref()));
-                failure.status
-            });
-            std::process::exit(status.into())
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The life of a machine in this process: entered in the runtime directory, built or restored, run, reported.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use crate::sys::terminal;
 use crate::vmm::snapshot::Restore;
 use crate::vmm::{Environment, Lost, Outcome, Vmm, chain};
 
+/// What is to be done in a machine's own directory.
+pub type Entered = Box<dyn FnOnce(&Path) -> Result<(), Failure>>;
+
 /// How a machine lives.
 #[derive(Default)]
 pub struct Life {
@@ -34,6 +37,8 @@ pub struct Life {
     pub another: bool,
     /// Where its milestones are written.
     pub boot_timer: Option<BootTimer>,
+    /// Called with the machine's own directory when it is entered there.
+    pub entered: Option<Entered>,
     /// Called when the machine is whole and about to run, or runs and its guest knows who it is; with what the guest could not
     /// be told.
     pub ready: Option<Ready>,
@@ -45,13 +50,16 @@ pub type Ready = Box<dyn FnOnce(Option<String>) + Send>;
 impl Life {
     /// Makes a machine, new or as it was saved, and stays until it ends.
     pub fn live(
-        self,
+        mut self,
         mut config: VmConfig,
         restore: Option<&Restore>,
         common: &Common,
     ) -> Result<u8, Failure> {
         process::expect_threads();
         let entry = enter(self.name.as_ref(), common)?;
+        if let (Some(entered), Some(entry)) = (self.entered.take(), &entry) {
+            entered(entry.path())?;
+        }
         if entry.is_none() {
             // It has no place for its socket.
             config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());

@@ -210,6 +210,19 @@ impl Overlay {
     }
 }
 
+/// Ranges of bytes that an overlay has, in order.
+pub type Changes = Vec<(Range<u64>, State)>;
+
+/// The changes in the file of an overlay, without its base: its disk's size, and ranges of bytes in order.
+///
+/// # Errors
+/// When it is no overlay, or cannot be read.
+pub fn changes_of(file: &File, path: &Path) -> Result<(u64, Changes), Error> {
+    let (layout, map, _) = file::load(file, path)?;
+    let runs = map.runs().map(|(blocks, state)| (blocks.start * BLOCK..blocks.end * BLOCK, state));
+    Ok((layout.size, runs.collect()))
+}
+
 impl Disk for Overlay {
     fn geometry(&self) -> &Geometry {
         &self.geometry

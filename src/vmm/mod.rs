@@ -9,6 +9,7 @@
 
 mod build;
 mod console;
+mod disk;
 mod freeze;
 mod machine;
 pub mod message;
@@ -234,6 +235,10 @@ impl Vmm {
                 self.save(save, Some(frozen), sender);
                 None
             }
+            Message::Request(Request::SaveDisk { target }, sender) => {
+                self.save_disk(target, sender);
+                None
+            }
             Message::Request(request, sender) => {
                 let (response, outcome) = self.request(request);
                 let _ = sender.send(response);
@@ -282,7 +287,7 @@ impl Vmm {
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
             Request::Stop { force: false } => outcome = self.press_power_button(),
             // Answered when it is written: see `save`.
-            Request::Save(_) => {}
+            Request::Save(_) | Request::SaveDisk { .. } => {}
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
         (Ok(json!({ "state": self.state })), outcome)

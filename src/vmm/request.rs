@@ -25,6 +25,12 @@ pub enum Request {
     PowerButton,
     /// Save the machine; it runs on meanwhile. The answer comes when the snapshot is written.
     Save(Save),
+    /// Put what was written over the image that the machine stands on into files; it runs on meanwhile. The answer
+    /// comes when they are durable.
+    SaveDisk {
+        /// The directory in which they are linked, on the file system of the store.
+        target: PathBuf,
+    },
     /// End the machine: with the power button first and by force after a time, or by force at once.
     Stop {
         /// At once.
@@ -93,7 +99,9 @@ impl Request {
     pub fn check(&self, state: RunState) -> Result<(), Error> {
         let allowed = match (self, state) {
             (Request::Save(Save { freeze: true, .. }), state) => state == RunState::Running,
-            (Request::Describe | Request::Save(_) | Request::Stop { .. }, _) => true,
+            (Request::Describe | Request::Save(_) | Request::SaveDisk { .. } | Request::Stop { .. }, _) => {
+                true
+            }
             (Request::Pause | Request::PowerButton, state) => state == RunState::Running,
             (Request::Resume, state) => state == RunState::Paused,
         };
@@ -110,7 +118,7 @@ impl Request {
             Request::Resume => "be resumed",
             Request::PowerButton => "take the power button",
             Request::Save(Save { freeze: true, .. }) => "freeze its file systems",
-            Request::Save(_) => "be saved",
+            Request::Save(_) | Request::SaveDisk { .. } => "be saved",
             Request::Stop { .. } => "be stopped",
         }
     }

@@ -103,11 +103,13 @@ impl Restore {
         let form = |file| move |source| LoadError::Form { file, path: path.into(), source };
         let mut config: VmConfig = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
         for (index, drive) in config.devices.block.iter_mut().enumerate() {
-            if let Some((disk, layers)) =
-                bundle.disk(&drive.name(index)).as_deref().and_then(<[_]>::split_first)
+            let found = bundle.disk(&drive.name(index));
+            if let Some((Some((disk, base)), above)) =
+                found.as_ref().map(|(base, above)| (base.split_first(), above))
             {
                 drive.path_on_host = disk.clone();
-                drive.layers = layers.to_vec();
+                (drive.base, drive.layers) = (base.to_vec(), above.clone());
+                drive.keep_overlay &= drive.base.is_empty();
                 drive.format = Some(Format::Raw);
                 (drive.source, drive.backing) = (Source::Snapshot, None);
                 // What the machine writes is never seen, on the file system where it can become a layer by a link.
@@ -316,7 +318,8 @@ impl Capture {
         drop(self.frozen);
         let mut disks = Vec::with_capacity(self.disks.len());
         for (index, (id, contents)) in self.disks.into_iter().enumerate() {
-            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)? });
+            let base = contents.base();
+            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)?, base });
         }
         let parent = match &base {
             Some((base, _)) => {

@@ -283,6 +283,11 @@ impl Function {
         self.frozen = true;
     }
 
+    /// The name of the disk that the device is.
+    pub fn drive(&self) -> Option<&str> {
+        self.device.drive()
+    }
+
     /// Freezes what the device keeps on the host; see [`VirtioDevice::freeze`].
     pub fn freeze_contents(&mut self) -> Result<Option<(String, disk::Contents)>, super::Error> {
         self.device.freeze()

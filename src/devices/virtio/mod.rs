@@ -93,6 +93,10 @@ pub trait VirtioDevice: Persist + Send {
     fn drain(&mut self, _lent: &mut Lent) -> Result<(), Violation> {
         Ok(())
     }
+    /// The name of the disk that the device is.
+    fn drive(&self) -> Option<&str> {
+        None
+    }
     /// Freezes what the device keeps on the host for the guest, at once, with its name: what changes later goes
     /// elsewhere. Everything was drained. `None` if there is nothing, or it cannot change.
     fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
