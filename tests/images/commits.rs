@@ -108,6 +108,7 @@ fn nothing_is_lost_when_a_commit_fails() {
     // A machine that was killed itself has what its guest had flushed.
     let pid = world.json(&["ps"])[0]["pid"].as_u64().expect("a process").to_string();
     assert!(Command::new("kill").args(["-9", &pid]).status().expect("kill").success());
+    assert!(eventually(|| world.json(&["ps"]).as_array().is_some_and(Vec::is_empty)), "it is dead");
     world.does(&["commit", "web", "dead"]);
     world.verifies("dead", 4);
     world.refuses(&["commit", "wbe", "x"], &["wbe", "did you mean `web`?"]);

@@ -41,7 +41,7 @@ What the machine has written goes with it; `rvmm commit` keeps it as a version o
 pub struct Rm {
     /// Machines, as `rvmm ps -a` names them
     #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
+    instances: Vec<String>,
 }
 
 /// Whether a machine of this name runs.
@@ -101,7 +101,7 @@ impl Rm {
     pub fn run(&self, common: &Common) -> Result<u8, Failure> {
         let store = store::open(common)?;
         let (mut removed, mut failed) = (Vec::new(), false);
-        for name in &self.names {
+        for name in &self.instances {
             let result = match runs(common, name)? {
                 true => Err(Failure::refused(format!("`{name}` runs: `rvmm stop {name}` ends it"))),
                 false => instance(&store, name)
