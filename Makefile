@@ -46,9 +46,8 @@ kernel: ## build a trimmed guest kernel from the distribution's source (about 7 
 test: setup guest ## run every check and test; those with a Linux guest run in the lab where KVM has no hardware
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	shellcheck -x guest/setup guest/fetch guest/rootfs guest/initramfs guest/lab guest/run guest/test-linux guest/lib.sh guest/kernel/build
-	cargo test
-	@guest/test-linux
+	shellcheck -x guest/setup guest/fetch guest/rootfs guest/initramfs guest/lab guest/run guest/test-linux guest/lib.sh guest/kernel/build tests/all
+	@tests/all
 
 .PHONY: bench
 bench: setup guest ## measure

@@ -1,6 +1,16 @@
-//! What many tests need: numbers that look random and are the same in every run.
+//! What many tests need: numbers that look random and are the same in every run, limits of time, a word about tests that cannot run.
 
+use std::fmt::Display;
+use std::io::Write;
 use std::time::Duration;
+
+/// Says that the test cannot run here, past libtest's capture of standard error. `tests/all` counts these lines.
+pub fn skip(reason: impl Display) {
+    let thread = std::thread::current();
+    let line = format!("skipped: {}: {reason}\n", thread.name().unwrap_or("test"));
+    // One write: lines of several threads do not mix.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
 
 /// A generator of numbers (splitmix64), good enough to find bugs with.
 pub struct Random(pub u64);

@@ -283,37 +283,3 @@ fn versions_of_a_disk() {
     assert!(store.gc().unwrap().cached > 9 * 2);
     assert_eq!(std::fs::read_dir(store.path().join("cache")).unwrap().count(), 0);
 }
-
-/// Prints what packing a disk costs: `MEASURE=disk.raw cargo test --release measure -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn measure() {
-    use std::time::{Instant, UNIX_EPOCH};
-
-    let path = std::path::PathBuf::from(std::env::var_os("MEASURE").expect("MEASURE names a rootfs archive"));
-    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
-    let store = Store::open(&directory.path().join("store")).unwrap();
-    let mut lease = store.lease().unwrap();
-    let start = Instant::now();
-    let options = import::Options { size: import::DEFAULT_SIZE, about: Commit::new(UNIX_EPOCH) };
-    let image = store.import_rootfs(&mut lease, &path, &options).unwrap();
-    println!("import   {:?}", start.elapsed());
-    store.tag(&name("a"), &image).unwrap();
-    println!("stored   {} bytes of {}", store.images().unwrap()[0].size, path.display());
-    let start = Instant::now();
-    let unpacked = store.unpack(&image, u64::MAX).unwrap();
-    println!("unpack   {:?}", start.elapsed());
-    let start = Instant::now();
-    for _ in 0..1000 {
-        crate::disk::Layers::open(&unpacked.map, &unpacked.layers, unpacked.size).unwrap();
-    }
-    println!("open     {:?}", start.elapsed() / 1000);
-    let (file, changes) = disk(&[(5000, 1), (100_000, 2), (200_000, 3)]);
-    let about = Commit { parent: Some(&image), ..Commit::new(UNIX_EPOCH) };
-    let change = Change { file: &file, size: options.size, changes };
-    let start = Instant::now();
-    let version = store.commit(&mut lease, &about, Some(&change)).unwrap();
-    println!("commit   {:?} for 12 KiB", start.elapsed());
-    let manifest = store.manifest(&version).unwrap();
-    println!("layer    {} bytes", manifest.of_type(DISK_LAYER).last().unwrap().size);
-}

@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn measures_what_is_here() {
-        let Ok(kvm) = super::super::open_device() else { return eprintln!("skipped: no /dev/kvm") };
+        let Ok(kvm) = super::super::open_device() else { return crate::testing::skip("no /dev/kvm") };
         let (speed, again) = (speed(&kvm).unwrap(), speed(&kvm).unwrap());
         assert!(speed > 1e3 && speed < 1e11, "{speed}");
         assert_eq!(speed > HARDWARE, again > HARDWARE, "{speed} {again}");

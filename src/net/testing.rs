@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use super::tap::Tap;
 use super::user;
+use crate::testing::skip;
 
 /// Set in the process that a test runs itself in.
 const INSIDE: &str = "RVMM_TEST_NAMESPACE";
@@ -22,7 +23,7 @@ pub fn in_namespace(test: &str) -> bool {
     };
     let possible = unshare().args(["ip", "link", "set", "lo", "up"]).output();
     if !possible.is_ok_and(|output| output.status.success()) {
-        skip(test, "namespaces, unshare and ip are needed");
+        skip("namespaces, unshare and ip are needed");
         return false;
     }
     let program = std::env::current_exe().unwrap();
@@ -41,7 +42,7 @@ pub fn in_namespace(test: &str) -> bool {
 /// 192.0.2.1; what is not local to it but answers is 198.51.100.1.
 pub fn passt_in_namespace(test: &str) -> bool {
     if !user::installed() {
-        skip(test, "passt is not installed");
+        skip("passt is not installed");
         return false;
     }
     if !in_namespace(test) {
@@ -54,12 +55,6 @@ pub fn passt_in_namespace(test: &str) -> bool {
     ip("route add default via 192.0.2.1");
     ip("addr add 198.51.100.1/32 dev lo");
     true
-}
-
-/// Says visibly that a test could not run here.
-pub fn skip(test: &str, why: &str) {
-    // Not `eprintln`, which the test harness hides.
-    let _ = writeln!(io::stderr(), "{test}: skipped: {why}");
 }
 
 /// Runs `ip` with these arguments.

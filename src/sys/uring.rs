@@ -263,7 +263,7 @@ mod tests {
         match Ring::new(file.clone(), Arc::new(event)) {
             Ok(ring) => Some((ring, file)),
             Err(error) => {
-                eprintln!("skipped: no io_uring here: {error}");
+                crate::testing::skip(format!("no io_uring here: {error}"));
                 None
             }
         }

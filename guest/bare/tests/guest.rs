@@ -1,8 +1,16 @@
 //! Checks the linked image, and boots it under QEMU's own emulation where QEMU is installed.
 
+use std::io::Write;
 use std::process::Command;
 
 const GUEST: &str = env!("CARGO_BIN_EXE_bare");
+
+/// Says that the test cannot run here, past libtest's capture of standard error.
+fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("skipped: {}: {reason}\n", thread.name().unwrap_or("test"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
@@ -24,7 +32,7 @@ fn boot(cmdline: &str, arguments: &[&str]) -> Option<String> {
 
 fn boots_well(test: &str, cmdline: &str, arguments: &[&str]) {
     match boot(&format!("test={test} {cmdline}"), arguments) {
-        None => eprintln!("skipped: no qemu-system-x86_64"),
+        None => skip("no qemu-system-x86_64"),
         Some(text) => assert!(text.lines().any(|line| line == format!("OK {test}")), "{test}:\n{text}"),
     }
 }
@@ -32,7 +40,7 @@ fn boots_well(test: &str, cmdline: &str, arguments: &[&str]) {
 #[test]
 fn has_no_instruction_that_an_emulator_may_lack() {
     let Some(listing) = output("objdump", &["-d", "--no-show-raw-insn", GUEST]) else {
-        return eprintln!("skipped: no objdump");
+        return skip("no objdump");
     };
     assert!(listing.contains("hlt"), "a listing of the guest");
     for word in ["%xmm", "%ymm", "%mm", "%st", "popcnt", "cmpxchg16b", "fence", "syscall"] {

@@ -19,7 +19,7 @@ struct Fixture {
 /// A directory with a raw file `base`, or nothing where there is no qemu-img.
 fn fixture() -> Option<Fixture> {
     if Command::new("qemu-img").arg("--version").output().is_err() {
-        eprintln!("skipped: qemu-img is not installed (Debian: qemu-utils)");
+        crate::testing::skip("qemu-img is not installed (Debian package qemu-utils)");
         return None;
     }
     let directory = TempDir::new().unwrap();

@@ -46,7 +46,7 @@ fn does_what_a_vector_does() {
 #[test]
 fn works_on_a_file_system_that_cannot_zero_ranges() {
     // tmpfs punches holes and nothing else.
-    let Ok(directory) = TempDir::new_in("/dev/shm") else { return eprintln!("skipped: no /dev/shm") };
+    let Ok(directory) = TempDir::new_in("/dev/shm") else { return crate::testing::skip("no /dev/shm") };
     let path = directory.path().join("disk");
     for engine in ENGINES {
         std::fs::write(&path, vec![7; SIZE]).unwrap();
@@ -120,7 +120,7 @@ fn names_the_process_that_uses_the_disk() {
         .arg(file.path())
         .stdout(std::process::Stdio::piped())
         .spawn();
-    let Ok(mut child) = child else { return eprintln!("skipped: no python3") };
+    let Ok(mut child) = child else { return crate::testing::skip("no python3") };
     io::BufRead::read_line(&mut io::BufReader::new(child.stdout.take().unwrap()), &mut String::new())
         .unwrap();
     let message = open(&file, None).err().unwrap().to_string();

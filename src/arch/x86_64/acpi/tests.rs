@@ -113,8 +113,7 @@ fn only_what_is_there_is_described() {
 #[test]
 fn another_implementation_reads_the_tables() {
     if Command::new("iasl").arg("-v").output().is_err() {
-        eprintln!("skipped: iasl (Debian package acpica-tools) is not there");
-        return;
+        return crate::testing::skip("iasl is not there (Debian package acpica-tools)");
     }
     let dir = tempfile::tempdir().unwrap();
     let iasl = |args: &[&str]| {

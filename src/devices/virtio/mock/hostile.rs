@@ -1,7 +1,7 @@
 //! What a hostile driver does, for every device: whatever it is, the device neither panics nor hangs, writes only
 //! where a descriptor allowed it, and works again after a reset (virtio 1.2, 2.7, 3.1 and 4.2.2).
 //!
-//! ```ignore
+//! ```text
 //! hostile::suite(|| open_my_device(), |driver| assert_eq!(driver.request(0, &[], 8).len, 8));
 //! ```
 

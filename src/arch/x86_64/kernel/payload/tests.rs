@@ -25,7 +25,7 @@ pub fn compress(compression: Compression, command: &[&str], kernel: &[u8]) -> Op
         .stderr(Stdio::null())
         .spawn();
     let Ok(mut tool) = tool else {
-        eprintln!("skipped: {} is not there", command[0]);
+        crate::testing::skip(format!("there is no {}", command[0]));
         return None;
     };
     let mut stdin = tool.stdin.take().unwrap();
