@@ -1,5 +1,6 @@
 //! The program as its users see it: help, errors, and the commands for machines that run.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -178,9 +179,16 @@ fn bash_completes_names_of_machines() {
         .env("PATH", path)
         .env("RVMM_RUNTIME_DIR", user.directory())
         .output();
-    let Ok(output) = bash else { return eprintln!("skipped: no bash") };
+    let Ok(output) = bash else { return skip("no bash") };
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said.trim(), "web", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Says that the test cannot run here, past libtest's capture of standard error.
+fn skip(reason: &str) {
+    let thread = thread::current();
+    let line = format!("skipped: {}: {reason}\n", thread.name().unwrap_or("test"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// The bare-metal guest; `None` where there is no KVM to run it.
@@ -188,7 +196,6 @@ fn guest() -> Option<&'static str> {
     static GUEST: OnceLock<Option<String>> = OnceLock::new();
     let build = || {
         if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-            eprintln!("skipped: no /dev/kvm");
             return None;
         }
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/bare");
@@ -218,8 +225,11 @@ impl Running {
     }
 
     fn launch(user: &User, options: &[&str]) -> Option<Self> {
-        let mut command =
-            user.command(&["run", "--kernel", guest()?, "--cmdline-only", "test=exit end=spin"]);
+        let Some(guest) = guest() else {
+            skip("no /dev/kvm");
+            return None;
+        };
+        let mut command = user.command(&["run", "--kernel", guest, "--cmdline-only", "test=exit end=spin"]);
         command.args(["--console", "off", "--net", "none", "--json"]).args(options);
         let process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         Some(Running { process, ended: false })
@@ -355,7 +365,7 @@ fn the_api_speaks_http() {
             text.rsplit_once('\n').map(|(body, status)| (body.to_string(), status.to_string())).unwrap();
         Some((status, body))
     };
-    let Some((status, body)) = curl(&["http://localhost/"]) else { return eprintln!("skipped: no curl") };
+    let Some((status, body)) = curl(&["http://localhost/"]) else { return skip("no curl") };
     assert_eq!(status, "200");
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["id"], "web");
     let action = |action: &str| curl(&["-X", "PUT", "-d", action, "http://localhost/actions"]).unwrap().0;
