@@ -20,16 +20,19 @@ use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
 use super::request::{Request, Response, Save};
 use super::{Error, Lost, request};
+use crate::arch::x86_64::cpuid;
 use crate::config::VmConfig;
 use crate::devices::virtio::block::Source;
 use crate::devices::virtio::vsock;
 use crate::disk::{Contents, Format};
+use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
 use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as Pages};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::snapshot::{Persist, Saved};
 use crate::sys::frozen::Frozen;
+use crate::sys::host;
 
 /// File of the machine's state in a bundle.
 const STATE: &str = "state.json";
@@ -42,6 +45,8 @@ const CONFIG: &str = "config.json";
 pub struct State {
     /// Wall-clock time of the host, nanoseconds since 1970.
     time: u64,
+    /// This start of the host: whoever has the same need not ask what its KVM supports.
+    host: String,
     vm: VmState,
     vcpus: Vec<VcpuState>,
     serial: Saved,
@@ -77,6 +82,12 @@ pub enum LoadError {
         found: usize,
         /// How many there should be.
         wanted: usize,
+    },
+    /// The guest counts on what this host has not.
+    #[error("The machine was saved on another host: this one lacks {missing}")]
+    Cpu {
+        /// Names of what is missing.
+        missing: String,
     },
     /// The state of one device.
     #[error(transparent)]
@@ -174,9 +185,10 @@ impl Machine {
     /// Reads the state of all but memory and disks. Everything stands still.
     fn save(&self) -> Result<State, Error> {
         let powered = self.powered()?;
-        let msrs = crate::kvm::state::msr_indices(&self.kvm)?;
+        let msrs = kvm::state::msr_indices(&self.kvm)?;
         Ok(State {
             time: now(),
+            host: host::start(),
             vm: powered.vm.save()?,
             vcpus: powered.vcpus.each().map(|vcpu| vcpu.save(&msrs)).collect::<Result<_, _>>()?,
             serial: self.platform.serial.as_ref().save(),
@@ -204,6 +216,14 @@ impl Machine {
         };
         count("vCPUs", state.vcpus.len(), self.config.vcpu_count as usize)?;
         count("virtio devices", state.virtio.len(), self.functions.len())?;
+        // Asking takes longer than all the rest.
+        if state.host != host::start() || state.host.is_empty() {
+            let supported = kvm::supported_cpuid(&self.kvm)?;
+            let missing = state.vcpus.iter().map(|vcpu| cpuid::missing(vcpu.cpuid(), &supported));
+            if let Some(missing) = missing.max_by_key(Vec::len).filter(|missing| !missing.is_empty()) {
+                return Err(LoadError::Cpu { missing: missing.join(", ") }.into());
+            }
+        }
         let ahead = now().saturating_sub(state.time);
         powered.vm.load(&state.vm, ahead)?;
         for (vcpu, state) in powered.vcpus.each().zip(&state.vcpus) {
