@@ -14,6 +14,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,8 +94,13 @@ impl Stack {
     /// from now on are merged at the end, unless they are to be kept.
     pub fn user(raw: Raw, path: &Path, keep: bool) -> Result<Self, Error> {
         let file = Arc::clone(raw.file());
-        if !raw.geometry().read_only {
-            merge_all(&file, path)?;
+        match raw.geometry().read_only {
+            false => merge_all(&file, path)?,
+            true if overlays(path).is_empty() => {}
+            true => log::warn!(
+                "disk {} lacks what an earlier machine wrote since its first snapshot: open it once for writing",
+                path.display()
+            ),
         }
         let top = Top::Plain(Box::new(raw));
         Ok(Stack { top, layers: vec![file], base: 1, next: Next::Beside(1), path: path.into(), keep })
@@ -353,9 +359,25 @@ fn beside(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
+/// Numbers of the overlays that stand beside a user's disk, the oldest first. Those that were merged before somebody was killed
+/// are missing at the start.
+fn overlays(path: &Path) -> Vec<u32> {
+    let Some(name) = path.file_name() else { return Vec::new() };
+    let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let number = |file: fs::DirEntry| {
+        let found = file.file_name();
+        let rest = found.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".overlay-")?;
+        std::str::from_utf8(rest).ok()?.parse().ok()
+    };
+    let mut numbers: Vec<u32> =
+        fs::read_dir(directory).into_iter().flatten().flatten().filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
 /// Merges all overlays that stand beside a user's disk into it, the oldest first. It can be broken off at any moment and done again.
 fn merge_all(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
-    for overlay in (1..).map(|number| beside(path, number)).take_while(|overlay| overlay.exists()) {
+    for overlay in overlays(path).into_iter().map(|number| beside(path, number)) {
         log::info!("merging {} into {}", overlay.display(), path.display());
         merge(raw, &overlay)?;
     }

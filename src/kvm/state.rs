@@ -8,7 +8,7 @@ use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
 use super::vcpu::Vcpu;
@@ -213,13 +213,24 @@ impl Vm {
         })
     }
 
-    /// Gives a fresh machine this state. Its clock goes on `ahead` nanoseconds later than it was saved.
+    /// Gives a fresh machine this state. Its clock goes on later by the time that has passed since it was saved: by the host's
+    /// wall clock if KVM has told it and takes it, else by `ahead` nanoseconds.
     pub fn load(&self, state: &VmState, ahead: u64) -> Result<(), Error> {
         for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
             self.fd.set_irqchip(chip).map_err(ioctl("set the interrupt chip"))?;
         }
         self.fd.set_pit2(&state.pit).map_err(ioctl("set the timer"))?;
-        let clock = kvm_clock_data { clock: state.clock.clock.wrapping_add(ahead), ..Default::default() };
+        let counts = self.fd.check_extension_int(Cap::AdjustClock) as u32 & KVM_CLOCK_REALTIME != 0;
+        let clock = match state.realtime().filter(|_| counts) {
+            // KVM adds the time that has passed since, at the very moment.
+            Some(realtime) => kvm_clock_data {
+                clock: state.clock.clock,
+                flags: KVM_CLOCK_REALTIME,
+                realtime,
+                ..Default::default()
+            },
+            None => kvm_clock_data { clock: state.clock.clock.wrapping_add(ahead), ..Default::default() },
+        };
         self.fd.set_clock(&clock).map_err(ioctl("set the clock"))
     }
 }
