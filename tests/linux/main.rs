@@ -4,6 +4,7 @@
 mod common;
 
 mod console;
+mod containers;
 mod disks;
 mod ends;
 mod kernels;
