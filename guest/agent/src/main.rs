@@ -64,20 +64,20 @@ fn main(arguments: &[*const u8]) -> ! {
             sys::exit(1)
         }
     };
-    listen(listener)
+    listen(listener, &exec::Defaults::default())
 }
 
 /// The agent of a machine whose init this program is.
-fn listen_at_vsock() -> ! {
+fn listen_at_vsock(defaults: &exec::Defaults) -> ! {
     match Listener::vsock(protocol::PORT) {
-        Ok(listener) => listen(listener),
+        Ok(listener) => listen(listener, defaults),
         // The machine has no vsock.
         Err(_) => sys::exit(0),
     }
 }
 
 /// Serves all that come.
-fn listen(listener: Listener) -> ! {
+fn listen(listener: Listener, defaults: &exec::Defaults) -> ! {
     // Children that nobody waits for leave no trace; whoever closes a socket or a terminal does not end this process.
     process::set_signal(process::SIGCHLD, Disposition::Ignore);
     process::set_signal(process::SIGPIPE, Disposition::Ignore);
@@ -88,7 +88,7 @@ fn listen(listener: Listener) -> ! {
             Ok(Some(client)) => {
                 if let Ok(Fork::Child) = process::fork() {
                     drop(listener);
-                    serve(client);
+                    serve(client, defaults);
                     sys::exit(0)
                 }
             }
@@ -106,14 +106,14 @@ fn text(argument: &*const u8) -> Option<&'static str> {
 }
 
 /// Serves one connection.
-fn serve(client: Fd) {
+fn serve(client: Fd, defaults: &exec::Defaults) {
     process::set_signal(process::SIGCHLD, Disposition::Default);
     let channel = Channel::new(client);
     let mut payload = Vec::new();
     let _ = channel.greet();
     while let Ok(Some(request)) = channel.receive_message(&mut payload) {
         let go_on = match request.get("op").and_then(Value::as_text) {
-            Some("exec") => exec::run(&channel, &request),
+            Some("exec") => exec::run(&channel, &request, defaults),
             Some("freeze") => freeze::run(&channel, &request),
             Some("read") => files::read(&channel, &request),
             Some("write") => files::write(&channel, &request),
