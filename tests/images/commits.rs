@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::common::bare::guest;
-use crate::common::host;
+use crate::common::{eventually, host};
 use crate::need;
 use crate::world::World;
 

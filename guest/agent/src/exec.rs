@@ -46,6 +46,8 @@ pub struct Defaults {
     pub directory: String,
     /// Whom they run as; empty for root.
     pub user: String,
+    /// The init of the machine is this program.
+    pub init_is_ours: bool,
 }
 
 /// Runs a command and serves its streams. The connection ends with it.

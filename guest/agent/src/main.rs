@@ -117,7 +117,7 @@ fn serve(client: Fd, defaults: &exec::Defaults) {
             Some("freeze") => freeze::run(&channel, &request),
             Some("read") => files::read(&channel, &request),
             Some("write") => files::write(&channel, &request),
-            Some("shutdown") => return shutdown(&channel, &request),
+            Some("shutdown") => return shutdown(&channel, &request, defaults),
             op => channel.answer(simple(op.unwrap_or_default(), &request)),
         };
         if go_on.is_err() {
@@ -141,7 +141,7 @@ fn simple(op: &str, request: &Value) -> Answer {
 }
 
 /// Ends the machine: the init system does it, or else the kernel.
-fn shutdown(channel: &Channel, request: &Value) {
+fn shutdown(channel: &Channel, request: &Value, defaults: &exec::Defaults) {
     const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
     let (program, command) = match request.get("how").and_then(Value::as_text) {
         None | Some("poweroff") => ("poweroff", 0x4321_fedc),
@@ -152,6 +152,10 @@ fn shutdown(channel: &Channel, request: &Value) {
         }
     };
     let _ = channel.answer(Ok(protocol::done()));
+    if defaults.init_is_ours && program == "poweroff" {
+        // It asks its command to end, and tells the status.
+        return process::kill(1, false, process::SIGTERM);
+    }
     let command_line = Command {
         argv: [program].map(Into::into).into(),
         env: [alloc::format!("PATH={}", process::PATH)].into(),

@@ -173,7 +173,7 @@ pub fn start_agent(modules: Modules, container: &Container) {
         let mut env = env.clone();
         env.insert(0, format!("HOSTNAME={hostname}"));
         let (directory, user) = (directory.clone(), user.clone());
-        crate::listen_at_vsock(&Defaults { env, directory, user })
+        crate::listen_at_vsock(&Defaults { env, directory, user, init_is_ours: true })
     }
 }
 
