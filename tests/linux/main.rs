@@ -9,4 +9,8 @@ mod disks;
 mod ends;
 mod kernels;
 mod networks;
+#[allow(dead_code)]
+#[path = "../snapshot/world.rs"]
+mod scene;
 mod server;
+mod snapshots;
