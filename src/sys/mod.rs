@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod file;
 pub mod frozen;
+pub mod host;
 pub mod process;
 pub mod random;
 pub mod release;
