@@ -51,7 +51,7 @@ test: setup guest ## run every check and test; those with a Linux guest run in t
 
 .PHONY: bench
 bench: setup guest ## measure
-	cargo bench
+	cargo bench --features registry
 
 .PHONY: clean
 clean: ## remove what was built (guest/out/cache, the downloaded packages, stays)

@@ -108,6 +108,10 @@ pub struct BootSource {
     /// Initial RAM disk, handed over as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
+    /// What rvmm's own init is to run, in a document that goes behind the initial RAM disk
+    /// ([`crate::image::initramfs`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<serde_json::Value>,
     /// The guest's kernel command line, complete.
     #[serde(default)]
     pub boot_args: String,

@@ -1,12 +1,17 @@
 //! Commands in the guest.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::channel::{self, Channel, Kind, LONGEST_PART};
 use super::{Client, Error, PATIENCE};
+
+/// After so long without progress a command does not take its input.
+const STUCK: Duration = Duration::from_millis(500);
 
 /// A command as it is asked for.
 #[derive(Clone, Debug, Default)]
@@ -146,19 +151,33 @@ impl Control {
         self.with(|channel| channel.send(Kind::Input, &[]))
     }
 
-    /// Tells it the new size of its terminal.
+    /// Tells it the new size of its terminal. False if that cannot be sent, for the command does not take its input.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub fn resize(&self, size: Size) -> Result<(), Error> {
-        self.with(|channel| channel.say(&json!({ "op": "resize", "rows": size.rows, "cols": size.columns })))
+    pub fn resize(&self, size: Size) -> Result<bool, Error> {
+        self.say(&json!({ "op": "resize", "rows": size.rows, "cols": size.columns }))
     }
 
-    /// Sends it a signal, with all of its process group.
+    /// Sends it a signal, with all of its process group. False if that cannot be sent, for the command does not take its input.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub fn signal(&self, number: i32) -> Result<(), Error> {
-        self.with(|channel| channel.say(&json!({ "op": "signal", "number": number })))
+    pub fn signal(&self, number: i32) -> Result<bool, Error> {
+        self.say(&json!({ "op": "signal", "number": number }))
+    }
+
+    fn say(&self, message: &Value) -> Result<bool, Error> {
+        let start = Instant::now();
+        loop {
+            match self.0.try_lock() {
+                Ok(mut channel) => return channel.say(message).map(|()| true),
+                Err(TryLockError::Poisoned(poisoned)) => {
+                    return poisoned.into_inner().say(message).map(|()| true);
+                }
+                Err(TryLockError::WouldBlock) if start.elapsed() > STUCK => return Ok(false),
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::vmm::request::{Error, Request, Response as Answer, Save};
 type Action = fn(&Service, &[u8]) -> Result<Response, Response>;
 
 /// Method, path, what is done. Firecracker's paths where it has one.
-const ROUTES: [(&str, &str, Action); 8] = [
+const ROUTES: [(&str, &str, Action); 9] = [
     ("GET", "/", Service::instance),
     ("GET", "/version", Service::version),
     ("GET", "/vm", Service::describe),
@@ -24,6 +24,7 @@ const ROUTES: [(&str, &str, Action); 8] = [
     ("GET", "/machine-config", Service::machine_config),
     ("PUT", "/actions", Service::act),
     ("PUT", "/snapshot/create", Service::save),
+    ("PUT", "/disk/save", Service::save_disk),
 ];
 
 /// Body of `PATCH /vm`.
@@ -50,6 +51,17 @@ struct Snapshot {
     /// End the machine afterwards.
     #[serde(default)]
     stop: bool,
+    /// Have the guest's agent freeze its file systems meanwhile.
+    #[serde(default)]
+    freeze: bool,
+}
+
+/// Body of `PUT /disk/save`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskSave {
+    /// The directory in which the overlays are linked.
+    path: PathBuf,
 }
 
 /// Body of `PUT /actions`.
@@ -109,7 +121,7 @@ impl Service {
         (self.monitor)(request).map_err(|error| {
             let status = match error {
                 Error::State { .. } => 409,
-                Error::Save(_) => 400,
+                Error::Save(_) | Error::Freeze(_) => 400,
                 Error::Ended => 503,
             };
             Response::fault(status, chain(&error))
@@ -118,14 +130,26 @@ impl Service {
 
     /// Answers when the snapshot is written.
     fn save(&self, body: &[u8]) -> Result<Response, Response> {
-        let Snapshot { path, base, stop } = parse(body)?;
+        let Snapshot { path, base, stop, freeze } = parse(body)?;
         if !path.is_absolute() || base.as_ref().is_some_and(|base| !base.is_absolute()) {
             return Err(Response::fault(
                 400,
                 "Paths must be absolute: the machine has a directory of its own",
             ));
         }
-        self.ask(Request::Save(Save { target: path, base, stop })).map(Response::ok)
+        self.ask(Request::Save(Save { target: path, base, stop, freeze })).map(Response::ok)
+    }
+
+    /// Answers when the overlays are durable.
+    fn save_disk(&self, body: &[u8]) -> Result<Response, Response> {
+        let DiskSave { path } = parse(body)?;
+        if !path.is_absolute() {
+            return Err(Response::fault(
+                400,
+                "The path must be absolute: the machine has a directory of its own",
+            ));
+        }
+        self.ask(Request::SaveDisk { target: path }).map(Response::ok)
     }
 
     fn instance(&self, _body: &[u8]) -> Result<Response, Response> {

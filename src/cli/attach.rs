@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use super::Common;
-use super::logs;
 use super::machines;
 use super::output::Failure;
 use crate::console;
@@ -36,7 +35,7 @@ pub struct Args {
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let machine = machines::one(common, &args.name)?;
     let refused = |reason: &str| Failure::refused(format!("Cannot attach to {}: {reason}", machine.name));
-    let stream = match logs::console(&machine)? {
+    let stream = match machines::config(&machine)?.console {
         console::Config::Log => socket::connect(&machine.directory().join(console::SOCKET)),
         console::Config::Socket(path) => socket::connect(&path),
         console::Config::Stdio => return Err(refused("its console is on the terminal it was started at")),

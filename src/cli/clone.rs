@@ -3,26 +3,23 @@
 //! The snapshot is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
 //! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
 
-use std::cell::Cell;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use log::warn;
 use serde_json::json;
 
-use super::life::Life;
+use super::life::{Life, Ready};
 use super::output::{Failure, complain, print, print_json};
 use super::replace::{Marks, Replacements};
 use super::restore::memory_mode;
 use super::scratch::Scratch;
-use super::{Common, exit, machines};
+use super::{Common, background, exit, machines};
 use crate::api::name::Name;
 use crate::config::VmConfig;
 use crate::console;
 use crate::memory::image::Mode;
-use crate::sys::process::{self, Fork};
-use crate::vmm::{chain, snapshot::Restore};
+use crate::vmm::snapshot::Restore;
 
 /// Machines that are started at the same time.
 const AT_ONCE: usize = 8;
@@ -39,7 +36,9 @@ const AT_ONCE: usize = 8;
 
 Clones run in the background and share memory and disks with the snapshot until they write. Each has a generation
 identifier of its own, so that its kernel makes other random numbers than the others, and new addresses for its network
-interfaces. In --net, --disk, --rename and --console, %n stands for a machine's name and %i for its number.")]
+interfaces. Where rvmm-agent runs in the guest, it has set hostname (the machine's name), machine id, clock and these addresses
+and mixed in fresh random numbers before a clone counts as running. In --net, --disk, --rename and --console, %n stands for a
+machine's name and %i for its number.")]
 pub struct Args {
     /// A snapshot, or a machine that runs, as `rvmm ps` names it
     #[arg(value_name = "DIR|NAME")]
@@ -64,13 +63,6 @@ pub struct Args {
     paused: bool,
 }
 
-/// A machine that is being started.
-struct Started {
-    name: Name,
-    pid: u32,
-    news: PipeReader,
-}
-
 /// Starts the machines and returns when all run.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     // It must live until all have opened what is in it.
@@ -91,22 +83,25 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         configure(*number, name, &args, &restore)?;
     }
     let start = Instant::now();
-    let (mut machines, mut failed) = (Vec::new(), 0);
+    let (mut machines, mut left_undone, mut failed) = (Vec::new(), Vec::new(), 0);
     let mut under_way = std::collections::VecDeque::new();
     let mut names = names.into_iter();
     loop {
         while under_way.len() < AT_ONCE
             && let Some((number, name)) = names.next()
         {
-            under_way.push_back(begin(number, name, &args, &restore, common)?);
+            let started =
+                background::start(|ready| live(number, name.clone(), &args, &restore, ready, common))?;
+            under_way.push_back((name, started));
         }
-        let Some(Started { name, pid, mut news }) = under_way.pop_front() else { break };
-        let mut text = String::new();
-        match news.read_to_string(&mut text) {
-            Ok(_) if text == RUNS => machines.push(json!({ "name": name.as_str(), "pid": pid })),
-            result => {
-                let reason = result.map_or_else(|error| error.to_string(), |_| text);
-                let reason = if reason.is_empty() { "it ended before it ran".into() } else { reason };
+        let Some((name, started)) = under_way.pop_front() else { break };
+        let pid = started.pid;
+        match started.wait() {
+            Ok(untold) => {
+                left_undone.extend(untold.map(|untold| format!("{name}: {untold}")));
+                machines.push(json!({ "name": name.as_str(), "pid": pid }));
+            }
+            Err(reason) => {
                 complain(common.json, exit::REFUSED, &format!("{name}: {reason}"));
                 failed += 1;
             }
@@ -114,6 +109,12 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     }
     let elapsed = start.elapsed();
     drop(scratch);
+    // Most likely it is the same for all: it is said once.
+    match &left_undone[..] {
+        [] => {}
+        [only] => warn!("{only}"),
+        [first, others @ ..] => warn!("{first} (and so for {} more)", others.len()),
+    }
     if common.json {
         print_json(
             &json!({ "machines": machines, "failed": failed, "elapsed_us": elapsed.as_micros() as u64 }),
@@ -133,41 +134,6 @@ fn scratch(source: &Path, common: &Common) -> Result<Option<Scratch>, Failure> {
         false => Err(Failure::usage(format!(
             "There is no snapshot `{name}` here, and no machine of that name runs"
         ))),
-    }
-}
-
-/// What a child says when its machine runs.
-const RUNS: &str = "runs";
-
-fn begin(
-    number: u32,
-    name: Name,
-    args: &Args,
-    restore: &Restore,
-    common: &Common,
-) -> Result<Started, Failure> {
-    let (reader, writer) = io::pipe().map_err(Failure::usage)?;
-    match process::fork().map_err(Failure::usage)? {
-        Fork::Parent(pid) => Ok(Started { name, pid, news: reader }),
-        Fork::Child => {
-            drop(reader);
-            // Taken once: by the machine when it runs, or to say why it does not. The parent waits for its end.
-            let news = Rc::new(Cell::new(Some(writer)));
-            let tell = |news: &Cell<Option<PipeWriter>>, text: &str| {
-                if let Some(mut writer) = news.take() {
-                    let _ = writer.write_all(text.as_bytes());
-                }
-            };
-            let ready = Rc::clone(&news);
-            let ready = Box::new(move || tell(&ready, RUNS));
-            let detached = process::detach().map_err(Failure::usage);
-            let status = detached.and_then(|()| live(number, name, args, restore, ready, common));
-            let status = status.unwrap_or_else(|failure| {
-                tell(&news, &chain(failure.error.as_ref()));
-                failure.status
-            });
-            std::process::exit(status.into())
-        }
     }
 }
 
@@ -191,7 +157,7 @@ fn live(
     name: Name,
     args: &Args,
     restore: &Restore,
-    ready: Box<dyn FnOnce()>,
+    ready: Ready,
     common: &Common,
 ) -> Result<u8, Failure> {
     let config = configure(number, &name, args, restore)?;

@@ -1,22 +1,28 @@
 //! The life of a machine in this process: entered in the runtime directory, built or restored, run, reported.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use log::warn;
 
 use super::boot_timer::BootTimer;
+use super::guest::News;
 use super::output::{Failure, complain};
 use super::{Common, exit, identity, machines};
 use crate::api::name::Name;
 use crate::api::runtime::Entry;
 use crate::api::{Server, Service};
 use crate::config::VmConfig;
+use crate::sys::process;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
 use crate::vmm::snapshot::Restore;
 use crate::vmm::{Environment, Lost, Outcome, Vmm, chain};
+
+/// What is to be done in a machine's own directory.
+pub type Entered = Box<dyn FnOnce(&Path) -> Result<(), Failure>>;
 
 /// How a machine lives.
 #[derive(Default)]
@@ -31,19 +37,29 @@ pub struct Life {
     pub another: bool,
     /// Where its milestones are written.
     pub boot_timer: Option<BootTimer>,
-    /// Called when the machine is whole and about to run.
-    pub ready: Option<Box<dyn FnOnce()>>,
+    /// Called with the machine's own directory when it is entered there.
+    pub entered: Option<Entered>,
+    /// Called when the machine is whole and about to run, or runs and its guest knows who it is; with what the guest could not
+    /// be told.
+    pub ready: Option<Ready>,
 }
+
+/// See [`Life::ready`].
+pub type Ready = Box<dyn FnOnce(Option<String>) + Send>;
 
 impl Life {
     /// Makes a machine, new or as it was saved, and stays until it ends.
     pub fn live(
-        self,
+        mut self,
         mut config: VmConfig,
         restore: Option<&Restore>,
         common: &Common,
     ) -> Result<u8, Failure> {
+        process::expect_threads();
         let entry = enter(self.name.as_ref(), common)?;
+        if let (Some(entered), Some(entry)) = (self.entered.take(), &entry) {
+            entered(entry.path())?;
+        }
         if entry.is_none() {
             // It has no place for its socket.
             config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());
@@ -78,13 +94,15 @@ impl Life {
         entry: Option<&Entry>,
     ) -> Result<Outcome, Failure> {
         let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
+        let news = restore.zip(entry).and_then(|(restore, entry)| {
+            let name = self.name.as_ref().map(Name::as_str);
+            News::of(restore, &config, entry.path(), name, self.paused)
+        });
         let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
         let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
         let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
         let server = server.transpose().map_err(Failure::usage)?;
-        if let Some(ready) = self.ready {
-            ready();
-        }
+        let teller = announce(news, self.ready, self.paused)?;
         let outcome = vmm.run();
         if let Some(boot_timer) = self.boot_timer {
             boot_timer.write(vmm.milestones());
@@ -96,8 +114,32 @@ impl Life {
         }
         drop(vmm);
         drop(server);
+        // The guest's end of its connection is gone.
+        if let Some(teller) = teller {
+            let _ = teller.join();
+        }
         Ok(outcome)
     }
+}
+
+/// Has the guest told who it is while it runs, and says then that the machine is ready; at once if nothing is to be told or the
+/// guest stands still.
+fn announce(
+    news: Option<News>,
+    ready: Option<Ready>,
+    paused: bool,
+) -> Result<Option<JoinHandle<()>>, Failure> {
+    let warn = |untold: Option<String>| untold.iter().for_each(|untold| warn!("{untold}"));
+    let mut ready = ready.unwrap_or_else(|| Box::new(warn));
+    if paused {
+        std::mem::replace(&mut ready, Box::new(warn))(None);
+    }
+    let Some(news) = news else {
+        ready(None);
+        return Ok(None);
+    };
+    let tell = move || ready(news.tell());
+    thread::Builder::new().name("news".into()).spawn(tell).map(Some).map_err(Failure::usage)
 }
 
 /// Enters the machine in the runtime directory. A machine that nobody named runs without, too.

@@ -6,12 +6,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::Common;
 use super::machines;
 use super::output::Failure;
-use crate::api::runtime::Machine;
 use crate::console::{self, log};
 
 /// How often a log that is followed is looked at.
@@ -34,13 +31,6 @@ pub struct Args {
     follow: bool,
 }
 
-/// Where the console of a machine is.
-pub fn console(machine: &Machine) -> Result<console::Config, Failure> {
-    let mut description = machines::ask(machine, "GET", "/vm", None).map_err(Failure::refused)?;
-    let console = description.pointer_mut("/config/console").map(Value::take).unwrap_or_default();
-    serde_json::from_value(console).map_err(Failure::refused)
-}
-
 /// The log, in whatever files.
 enum Log {
     Kept(log::Reader),
@@ -50,7 +40,7 @@ enum Log {
 /// Prints the log of a machine.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let machine = machines::one(common, &args.name)?;
-    let mut log = match console(&machine)? {
+    let mut log = match machines::config(&machine)?.console {
         console::Config::Log => Log::Kept(log::Reader::new(machine.directory())),
         console::Config::File(path) => Log::File(open(&path)?),
         _ => {

@@ -10,6 +10,7 @@ use super::output::{Failure, complain, print, print_json};
 use super::{Common, exit};
 use crate::api::client;
 use crate::api::runtime::{Directory, Machine};
+use crate::config::VmConfig;
 use crate::options;
 use crate::sys::user;
 use crate::vmm::chain;
@@ -106,6 +107,12 @@ pub fn one(common: &Common, name: &str) -> Result<Machine, Failure> {
     let found = by_name(common, &[name.to_string()])?.pop();
     let (_, machine) = found.unwrap_or_else(|| (String::new(), Err(Error::None { name: name.into() })));
     machine.map_err(Failure::refused)
+}
+
+/// What a machine was asked to be.
+pub fn config(machine: &Machine) -> Result<VmConfig, Failure> {
+    let mut description = ask(machine, "GET", "/vm", None).map_err(Failure::refused)?;
+    serde_json::from_value(description["config"].take()).map_err(Failure::refused)
 }
 
 /// Which machines a command is for.

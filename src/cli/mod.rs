@@ -2,10 +2,14 @@
 //! environment.
 
 mod attach;
+mod background;
 mod boot_timer;
 mod clone;
+mod cp;
 mod doctor;
+mod exec;
 mod exit;
+mod guest;
 mod identity;
 mod image;
 mod inspect;
@@ -79,9 +83,17 @@ struct Common {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Boot a machine in the foreground, as the bare form does
+    /// Run an image, or boot a machine as the bare form does
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}", exit::HELP))]
-    Run(Box<run::Args>),
+    Run(Box<image::run::Run>),
+    /// Start a named machine that was made of an image again
+    Start(image::start::Start),
+    /// Remove named machines that do not run
+    Rm(image::start::Rm),
+    /// Make a new version of an image of what a machine has written
+    Commit(image::commit::Commit),
+    /// Run an older version of an image, or give it a name
+    Checkout(Box<image::checkout::Checkout>),
     /// List the machines that run
     Ps(ps::Args),
     /// Stop machines: with the power button, by force if that does not help
@@ -136,6 +148,10 @@ enum Command {
     /// Forget who you are to a registry
     #[cfg(feature = "registry")]
     Logout(login::Logout),
+    /// Run a command in a machine
+    Exec(exec::Args),
+    /// Copy files between the host and a machine
+    Cp(cp::Args),
     /// Show what a machine said on its console
     Logs(logs::Args),
     /// Use the console of a machine that runs in the background
@@ -155,9 +171,15 @@ const EXAMPLES: &str = "Examples:
   rvmm stop web";
 
 const RUN_EXAMPLES: &str = "Examples:
+  rvmm run alpine
+  rvmm run alpine -e GREETING=hello -- sh -c 'echo $GREETING'
+  rvmm run -d --name web -p 8080:80 -v data.ext4:/data nginx
   rvmm run --kernel vmlinuz --disk root.ext4
   rvmm run --kernel vmlinuz --disk root.ext4 --name web --console file=web.log --memory 1G --cpus 2
   rvmm run --config machine.json --memory 512M
+
+A machine of an image is gone when it ends, unless it has a name: then `rvmm start` starts it again and `rvmm rm` removes
+it. IMAGE is a name, a digest or its first digits; with ~N it is the version N commits before.
 
 On the console, Ctrl-A h shows the keys that are for rvmm; Ctrl-A x ends the machine.";
 
@@ -171,7 +193,11 @@ pub fn main() -> ExitCode {
     let result = logger::start(common.log_level, common.log_file.as_deref())
         .map_err(Failure::usage)
         .and_then(|()| match cli.command {
-            Some(Command::Run(args)) => run::run(*args, &common),
+            Some(Command::Run(args)) => args.run(&common),
+            Some(Command::Start(args)) => args.run(&common),
+            Some(Command::Rm(args)) => args.run(&common),
+            Some(Command::Commit(args)) => args.run(&common),
+            Some(Command::Checkout(args)) => args.run(&common),
             Some(Command::Ps(args)) => ps::run(&args, &common),
             Some(Command::Stop(args)) => stop::run(&args, &common),
             Some(Command::Pause(args)) => args.run(&common),
@@ -200,6 +226,8 @@ pub fn main() -> ExitCode {
             Some(Command::Login(args)) => args.run(&common),
             #[cfg(feature = "registry")]
             Some(Command::Logout(args)) => args.run(),
+            Some(Command::Exec(args)) => exec::run(args, &common),
+            Some(Command::Cp(args)) => cp::run(&args, &common),
             Some(Command::Logs(args)) => logs::run(&args, &common),
             Some(Command::Attach(args)) => attach::run(&args, &common),
             Some(Command::Doctor(args)) => doctor::run(&args, &common),

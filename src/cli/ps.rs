@@ -4,14 +4,16 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::output::{self, Failure, print, print_json};
-use super::{Common, machines};
+use super::{Common, machines, store};
 use crate::api::client::{self, Client};
 use crate::api::runtime::Machine;
+use crate::image::Instance;
 
 /// Options of `ps`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm ps
+  rvmm ps -a
   rvmm ps --json | jq -r '.[] | select(.state == \"Paused\") | .name'
   rvmm stop $(rvmm ps -q)
 
@@ -20,8 +22,12 @@ States:
   paused      somebody paused it: `rvmm resume` lets it go on
   stalled     it paused itself, `rvmm inspect` says why: put that right, then `rvmm resume`
   starting    it is being made, or just ends
-  silent      its process does not answer: `rvmm stop --force` ends it")]
+  silent      its process does not answer: `rvmm stop --force` ends it
+  stopped     it has a name and was made of an image: `rvmm start` starts it again")]
 pub struct Args {
+    /// Show named machines of images that do not run, too
+    #[arg(short, long)]
+    all: bool,
     /// Print names only
     #[arg(short, long)]
     quiet: bool,
@@ -42,8 +48,10 @@ struct Line {
 /// Lists machines.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let machines = machines::all(common)?;
+    let stopped = if args.all { stopped(&machines, common)? } else { Vec::new() };
     if args.quiet {
-        let names: Vec<_> = machines.iter().map(|machine| &machine.name).collect();
+        let running = machines.iter().map(|machine| &machine.name);
+        let names: Vec<_> = running.chain(stopped.iter().map(|line| &line.name)).collect();
         match common.json {
             true => print_json(&names)?,
             false => names.iter().try_for_each(print)?,
@@ -65,11 +73,32 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
             lines.push(Line::new(machine, answer));
         }
     }
+    lines.extend(stopped);
     match common.json {
         true => print_json(&lines)?,
         false => print(table(&lines).trim_end())?,
     }
     Ok(0)
+}
+
+/// Instances of the store that are not among `machines`.
+fn stopped(machines: &[Machine], common: &Common) -> Result<Vec<Line>, Failure> {
+    let Some(store) = store::existing(common)? else { return Ok(Vec::new()) };
+    let instances = store.instances().map_err(Failure::refused)?.into_iter();
+    let stopped = instances.filter(|found| machines.iter().all(|machine| machine.name != found.name));
+    let line = |found: Instance| {
+        let config = &found.record.machine;
+        Line {
+            name: found.name,
+            state: "Stopped".into(),
+            pid: None,
+            vcpu_count: config["machine-config"]["vcpu_count"].as_u64(),
+            mem_size_mib: config["machine-config"]["mem_size_mib"].as_u64(),
+            uptime_ms: None,
+            kernel: config["boot-source"]["kernel_image_path"].as_str().map(String::from),
+        }
+    };
+    Ok(stopped.map(line).collect())
 }
 
 impl Line {

@@ -27,13 +27,13 @@ pub const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
 pub struct Args {
     /// Name of the machine, by which `rvmm ps`, `stop` and the others know it [default: a random one]
     #[arg(long, value_name = "NAME")]
-    name: Option<Name>,
+    pub(super) name: Option<Name>,
     /// Kernel to boot: ELF or bzImage, also a distribution's /boot/vmlinuz-*
     #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
+    pub(super) kernel: Option<PathBuf>,
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
-    initrd: Option<PathBuf>,
+    pub(super) initrd: Option<PathBuf>,
     /// Kernel arguments, appended to the defaults; the last one wins
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     cmdline: Option<String>,
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, conflicts_with = "cmdline")]
     cmdline_only: Option<String>,
     #[command(flatten)]
-    devices: virtio::Configs,
+    pub(super) devices: virtio::Configs,
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -56,10 +56,10 @@ pub struct Args {
     cpu_mask: Option<Mask>,
     /// Where the serial console is: stdio, off, file=PATH, pty, socket=PATH, or log for `rvmm logs` and `attach` [default: stdio]
     #[arg(long, value_name = "PLACE")]
-    console: Option<console::Config>,
+    pub(super) console: Option<console::Config>,
     /// Read the machine from a file with Firecracker's keys; options on the command line win
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// End the machine when the guest restarts
     #[arg(long)]
     no_reboot: bool,
@@ -73,11 +73,11 @@ pub struct Args {
     keep_overlay: bool,
     /// How long a guest may take to switch itself off when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
-    stop_timeout: u64,
+    pub(super) stop_timeout: u64,
     /// Write when the machine first ran and when the guest reached each milestone (boot-timer port 0x3e9), as JSON lines
     /// with the time of CLOCK_MONOTONIC
     #[arg(long, value_name = "FILE")]
-    boot_timer: Option<PathBuf>,
+    pub(super) boot_timer: Option<PathBuf>,
 }
 
 /// Boots a machine and stays until it ends.
@@ -89,23 +89,19 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         boot_timer,
         ..Life::default()
     };
-    let config = configure(args)?;
-    let (wanted, there) = (config.machine_config.mem_size_mib, host::memory_mib());
-    if wanted > there {
-        warn!(
-            "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"
-        );
-    }
-    life.live(config, None, common)
+    life.live(configure(args, None)?, None, common)
 }
 
-/// Makes the configuration of the file and the options.
-fn configure(args: Args) -> Result<VmConfig, Failure> {
-    let mut config = match (&args.config, &args.kernel) {
-        (Some(path), _) => VmConfig::read(path).map_err(Failure::usage)?,
-        (None, Some(_)) => VmConfig::new(BootSource::default()),
-        (None, None) => {
-            return Err(Failure::usage("No kernel: say --kernel FILE or --config FILE (--help shows more)"));
+/// Makes the configuration of the file and the options, over what an image wants.
+pub(super) fn configure(args: Args, image: Option<VmConfig>) -> Result<VmConfig, Failure> {
+    let mut config = match (image, &args.config, &args.kernel) {
+        (Some(config), ..) => config,
+        (None, Some(path), _) => VmConfig::read(path).map_err(Failure::usage)?,
+        (None, None, Some(_)) => VmConfig::new(BootSource::default()),
+        (None, None, None) => {
+            return Err(Failure::usage(
+                "No kernel: say --kernel FILE or --config FILE, or `rvmm run IMAGE` (--help shows more)",
+            ));
         }
     };
     let MachineConfig { vcpu_count, mem_size_mib, huge_pages, cpu_mask } = &mut config.machine_config;
@@ -119,7 +115,8 @@ fn configure(args: Args) -> Result<VmConfig, Failure> {
     config.no_reboot |= args.no_reboot;
     config.portable |= args.portable;
     config.devices.extend(args.devices);
-    config.devices.block.iter_mut().for_each(|disk| disk.keep_overlay |= args.keep_overlay);
+    let own = config.devices.block.iter_mut().filter(|disk| disk.base.is_empty());
+    own.for_each(|disk| disk.keep_overlay |= args.keep_overlay);
     let root = root(&config.devices);
     complete(&mut config.devices);
     let boot_args = &mut config.boot_source.boot_args;
@@ -132,6 +129,12 @@ fn configure(args: Args) -> Result<VmConfig, Failure> {
         if let Some(more) = args.cmdline {
             *boot_args = format!("{boot_args} {more}");
         }
+    }
+    let (wanted, there) = (config.machine_config.mem_size_mib, host::memory_mib());
+    if wanted > there {
+        warn!(
+            "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"
+        );
     }
     Ok(config)
 }

@@ -61,6 +61,9 @@ pub struct Create {
     /// End the machine when it is saved
     #[arg(long)]
     stop: bool,
+    /// Have rvmm-agent in the guest freeze its file systems meanwhile, so that the disks alone are of use, too
+    #[arg(long)]
+    freeze: bool,
     /// Let the machine run on while it is saved (the default)
     #[arg(long, conflicts_with = "stop")]
     live: bool,
@@ -118,7 +121,7 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(Failure::usage);
     let base = args.base.as_deref().map(absolute).transpose()?;
     let target = absolute(&args.target)?;
-    let body = json!({ "path": target, "base": base, "stop": args.stop });
+    let body = json!({ "path": target, "base": base, "stop": args.stop, "freeze": args.freeze });
     let mut saved = save(&args.name, &target, body, common)?;
     match saved.pop() {
         Some((_, Ok(written))) if common.json => print_json(&written)?,

@@ -1,6 +1,6 @@
 //! The store of images that commands work with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Common;
@@ -22,7 +22,12 @@ pub fn open(common: &Common) -> Result<Store, Failure> {
     let place = place(common).ok_or_else(|| {
         Failure::usage("There is no place for images: say --store DIR, or set RVMM_STORE or HOME")
     })?;
-    let store = Store::open(&place).map_err(Failure::refused)?;
+    at(&place, common)
+}
+
+/// Opens the store at a place that is known.
+pub fn at(place: &Path, common: &Common) -> Result<Store, Failure> {
+    let store = Store::open(place).map_err(Failure::refused)?;
     Ok(match Bar::wanted(common) {
         true => {
             let bar = Bar::default();

@@ -45,6 +45,19 @@ impl Layers {
         Ok(Layers { files, map: found, geometry, done: Vec::new() })
     }
 
+    /// The disk of an image that was unpacked: its layers are as long as the disk.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn of_image(map: &Path, layers: &[PathBuf]) -> Result<Self, Error> {
+        let lowest =
+            layers.first().ok_or_else(|| Error::Layers { path: map.into(), reason: "it has none".into() })?;
+        let found = std::fs::metadata(lowest);
+        let found =
+            found.map_err(|source| Error::Io { action: "open layer", path: lowest.clone(), source })?;
+        Self::open(map, layers, found.len())
+    }
+
     fn read(&mut self, offset: u64, buffers: &Buffers) -> std::io::Result<()> {
         let end = offset + buffers.len() as u64;
         let mut at = offset;

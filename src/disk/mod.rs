@@ -32,10 +32,11 @@ use crate::memory::Buffers;
 pub use error::Error;
 pub use layers::Layers;
 pub use open::{Config, Engine, Format, open};
+pub use overlay::changes_of;
 pub use overlay::{Overlay, Place, Sealing, State};
 pub use qcow2::Qcow2;
 pub use raw::Raw;
-pub use stack::{Contents, Stack};
+pub use stack::{Contents, Stack, kept};
 
 /// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).
 pub const SECTOR: u64 = 512;

@@ -1,13 +1,15 @@
 //! From what the user asked for to a disk.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::overlay::{Overlay, Place};
-use super::stack::Stack;
-use super::{Disk, Error, Qcow2, Raw, qcow2};
+use super::stack::{Above, Base, Stack};
+use super::{Disk, Error, Layers, Qcow2, Raw, qcow2};
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct Config {
     pub backing: Option<PathBuf>,
     /// Keep what is written here; the disk itself is opened read-only.
     pub overlay: Option<Place>,
+    /// Layers of an image, the lowest first: `path` is their map ([`super::Layers`]).
+    pub base: Vec<PathBuf>,
     /// Sealed overlays over the disk, the lowest first.
     pub layers: Vec<PathBuf>,
     /// Leave the overlays of a disk that was frozen beside it at the end.
@@ -40,6 +44,7 @@ impl Config {
             engine: None,
             backing: None,
             overlay: None,
+            base: Vec::new(),
             layers: Vec::new(),
             keep_overlay: false,
         }
@@ -87,6 +92,9 @@ pub enum Engine {
 /// Opens the disk that `config` asks for.
 pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
     let path = &config.path;
+    if !config.base.is_empty() {
+        return Ok(Box::new(open_image(config)?));
+    }
     let format = config.format.unwrap_or_else(|| Format::by_name(path));
     let below = Config { read_only: true, ..config.clone() };
     let stack = match (format, config.overlay.as_ref().filter(|_| !config.read_only)) {
@@ -94,7 +102,9 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
             Stack::user(open_raw(config)?, path, config.keep_overlay)?
         }
         (Format::Raw, Some(Place::Nameless(directory))) => {
-            Stack::over(open_raw(&below)?, path, &config.layers, directory, config.engine)?
+            let raw = open_raw(&below)?;
+            let base = Base { files: vec![Arc::clone(raw.file())], disk: Box::new(raw), path };
+            Stack::over(base, &config.layers, Above::Nameless(directory.clone()), config.engine)?
         }
         _ if !config.layers.is_empty() => {
             let reason = "layers go only with a raw disk and an overlay without a name".into();
@@ -116,6 +126,27 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
         (Format::Raw, None) => unreachable!("the first case"),
     };
     Ok(Box::new(stack))
+}
+
+/// The disk of an image, with the machine's own overlay over it.
+fn open_image(config: &Config) -> Result<Stack, Error> {
+    let path = &config.path;
+    let disk = Box::new(Layers::of_image(path, &config.base)?);
+    let open = |path: &PathBuf| {
+        let opened = File::open(path).map(Arc::new);
+        opened.map_err(|source| Error::Io { action: "open layer", path: path.clone(), source })
+    };
+    let files = std::iter::once(path).chain(&config.base).map(open).collect::<Result<_, _>>()?;
+    let above = match config.overlay.as_ref().filter(|_| !config.read_only) {
+        None => return Ok(Stack::solid(disk, path, "it is read-only")),
+        Some(Place::Nameless(directory)) if config.keep_overlay => Above::Kept(directory.clone()),
+        Some(Place::Nameless(directory)) => Above::Nameless(directory.clone()),
+        Some(Place::File(file)) => {
+            let reason = "what is written over an image goes to a directory".into();
+            return Err(Error::Overlay { path: file.clone(), reason });
+        }
+    };
+    Stack::over(Base { disk, files, path }, &config.layers, above, config.engine)
 }
 
 fn open_raw(config: &Config) -> Result<Raw, Error> {

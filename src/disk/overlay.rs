@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 use super::{Disk, Done, Engine, Error, Geometry, Raw, Request, raw};
 use crate::memory::Buffers;
+use crate::sys::file::{self as sys, Lock};
 use crate::sys::slab::Slab;
 
 use file::Layout;
@@ -78,9 +79,20 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    /// In the file `path`, which must not exist, for a disk of `size` bytes.
+    /// In the file `path`, which must not exist, for a disk of `size` bytes. It gets its name when it is whole: whoever is killed
+    /// meanwhile leaves nothing that could be taken for an overlay.
     pub fn create(path: &Path, size: u64, engine: Option<Engine>) -> Result<Self, Error> {
         let failed = |source| Error::Io { action: "create overlay", path: path.into(), source };
+        let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        let file = file::nameless(directory).map_err(failed)?;
+        // Nobody else knows it. Where files cannot be locked, the disk's own lock has said so.
+        let _ = sys::lock(&file, Lock::Exclusive);
+        let fresh = Self::format(file, path, size, engine)?;
+        match sys::link(fresh.top.file(), path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {}
+            linked => return linked.map(|()| fresh).map_err(failed),
+        }
+        // A file system that names nothing afterwards.
         File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
         Self::format(raw::open_locked(path, true)?, path, size, engine)
     }
@@ -208,6 +220,19 @@ impl Overlay {
     fn is_idle(&self) -> bool {
         self.left == 0 && self.under_way.is_empty() && self.waiting.is_empty()
     }
+}
+
+/// Ranges of bytes that an overlay has, in order.
+pub type Changes = Vec<(Range<u64>, State)>;
+
+/// The changes in the file of an overlay, without its base: its disk's size, and ranges of bytes in order.
+///
+/// # Errors
+/// When it is no overlay, or cannot be read.
+pub fn changes_of(file: &File, path: &Path) -> Result<(u64, Changes), Error> {
+    let (layout, map, _) = file::load(file, path)?;
+    let runs = map.runs().map(|(blocks, state)| (blocks.start * BLOCK..blocks.end * BLOCK, state));
+    Ok((layout.size, runs.collect()))
 }
 
 impl Disk for Overlay {

@@ -10,10 +10,11 @@
 //! The overlays of a user's disk stand beside it, so that nothing is lost when the machine is killed: whoever opens the
 //! disk next merges them first.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct Stack {
     top: Top,
     /// The files of all layers, the lowest first, the writable one last.
     layers: Vec<Arc<File>>,
+    /// How many of them are what the others stand on.
+    base: usize,
     next: Next,
     path: PathBuf,
     /// What stands beside the user's disk is not merged at the end.
@@ -50,14 +53,36 @@ enum Next {
     Beside(u32),
     /// Nowhere anybody sees, on the file system of this directory.
     Nameless(PathBuf),
+    /// In this directory, for the machine to go on with; the number is that of the next one.
+    Kept(PathBuf, u32),
     /// Nowhere: such a disk cannot be frozen.
     Never(&'static str),
+}
+
+/// What a stack stands on, which never changes.
+pub struct Base<'a> {
+    /// The disk.
+    pub disk: Box<dyn Disk>,
+    /// All files that it is in, the one at `path` first.
+    pub files: Vec<Arc<File>>,
+    /// The name of the disk in messages.
+    pub path: &'a Path,
+}
+
+/// Where the writable layers over a base are.
+pub enum Above {
+    /// Nowhere anybody sees, on the file system of this directory.
+    Nameless(PathBuf),
+    /// In this directory as `overlay-N`, from N = 1 on; those that are there already count.
+    Kept(PathBuf),
 }
 
 /// What a disk had in it when it was frozen.
 pub struct Contents {
     /// The layers, the lowest first.
     layers: Vec<Arc<File>>,
+    /// How many of them are what the others stand on.
+    base: usize,
     /// The lowest layer is the user's disk, which will change when the machine ends.
     user: bool,
     sealing: Option<Sealing>,
@@ -69,29 +94,29 @@ impl Stack {
     /// from now on are merged at the end, unless they are to be kept.
     pub fn user(raw: Raw, path: &Path, keep: bool) -> Result<Self, Error> {
         let file = Arc::clone(raw.file());
-        if !raw.geometry().read_only {
-            merge_all(&file, path)?;
+        match raw.geometry().read_only {
+            false => merge_all(&file, path)?,
+            true if overlays(path).is_empty() => {}
+            true => log::warn!(
+                "disk {} lacks what an earlier machine wrote since its first snapshot: open it once for writing",
+                path.display()
+            ),
         }
         let top = Top::Plain(Box::new(raw));
-        Ok(Stack { top, layers: vec![file], next: Next::Beside(1), path: path.into(), keep })
+        Ok(Stack { top, layers: vec![file], base: 1, next: Next::Beside(1), path: path.into(), keep })
     }
 
     /// A disk that cannot be frozen, and why.
     pub fn solid(disk: Box<dyn Disk>, path: &Path, reason: &'static str) -> Self {
         let (top, next) = (Top::Plain(disk), Next::Never(reason));
-        Stack { top, layers: Vec::new(), next, path: path.into(), keep: false }
+        Stack { top, layers: Vec::new(), base: 0, next, path: path.into(), keep: false }
     }
 
-    /// A raw disk with sealed overlays, both of which never change, and a writable layer without a name in `directory`.
-    pub fn over(
-        raw: Raw,
-        path: &Path,
-        sealed: &[PathBuf],
-        directory: &Path,
-        engine: Option<Engine>,
-    ) -> Result<Self, Error> {
-        let mut layers = vec![Arc::clone(raw.file())];
-        let mut below: Box<dyn Disk> = Box::new(raw);
+    /// A base with sealed overlays, both of which never change, and writable layers over them.
+    pub fn over(base: Base, sealed: &[PathBuf], above: Above, engine: Option<Engine>) -> Result<Self, Error> {
+        let mut layers = base.files;
+        let count = layers.len();
+        let mut below = base.disk;
         for layer in sealed {
             let overlay = Overlay::open(layer, below, engine)?;
             if !overlay.geometry().read_only {
@@ -100,10 +125,38 @@ impl Stack {
             layers.push(Arc::clone(overlay.file()));
             below = Box::new(overlay);
         }
-        let top = Overlay::nameless(directory, below, engine)?;
+        let (top, next) = match above {
+            Above::Nameless(directory) => {
+                (Overlay::nameless(&directory, below, engine)?, Next::Nameless(directory))
+            }
+            Above::Kept(directory) => {
+                let mut kept = kept(&directory)?;
+                let last = kept.pop();
+                for (_, path) in kept {
+                    let overlay = sealed_overlay(&path, below, engine)?;
+                    layers.push(Arc::clone(overlay.file()));
+                    below = Box::new(overlay);
+                }
+                let (top, number) = match last {
+                    Some((number, path)) => {
+                        let overlay = Overlay::open(&path, below, engine)?;
+                        match overlay.geometry().read_only {
+                            true => {
+                                layers.push(Arc::clone(overlay.file()));
+                                let path = directory.join(format!("overlay-{}", number + 1));
+                                (Overlay::create(&path, Box::new(overlay), engine)?, number + 2)
+                            }
+                            false => (overlay, number + 1),
+                        }
+                    }
+                    None => (Overlay::create(&directory.join("overlay-1"), below, engine)?, 2),
+                };
+                (top, Next::Kept(directory, number))
+            }
+        };
         layers.push(Arc::clone(top.file()));
-        let next = Next::Nameless(directory.into());
-        Ok(Stack { top: Top::Overlay(Box::new(top)), layers, next, path: path.into(), keep: false })
+        let top = Top::Overlay(Box::new(top));
+        Ok(Stack { top, layers, base: count, next, path: base.path.into(), keep: false })
     }
 
     fn disk(&self) -> &dyn Disk {
@@ -135,6 +188,11 @@ impl Stack {
             }
             Next::Beside(number) => {
                 let fresh = Fresh::create(&beside(&self.path, *number), size, engine)?;
+                *number += 1;
+                Ok(fresh)
+            }
+            Next::Kept(directory, number) => {
+                let fresh = Fresh::create(&directory.join(format!("overlay-{number}")), size, engine)?;
                 *number += 1;
                 Ok(fresh)
             }
@@ -188,7 +246,8 @@ impl Disk for Stack {
         };
         let top = fresh.over(below);
         let user = matches!(self.next, Next::Beside(_));
-        let contents = Contents { layers: self.layers.clone(), user, sealing, path: self.path.clone() };
+        let (layers, base) = (self.layers.clone(), self.base);
+        let contents = Contents { layers, base, user, sealing, path: self.path.clone() };
         self.layers.push(Arc::clone(top.file()));
         self.top = Top::Overlay(Box::new(top));
         Ok(Some(contents))
@@ -219,7 +278,54 @@ impl Drop for Stack {
     }
 }
 
+/// Opens an overlay that others stand on.
+fn sealed_overlay(path: &Path, below: Box<dyn Disk>, engine: Option<Engine>) -> Result<Overlay, Error> {
+    let mut overlay = Overlay::open(path, below, engine)?;
+    if !overlay.geometry().read_only {
+        // Its machine was killed before it was durable.
+        let sealed = overlay.seal().and_then(Sealing::finish);
+        sealed.map_err(|source| Error::Io { action: "seal overlay", path: path.into(), source })?;
+    }
+    Ok(overlay)
+}
+
+/// The overlays in a directory, in the order in which they were made.
+pub fn kept(directory: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
+    let failed = |source| Error::Io { action: "look for overlays in", path: directory.into(), source };
+    let entries = fs::read_dir(directory).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let number = |name: &OsStr| name.to_str()?.strip_prefix("overlay-")?.parse().ok();
+    let mut found: Vec<_> =
+        entries.iter().filter_map(|entry| Some((number(&entry.file_name())?, entry.path()))).collect();
+    found.sort();
+    Ok(found)
+}
+
 impl Contents {
+    /// How many of the layers are what the others stand on.
+    pub fn base(&self) -> usize {
+        self.base
+    }
+
+    /// Links the layers over the base into `directory` as `layer-N`, the lowest first, and returns their names. All is
+    /// durable and readable when it returns.
+    pub fn link_above(self, directory: &Path) -> Result<Vec<PathBuf>, Error> {
+        if let Some(sealing) = self.sealing {
+            let failed = |source| Error::Io { action: "write a layer of", path: self.path.clone(), source };
+            sealing.finish().map_err(failed)?;
+        }
+        let link = |(number, layer): (usize, &Arc<File>)| {
+            let name = PathBuf::from(format!("layer-{number}"));
+            let path = directory.join(&name);
+            file::link(layer, &path).map_err(|source| Error::Io {
+                action: "link a layer of",
+                path,
+                source,
+            })?;
+            Ok(name)
+        };
+        self.layers[self.base..].iter().enumerate().map(link).collect()
+    }
+
     /// Stores all layers of disk number `index` in `directory` and returns their names, the lowest first. What never changes is linked if it
     /// can be; the rest is copied, holes as holes. All is durable when it returns.
     pub fn store(self, directory: &Path, index: usize) -> Result<Vec<PathBuf>, Error> {
@@ -253,9 +359,25 @@ fn beside(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
+/// Numbers of the overlays that stand beside a user's disk, the oldest first. Those that were merged before somebody was killed
+/// are missing at the start.
+fn overlays(path: &Path) -> Vec<u32> {
+    let Some(name) = path.file_name() else { return Vec::new() };
+    let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let number = |file: fs::DirEntry| {
+        let found = file.file_name();
+        let rest = found.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".overlay-")?;
+        std::str::from_utf8(rest).ok()?.parse().ok()
+    };
+    let mut numbers: Vec<u32> =
+        fs::read_dir(directory).into_iter().flatten().flatten().filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
 /// Merges all overlays that stand beside a user's disk into it, the oldest first. It can be broken off at any moment and done again.
 fn merge_all(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
-    for overlay in (1..).map(|number| beside(path, number)).take_while(|overlay| overlay.exists()) {
+    for overlay in overlays(path).into_iter().map(|number| beside(path, number)) {
         log::info!("merging {} into {}", overlay.display(), path.display());
         merge(raw, &overlay)?;
     }

@@ -33,6 +33,7 @@ impl Store {
         let index = self.read_index()?;
         let mut roots: Vec<Digest> = index.manifests.iter().map(|entry| entry.digest).collect();
         roots.extend(lease::held(self, &self.files)?);
+        roots.extend(self.instances()?.iter().flat_map(|instance| instance.record.roots()));
         let live = self.reachable(roots, true);
         let mut collected = Collected::default();
         for path in entries(self.blobs())? {
@@ -51,6 +52,7 @@ impl Store {
                 self.files.remove(&path).map_err(Error::io("remove", &path))?;
             }
         }
+        self.gc_scratch()?;
         self.gc_cache(&live, &mut collected)?;
         Ok(collected)
     }
@@ -90,7 +92,11 @@ impl Store {
     pub fn user_of(&self, image: &Digest) -> Result<Option<String>, Error> {
         let _lock = self.lock(Hold::Exclusive)?;
         let held = lease::held(self, &self.files)?.contains(image);
-        Ok(held.then(|| "a machine or command that runs".into()))
+        let instance = self.instances()?.into_iter().find(|found| found.record.image.digest == *image);
+        Ok(match instance {
+            Some(instance) => Some(format!("machine `{}`", instance.name)),
+            None => held.then(|| "a machine or command that runs".into()),
+        })
     }
 
     /// Every blob that `roots` lead to, themselves included. A manifest leads to its blobs and, `with_parents`, to the

@@ -56,6 +56,32 @@ pub enum Error {
         /// The kernel's answer.
         source: kvm_ioctls::Error,
     },
+    /// Saved state has a model-specific register that this KVM has not, or a value that it does not take.
+    #[error("KVM does not take {value:#x} for the model-specific register {index:#x}")]
+    Msr {
+        /// The register.
+        index: u32,
+        /// The value.
+        value: u64,
+    },
+    /// Saved state has more registers than this KVM.
+    #[error("The saved vector registers take {found} bytes, this KVM has {limit}")]
+    Xsave {
+        /// Bytes saved.
+        found: usize,
+        /// Bytes that KVM has.
+        limit: usize,
+    },
+    /// The guest's time stamp counter would run at another speed.
+    #[error(
+        "The saved TSC runs at {saved} kHz, that of this host at {here} kHz, and this KVM cannot scale it"
+    )]
+    Tsc {
+        /// As it was.
+        saved: u32,
+        /// As it is here.
+        here: u32,
+    },
     /// A small loop of instructions did not come to its end.
     #[error("KVM does not run a loop of three instructions: {exit}")]
     Loop {

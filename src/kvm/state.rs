@@ -8,7 +8,7 @@ use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
 use super::vcpu::Vcpu;
@@ -19,6 +19,11 @@ const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// KVM's own range (Documentation/virt/kvm/x86/msr.rst); the list of the kernel leaves some of it out.
 const KVM_MSRS: std::ops::RangeInclusive<u32> = 0x4b56_4d00..=0x4b56_4d0f;
+
+/// Memory types (Intel SDM volume 3, 12.11.2): KVM keeps them and leaves them out of its list.
+const MEMORY_TYPES: [std::ops::RangeInclusive<u32>; 4] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f];
+const MEMORY_TYPE_DEFAULT: u32 = 0x2ff;
 
 /// State of one vCPU.
 #[derive(Clone, Serialize, Deserialize)]
@@ -51,7 +56,9 @@ pub struct VmState {
 /// which have their own order.
 pub fn msr_indices(kvm: &Kvm) -> Result<Vec<u32>, Error> {
     let list = kvm.get_msr_index_list().map_err(ioctl("list the model-specific registers"))?;
-    let mut indices: Vec<u32> = list.as_slice().iter().copied().chain(KVM_MSRS).collect();
+    let listed = list.as_slice().iter().copied();
+    let types = MEMORY_TYPES.into_iter().flatten().chain([MEMORY_TYPE_DEFAULT]);
+    let mut indices: Vec<u32> = listed.chain(KVM_MSRS).chain(types).collect();
     indices.sort_unstable();
     indices.dedup();
     indices.retain(|&index| index != MSR_TSC && index != MSR_TSC_DEADLINE);
@@ -82,6 +89,7 @@ impl Vcpu {
     /// Gives a fresh vCPU this state. The TSC goes on `tsc_ahead` cycles later than it was saved.
     pub fn load(&self, state: &VcpuState, tsc_ahead: u64) -> Result<(), Error> {
         let fd = &self.fd;
+        self.set_tsc_speed(state.tsc_khz)?;
         self.set_cpuid(&state.cpuid)?;
         fd.set_regs(&state.regs).map_err(ioctl("set the general registers"))?;
         self.set_sregs(&state.sregs)?;
@@ -108,6 +116,16 @@ impl Vcpu {
         // Only guests with kvmclock can be told that they were away.
         let _ = fd.kvmclock_ctrl();
         Ok(())
+    }
+
+    /// Lets the TSC run as fast as it did. Two measurements of one clock differ a little: so much is nothing to a guest.
+    fn set_tsc_speed(&self, saved: u32) -> Result<(), Error> {
+        const TOLERANCE: u32 = 4000;
+        let here = self.fd.get_tsc_khz().unwrap_or(0);
+        if saved == 0 || here == 0 || saved.abs_diff(here) <= here / TOLERANCE {
+            return Ok(());
+        }
+        self.fd.set_tsc_khz(saved).map_err(|_| Error::Tsc { saved, here })
     }
 
     fn cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>, Error> {
@@ -146,8 +164,12 @@ impl Vcpu {
         let doing = "set the vector registers";
         let invalid = || Error::Ioctl { doing, source: kvm_ioctls::Error::new(libc::EINVAL) };
         let (legacy, extra) = words.split_at_checked(LEGACY_WORDS).ok_or_else(invalid)?;
+        if words.len() > self.xsave_words {
+            let bytes = |words| words * size_of::<u32>();
+            return Err(Error::Xsave { found: bytes(words.len()), limit: bytes(self.xsave_words) });
+        }
         // KVM reads as much as it says, whatever was saved.
-        let len = self.xsave_words.max(words.len()) - LEGACY_WORDS;
+        let len = self.xsave_words - LEGACY_WORDS;
         let mut xsave = Xsave::from_header(kvm_xsave2 {
             len,
             xsave: kvm_xsave { region: legacy.try_into().map_err(|_| invalid())?, ..Default::default() },
@@ -191,13 +213,24 @@ impl Vm {
         })
     }
 
-    /// Gives a fresh machine this state. Its clock goes on `ahead` nanoseconds later than it was saved.
+    /// Gives a fresh machine this state. Its clock goes on later by the time that has passed since it was saved: by the host's
+    /// wall clock if KVM has told it and takes it, else by `ahead` nanoseconds.
     pub fn load(&self, state: &VmState, ahead: u64) -> Result<(), Error> {
         for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
             self.fd.set_irqchip(chip).map_err(ioctl("set the interrupt chip"))?;
         }
         self.fd.set_pit2(&state.pit).map_err(ioctl("set the timer"))?;
-        let clock = kvm_clock_data { clock: state.clock.clock.wrapping_add(ahead), ..Default::default() };
+        let counts = self.fd.check_extension_int(Cap::AdjustClock) as u32 & KVM_CLOCK_REALTIME != 0;
+        let clock = match state.realtime().filter(|_| counts) {
+            // KVM adds the time that has passed since, at the very moment.
+            Some(realtime) => kvm_clock_data {
+                clock: state.clock.clock,
+                flags: KVM_CLOCK_REALTIME,
+                realtime,
+                ..Default::default()
+            },
+            None => kvm_clock_data { clock: state.clock.clock.wrapping_add(ahead), ..Default::default() },
+        };
         self.fd.set_clock(&clock).map_err(ioctl("set the clock"))
     }
 }

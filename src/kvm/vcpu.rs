@@ -71,9 +71,10 @@ impl Vcpu {
         let doing = "set the model-specific registers";
         let msrs = Msrs::from_entries(entries).map_err(|_| Error::TooMany { doing })?;
         let count = self.fd.set_msrs(&msrs).map_err(ioctl(doing))?;
-        match count == entries.len() {
-            true => Ok(()),
-            false => Err(Error::Ioctl { doing, source: kvm_ioctls::Error::new(libc::EINVAL) }),
+        // KVM stops at the first that it does not take.
+        match entries.get(count) {
+            None => Ok(()),
+            Some(entry) => Err(Error::Msr { index: entry.index, value: entry.data }),
         }
     }
 

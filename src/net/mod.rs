@@ -10,7 +10,7 @@
 
 mod framed;
 mod mac;
-mod publish;
+pub mod publish;
 mod resolver;
 pub mod tap;
 #[cfg(test)]

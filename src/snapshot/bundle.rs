@@ -95,6 +95,17 @@ pub struct Disk {
     pub id: String,
     /// Files relative to the bundle, the lowest first: a raw disk, then overlays.
     pub layers: Vec<PathBuf>,
+    /// How many of them are what the overlays stand on, if it is not one: the map of an image's layers and the layers.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub base: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(count: &usize) -> bool {
+    *count == 1
 }
 
 /// What a bundle says of itself.
@@ -208,10 +219,12 @@ impl Bundle {
         Bundle::open(&path).map(Some)
     }
 
-    /// The layers of a disk, the lowest first.
-    pub fn disk(&self, id: &str) -> Option<Vec<PathBuf>> {
+    /// The layers of a disk, the lowest first: what it stands on, and overlays.
+    pub fn disk(&self, id: &str) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
         let disk = self.manifest.disks.iter().find(|disk| disk.id == id)?;
-        Some(disk.layers.iter().map(|layer| self.path.join(layer)).collect())
+        let mut layers: Vec<_> = disk.layers.iter().map(|layer| self.path.join(layer)).collect();
+        let above = layers.split_off(disk.base.min(layers.len()));
+        Some((layers, above))
     }
 }
 

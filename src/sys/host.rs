@@ -1,4 +1,10 @@
-//! What the host has (sysconf(3)).
+//! Which host this is, and what it has (proc(5), /proc/sys/kernel/random/boot_id; sysconf(3)).
+
+/// An identifier that a host gets when it starts and no other has; empty if it does not tell.
+pub fn start() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().into()
+}
 
 /// Memory of the host in MiB.
 pub fn memory_mib() -> u64 {

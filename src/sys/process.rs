@@ -1,4 +1,5 @@
-//! Helper processes (`posix_spawn(3)`): started without copying this process, which may hold the memory of a machine.
+//! This process and its helpers, which are started without copying it (`posix_spawn(3)`): it may hold the memory of a
+//! machine.
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::io::{self, PipeReader};
@@ -68,6 +69,21 @@ pub fn fork() -> io::Result<Fork> {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(pid.unsigned_abs())),
+    }
+}
+
+/// Descriptors that the table has room for from the start.
+const DESCRIPTORS: c_int = 256;
+
+/// Readies this process, which has one thread, for a life with a few: its table of descriptors is as long as it will
+/// mostly be. To make it longer later, the kernel waits until no thread looks at the old one, for milliseconds.
+pub fn expect_threads() {
+    // SAFETY: numbers only; the new descriptor is ours to close.
+    unsafe {
+        let last = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, DESCRIPTORS - 1);
+        if last >= 0 {
+            libc::close(last);
+        }
     }
 }
 

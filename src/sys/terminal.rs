@@ -12,6 +12,14 @@ pub fn is_terminal(fd: BorrowedFd) -> bool {
     std::io::IsTerminal::is_terminal(&fd)
 }
 
+/// Lines, and characters of a line, that the terminal shows, if it says so.
+pub fn size(fd: BorrowedFd) -> Option<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: `size` is ours, and the kernel writes no more than it has.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (result == 0 && size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
 /// Makes the terminal raw: every key goes to the guest, nothing is echoed, output is not changed.
 /// It stays so until [`restore`].
 pub fn make_raw(fd: BorrowedFd) -> io::Result<()> {

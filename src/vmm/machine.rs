@@ -22,6 +22,7 @@ use crate::config::{BootSource, MachineConfig};
 use crate::devices::ged::Event;
 use crate::devices::virtio::{Function, mmio};
 use crate::devices::{vmclock, vmgenid};
+use crate::image::initramfs;
 use crate::kvm::{self, Reserved, Vcpu, Vm};
 use crate::memory::image::{Lazy, Origin};
 use crate::memory::{self, Memory};
@@ -69,7 +70,10 @@ impl Guest {
     pub fn open(&mut self) -> Result<(), arch::Error> {
         if self.open.is_none() {
             let kernel = Kernel::open(&self.source.kernel_image_path, self.cache.as_deref())?;
-            let initrd = self.source.initrd_path.as_deref().map(Initrd::open).transpose()?;
+            let mut initrd = self.source.initrd_path.as_deref().map(Initrd::open).transpose()?;
+            if let (Some(initrd), Some(process)) = (&mut initrd, &self.source.process) {
+                initrd.append(initramfs::process(process.to_string().as_bytes()));
+            }
             self.open = Some((kernel, initrd));
         }
         Ok(())

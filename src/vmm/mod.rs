@@ -9,6 +9,8 @@
 
 mod build;
 mod console;
+mod disk;
+mod freeze;
 mod machine;
 pub mod message;
 mod platform;
@@ -20,6 +22,7 @@ mod vcpus;
 mod workers;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -28,6 +31,7 @@ use log::{info, warn};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::agent::Frozen;
 use crate::config::VmConfig;
 use crate::devices::ged::Event;
 use crate::devices::virtio;
@@ -129,6 +133,8 @@ pub struct Vmm {
     deadline: signals::Deadline,
     grace: Duration,
     paused: bool,
+    /// The socket that leads to the guest's agent.
+    agent: Option<PathBuf>,
     milestones: Vec<Milestone>,
     /// What the guest's command ended with.
     exit_status: Option<u8>,
@@ -146,6 +152,8 @@ impl Vmm {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
         let Environment { grace, paused, .. } = environment;
+        let vsock = config.devices.vsock.first().zip(environment.directory.as_ref());
+        let agent = vsock.map(|(vsock, directory)| vsock.socket(directory));
         let (machine, subscribers) = build::machine(
             &config,
             restore,
@@ -167,6 +175,7 @@ impl Vmm {
             deadline,
             grace,
             paused,
+            agent,
             milestones: Vec::new(),
             exit_status: None,
         })
@@ -213,7 +222,21 @@ impl Vmm {
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
             Message::Request(Request::Save(save), sender) => {
-                self.save(save, sender);
+                match Request::Save(save.clone()).check(self.state) {
+                    Err(error) => drop(sender.send(Err(error))),
+                    Ok(()) if save.freeze => {
+                        freeze::freeze(save, self.agent.clone(), self.inbox.outbox().clone(), sender);
+                    }
+                    Ok(()) => self.save(save, None, sender),
+                }
+                None
+            }
+            Message::Frozen(save, frozen, sender) => {
+                self.save(save, Some(frozen), sender);
+                None
+            }
+            Message::Request(Request::SaveDisk { target }, sender) => {
+                self.save_disk(target, sender);
                 None
             }
             Message::Request(request, sender) => {
@@ -264,14 +287,14 @@ impl Vmm {
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
             Request::Stop { force: false } => outcome = self.press_power_button(),
             // Answered when it is written: see `save`.
-            Request::Save(_) => {}
+            Request::Save(_) | Request::SaveDisk { .. } => {}
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
         (Ok(json!({ "state": self.state })), outcome)
     }
 
-    /// Takes a snapshot; the answer is sent when it has been written.
-    fn save(&mut self, save: Save, answer: Sender<Response>) {
+    /// Takes a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
+    fn save(&mut self, save: Save, frozen: Option<Frozen>, answer: Sender<Response>) {
         // What is not there yet cannot be saved: the request comes again when it is.
         if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
             let outbox = self.outbox();
@@ -281,8 +304,10 @@ impl Vmm {
             });
             return;
         }
-        match self.capture(save) {
-            Ok((plan, capture)) => capture.write(plan, self.inbox.outbox().clone(), answer),
+        let captured = self.capture(save);
+        let frozen = frozen.map(|frozen| frozen.paths.clone());
+        match captured {
+            Ok((plan, capture)) => capture.write(plan, frozen, self.inbox.outbox().clone(), answer),
             Err(error) => {
                 let _ = answer.send(Err(request::Error::Save(chain(&error))));
             }

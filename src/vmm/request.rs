@@ -1,9 +1,9 @@
 //! What can be asked of a running machine, by whomever: the API, the command line, the console's escape keys.
 //!
 //! ```text
-//!              Describe  Save  Pause  Resume  PowerButton  Stop
-//!   running       x       x      x              x           x
-//!   paused        x       x             x                   x
+//!              Describe  Save  Save, frozen  Pause  Resume  PowerButton  Stop
+//!   running       x       x         x          x              x           x
+//!   paused        x       x                           x                   x
 //! ```
 
 use std::fmt;
@@ -25,6 +25,12 @@ pub enum Request {
     PowerButton,
     /// Save the machine; it runs on meanwhile. The answer comes when the snapshot is written.
     Save(Save),
+    /// Put what was written over the image that the machine stands on into files; it runs on meanwhile. The answer
+    /// comes when they are durable.
+    SaveDisk {
+        /// The directory in which they are linked, on the file system of the store.
+        target: PathBuf,
+    },
     /// End the machine: with the power button first and by force after a time, or by force at once.
     Stop {
         /// At once.
@@ -41,6 +47,8 @@ pub struct Save {
     pub base: Option<PathBuf>,
     /// End the machine when it is saved.
     pub stop: bool,
+    /// Have the guest's agent freeze its file systems meanwhile.
+    pub freeze: bool,
 }
 
 /// What a machine does at the moment.
@@ -78,6 +86,9 @@ pub enum Error {
     /// A snapshot could not be taken or written.
     #[error("Cannot save the machine: {0}")]
     Save(String),
+    /// The guest's file systems could not be frozen.
+    #[error("Cannot freeze the guest's file systems: {0}")]
+    Freeze(String),
     /// The machine has ended meanwhile.
     #[error("The machine has ended")]
     Ended,
@@ -87,7 +98,10 @@ impl Request {
     /// Whether a machine in `state` takes this request: the one table.
     pub fn check(&self, state: RunState) -> Result<(), Error> {
         let allowed = match (self, state) {
-            (Request::Describe | Request::Save(_) | Request::Stop { .. }, _) => true,
+            (Request::Save(Save { freeze: true, .. }), state) => state == RunState::Running,
+            (Request::Describe | Request::Save(_) | Request::SaveDisk { .. } | Request::Stop { .. }, _) => {
+                true
+            }
             (Request::Pause | Request::PowerButton, state) => state == RunState::Running,
             (Request::Resume, state) => state == RunState::Paused,
         };
@@ -103,7 +117,8 @@ impl Request {
             Request::Pause => "be paused",
             Request::Resume => "be resumed",
             Request::PowerButton => "take the power button",
-            Request::Save(_) => "be saved",
+            Request::Save(Save { freeze: true, .. }) => "freeze its file systems",
+            Request::Save(_) | Request::SaveDisk { .. } => "be saved",
             Request::Stop { .. } => "be stopped",
         }
     }

@@ -20,15 +20,19 @@ use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
 use super::request::{Request, Response, Save};
 use super::{Error, Lost, request};
+use crate::arch::x86_64::cpuid;
 use crate::config::VmConfig;
 use crate::devices::virtio::block::Source;
+use crate::devices::virtio::vsock;
 use crate::disk::{Contents, Format};
+use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
 use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as Pages};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::snapshot::{Persist, Saved};
 use crate::sys::frozen::Frozen;
+use crate::sys::host;
 
 /// File of the machine's state in a bundle.
 const STATE: &str = "state.json";
@@ -41,6 +45,8 @@ const CONFIG: &str = "config.json";
 pub struct State {
     /// Wall-clock time of the host, nanoseconds since 1970.
     time: u64,
+    /// This start of the host: whoever has the same need not ask what its KVM supports.
+    host: String,
     vm: VmState,
     vcpus: Vec<VcpuState>,
     serial: Saved,
@@ -77,6 +83,12 @@ pub enum LoadError {
         /// How many there should be.
         wanted: usize,
     },
+    /// The guest counts on what this host has not.
+    #[error("The machine was saved on another host: this one lacks {missing}")]
+    Cpu {
+        /// Names of what is missing.
+        missing: String,
+    },
     /// The state of one device.
     #[error(transparent)]
     Device(#[from] crate::snapshot::Error),
@@ -102,11 +114,13 @@ impl Restore {
         let form = |file| move |source| LoadError::Form { file, path: path.into(), source };
         let mut config: VmConfig = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
         for (index, drive) in config.devices.block.iter_mut().enumerate() {
-            if let Some((disk, layers)) =
-                bundle.disk(&drive.name(index)).as_deref().and_then(<[_]>::split_first)
+            let found = bundle.disk(&drive.name(index));
+            if let Some((Some((disk, base)), above)) =
+                found.as_ref().map(|(base, above)| (base.split_first(), above))
             {
                 drive.path_on_host = disk.clone();
-                drive.layers = layers.to_vec();
+                (drive.base, drive.layers) = (base.to_vec(), above.clone());
+                drive.keep_overlay &= drive.base.is_empty();
                 drive.format = Some(Format::Raw);
                 (drive.source, drive.backing) = (Source::Snapshot, None);
                 // What the machine writes is never seen, on the file system where it can become a layer by a link.
@@ -152,6 +166,11 @@ impl Restore {
         &self.config
     }
 
+    /// Whether programs in the guest can be reached: its driver uses the vsock device.
+    pub fn has_channel(&self) -> bool {
+        self.state.virtio.iter().any(vsock::is_driven)
+    }
+
     /// The memory.
     pub fn memory(&self) -> &Chain {
         &self.memory
@@ -166,9 +185,10 @@ impl Machine {
     /// Reads the state of all but memory and disks. Everything stands still.
     fn save(&self) -> Result<State, Error> {
         let powered = self.powered()?;
-        let msrs = crate::kvm::state::msr_indices(&self.kvm)?;
+        let msrs = kvm::state::msr_indices(&self.kvm)?;
         Ok(State {
             time: now(),
+            host: host::start(),
             vm: powered.vm.save()?,
             vcpus: powered.vcpus.each().map(|vcpu| vcpu.save(&msrs)).collect::<Result<_, _>>()?,
             serial: self.platform.serial.as_ref().save(),
@@ -196,6 +216,14 @@ impl Machine {
         };
         count("vCPUs", state.vcpus.len(), self.config.vcpu_count as usize)?;
         count("virtio devices", state.virtio.len(), self.functions.len())?;
+        // Asking takes longer than all the rest.
+        if state.host != host::start() || state.host.is_empty() {
+            let supported = kvm::supported_cpuid(&self.kvm)?;
+            let missing = state.vcpus.iter().map(|vcpu| cpuid::missing(vcpu.cpuid(), &supported));
+            if let Some(missing) = missing.max_by_key(Vec::len).filter(|missing| !missing.is_empty()) {
+                return Err(LoadError::Cpu { missing: missing.join(", ") }.into());
+            }
+        }
         let ahead = now().saturating_sub(state.time);
         powered.vm.load(&state.vm, ahead)?;
         for (vcpu, state) in powered.vcpus.each().zip(&state.vcpus) {
@@ -271,10 +299,14 @@ impl Capture {
     }
 
     /// Writes the bundle on a thread of its own, then answers; a machine that is to stop is stopped then.
-    pub fn write(self, plan: Plan, outbox: Outbox, answer: Sender<Response>) {
+    /// `frozen` are the guest's file systems that held still.
+    pub fn write(self, plan: Plan, frozen: Option<Vec<String>>, outbox: Outbox, answer: Sender<Response>) {
         let work = move || {
             let (stop, resume) = (plan.stop, plan.resume_if_not_written);
-            let result = self.bundle(plan);
+            let mut result = self.bundle(plan);
+            if let (Ok(report), Some(frozen)) = (&mut result, frozen) {
+                report["frozen"] = frozen.into();
+            }
             let written = result.is_ok();
             let _ = answer.send(result.map_err(|error| request::Error::Save(super::chain(error.as_ref()))));
             if stop && written {
@@ -306,7 +338,8 @@ impl Capture {
         drop(self.frozen);
         let mut disks = Vec::with_capacity(self.disks.len());
         for (index, (id, contents)) in self.disks.into_iter().enumerate() {
-            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)? });
+            let base = contents.base();
+            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)?, base });
         }
         let parent = match &base {
             Some((base, _)) => {

@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod commits;
 mod formats;
+mod machines;
 mod names;
 mod world;

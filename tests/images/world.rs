@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::host;
+use crate::common::{bare, eventually, host};
 
 /// The size of file systems: small ones are made faster.
 pub const SIZE: &str = "64M";
@@ -112,6 +112,50 @@ impl World {
             self.root("root");
         }
         self.does(&["import", "root", image, "--size", SIZE, "-m", "first"])
+    }
+
+    /// An image `bare:1` of the bare-metal guest: its kernel, and a disk of 1 MiB that a guest wrote with `seed=1`.
+    #[track_caller]
+    pub fn bare(&self) {
+        self.write("disk.raw", vec![0xa5; 1 << 20]);
+        let kernel = bare::kernel().to_string_lossy();
+        self.does(&["import", "disk.raw", "bare:1", "--kernel", &kernel, "-m", "base"]);
+    }
+
+    /// Runs a test of the bare-metal guest on an image, in the foreground; what the guest said.
+    #[track_caller]
+    pub fn run(&self, image: &str, test: &str, options: &[&str]) -> String {
+        let test = format!("test={test}");
+        let said = self.says(&[&["run", image, "--net", "none", "--cmdline", &test], options].concat());
+        assert_eq!(said.status, 0, "{image} {test}: {said:?}");
+        said.out
+    }
+
+    /// Starts a machine that writes to its disk and then stands there; returns when it has written.
+    #[track_caller]
+    pub fn writes(&self, image: &str, name: &str, seed: u32, options: &[&str]) {
+        let test = format!("test=blk mode=write seed={seed} sectors=64 end=hlt");
+        let console = format!("file={}", self.text(&format!("{name}.log")));
+        let run =
+            ["run", "-d", image, "--name", name, "--net", "none", "--console", &console, "--cmdline", &test];
+        assert_eq!(self.does(&[&run[..], options].concat()), name);
+        self.has_said(name, "OK blk");
+    }
+
+    /// Waits for the console of a machine that [`World::writes`] has started.
+    #[track_caller]
+    pub fn has_said(&self, name: &str, text: &str) {
+        let log = self.path(&format!("{name}.log"));
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        assert!(eventually(|| said().contains(text)), "{name} says {}", said());
+    }
+
+    /// The disk of an image has what a guest wrote with this seed, and it can be run.
+    #[track_caller]
+    pub fn verifies(&self, image: &str, seed: u32) {
+        let test = format!("blk mode=verify seed={seed} sectors=64");
+        let said = self.run(image, &test, &[]);
+        assert!(said.contains("OK blk"), "{image} {seed}: {said}");
     }
 
     /// What is in the tar archive of an image: names, modes, links as tar tells them, without times.

@@ -4,8 +4,13 @@
 mod common;
 
 mod console;
+mod containers;
 mod disks;
 mod ends;
 mod kernels;
 mod networks;
+#[allow(dead_code)]
+#[path = "../snapshot/world.rs"]
+mod scene;
 mod server;
+mod snapshots;

@@ -100,6 +100,10 @@ fn the_users_disk_is_made_whole_after_a_kill() {
     source.says("OK blk");
     assert_eq!(source.kill().status, -libc::SIGKILL);
     assert!(world.list("disk.overlay").len() == 2, "a killed machine merges nothing");
+    // As if whoever merged them had been killed, too, after the first.
+    fs::rename(world.path("disk.overlay-2"), world.path("later")).expect("a layer");
+    world.guest("merge", "hello").disk(&world.path("disk"), "").run().passed("hello");
+    fs::rename(world.path("later"), world.path("disk.overlay-2")).expect("a layer");
     let verify = world.guest("verify", "blk mode=verify seed=200 sectors=64");
     verify.disk(&world.path("disk"), "").run().passed("blk");
     assert_eq!(world.list("disk"), ["disk"], "who opens the disk next merges the layers");

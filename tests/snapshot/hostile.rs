@@ -68,7 +68,7 @@ fn mutate(value: &mut Value, random: &mut Random) {
 }
 
 /// A snapshot as `original` with other files, all digests right.
-fn forge(original: &Path, target: &Path, files: &[(&str, Vec<u8>)]) {
+pub fn forge(original: &Path, target: &Path, files: &[(&str, Vec<u8>)]) {
     let bundle = Bundle::open(original).expect("a snapshot");
     let mut draft = Draft::new(target).expect("a place");
     for (name, bytes) in files {
@@ -84,7 +84,7 @@ fn forge(original: &Path, target: &Path, files: &[(&str, Vec<u8>)]) {
 }
 
 /// Makes a machine of it.
-fn try_restore(path: &Path) -> Result<(), String> {
+pub fn try_restore(path: &Path) -> Result<(), String> {
     let restore = Restore::open(path).map_err(|error| error.to_string())?;
     let mut config = restore.config().clone();
     config.console = rvmm::console::Config::Off;

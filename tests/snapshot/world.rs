@@ -41,7 +41,8 @@ impl World {
         names.filter(|name| name.starts_with(prefix)).collect()
     }
 
-    fn here(&self, machine: Machine) -> Machine {
+    /// The machine, entered in this world.
+    pub fn here(&self, machine: Machine) -> Machine {
         machine.option("--runtime-dir", self.path("run"))
     }
 

@@ -19,6 +19,9 @@ use crate::net;
 /// SIGTERM.
 const TERMINATE: u32 = 15;
 
+/// A second less than rvmm waits for the power button to help, so that the status is told in time.
+const STOP_SECONDS: u64 = 9;
+
 /// What is run, and in what.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Container {
@@ -115,7 +118,7 @@ impl Container {
                 "" => TERMINATE,
                 name => signal(name).ok_or_else(|| format!("StopSignal `{name}` is no signal"))?,
             },
-            stop_seconds: fields.number("StopTimeout")?.unwrap_or(10),
+            stop_seconds: fields.number("StopTimeout")?.unwrap_or(STOP_SECONDS),
             hostname: fields.text_or("Hostname", "rvmm")?,
             root: Mount {
                 source: fields.path("Root", "/dev/vda")?,
@@ -223,7 +226,7 @@ mod tests {
     fn what_is_not_said_is_as_in_docker() {
         let container = Container::parse(br#"{"Cmd":["sh"],"Env":null,"User":""}"#).unwrap();
         assert_eq!((&container.argv[..], container.env.len()), (&["sh".into()][..], 0));
-        assert_eq!((container.stop_signal, container.stop_seconds), (15, 10));
+        assert_eq!((container.stop_signal, container.stop_seconds), (15, 9));
         assert_eq!((&container.directory[..], &container.root.source[..]), ("/", "/dev/vda"));
         assert_eq!((container.network, container.tty), (Network::Dhcp, false));
     }

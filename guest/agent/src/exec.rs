@@ -37,9 +37,22 @@ struct Running {
     has_terminal: bool,
 }
 
+/// What commands have that say nothing else: that of the container whose machine this is.
+#[derive(Default)]
+pub struct Defaults {
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Where they run.
+    pub directory: String,
+    /// Whom they run as; empty for root.
+    pub user: String,
+    /// The init of the machine is this program.
+    pub init_is_ours: bool,
+}
+
 /// Runs a command and serves its streams. The connection ends with it.
-pub fn run(channel: &Channel, request: &Value) -> Result {
-    let running = match command(request).and_then(|command| start(&command, request)) {
+pub fn run(channel: &Channel, request: &Value, defaults: &Defaults) -> Result {
+    let running = match command(request, defaults).and_then(|command| start(&command, request)) {
         Ok(running) => running,
         Err(refusal) => return channel.answer(Err(refusal)),
     };
@@ -54,12 +67,16 @@ pub fn run(channel: &Channel, request: &Value) -> Result {
 }
 
 /// The command that is asked for.
-fn command(request: &Value) -> core::result::Result<Command, Refusal> {
+fn command(request: &Value, defaults: &Defaults) -> core::result::Result<Command, Refusal> {
     let argv = request.get("argv").and_then(Value::as_list).unwrap_or_default();
     let argv: Option<Vec<String>> = argv.iter().map(|word| word.as_text().map(String::from)).collect();
     let argv = argv.filter(|argv| argv.first().is_some_and(|program| !program.is_empty()));
     let argv = argv.ok_or_else(|| Refusal::new("`argv` is a list of texts, the first of them not empty"))?;
-    let account = request.get("user").map(|user| account(user.as_text().unwrap_or_default())).transpose()?;
+    let user = match request.get("user") {
+        Some(user) => Some(user.as_text().unwrap_or_default()),
+        None => Some(&defaults.user[..]).filter(|user| !user.is_empty()),
+    };
+    let account = user.map(account).transpose()?;
     let mut env = Vec::new();
     let mut set = |name: &str, value: &str| {
         env.retain(|pair: &String| !pair.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
@@ -75,13 +92,16 @@ fn command(request: &Value) -> core::result::Result<Command, Refusal> {
         set("SHELL", &account.shell);
         account.name.iter().for_each(|name| set("USER", name));
     }
+    for (name, value) in defaults.env.iter().filter_map(|pair| pair.split_once('=')) {
+        set(name, value);
+    }
     if let Some(Value::Object(pairs)) = request.get("env") {
         for (name, value) in pairs {
             let value = value.as_text().filter(|_| !name.is_empty() && !name.contains('='));
             set(name, value.ok_or_else(|| Refusal::new("`env` has names and texts"))?);
         }
     }
-    let directory = request.get("cwd").and_then(Value::as_text).unwrap_or_default().into();
+    let directory = request.get("cwd").and_then(Value::as_text).unwrap_or(&defaults.directory).into();
     Ok(Command { argv, env, directory, account })
 }
 

@@ -64,20 +64,20 @@ fn main(arguments: &[*const u8]) -> ! {
             sys::exit(1)
         }
     };
-    listen(listener)
+    listen(listener, &exec::Defaults::default())
 }
 
 /// The agent of a machine whose init this program is.
-fn listen_at_vsock() -> ! {
+fn listen_at_vsock(defaults: &exec::Defaults) -> ! {
     match Listener::vsock(protocol::PORT) {
-        Ok(listener) => listen(listener),
+        Ok(listener) => listen(listener, defaults),
         // The machine has no vsock.
         Err(_) => sys::exit(0),
     }
 }
 
 /// Serves all that come.
-fn listen(listener: Listener) -> ! {
+fn listen(listener: Listener, defaults: &exec::Defaults) -> ! {
     // Children that nobody waits for leave no trace; whoever closes a socket or a terminal does not end this process.
     process::set_signal(process::SIGCHLD, Disposition::Ignore);
     process::set_signal(process::SIGPIPE, Disposition::Ignore);
@@ -88,7 +88,7 @@ fn listen(listener: Listener) -> ! {
             Ok(Some(client)) => {
                 if let Ok(Fork::Child) = process::fork() {
                     drop(listener);
-                    serve(client);
+                    serve(client, defaults);
                     sys::exit(0)
                 }
             }
@@ -106,18 +106,18 @@ fn text(argument: &*const u8) -> Option<&'static str> {
 }
 
 /// Serves one connection.
-fn serve(client: Fd) {
+fn serve(client: Fd, defaults: &exec::Defaults) {
     process::set_signal(process::SIGCHLD, Disposition::Default);
     let channel = Channel::new(client);
     let mut payload = Vec::new();
     let _ = channel.greet();
     while let Ok(Some(request)) = channel.receive_message(&mut payload) {
         let go_on = match request.get("op").and_then(Value::as_text) {
-            Some("exec") => exec::run(&channel, &request),
+            Some("exec") => exec::run(&channel, &request, defaults),
             Some("freeze") => freeze::run(&channel, &request),
             Some("read") => files::read(&channel, &request),
             Some("write") => files::write(&channel, &request),
-            Some("shutdown") => return shutdown(&channel, &request),
+            Some("shutdown") => return shutdown(&channel, &request, defaults),
             op => channel.answer(simple(op.unwrap_or_default(), &request)),
         };
         if go_on.is_err() {
@@ -141,7 +141,7 @@ fn simple(op: &str, request: &Value) -> Answer {
 }
 
 /// Ends the machine: the init system does it, or else the kernel.
-fn shutdown(channel: &Channel, request: &Value) {
+fn shutdown(channel: &Channel, request: &Value, defaults: &exec::Defaults) {
     const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
     let (program, command) = match request.get("how").and_then(Value::as_text) {
         None | Some("poweroff") => ("poweroff", 0x4321_fedc),
@@ -152,6 +152,10 @@ fn shutdown(channel: &Channel, request: &Value) {
         }
     };
     let _ = channel.answer(Ok(protocol::done()));
+    if defaults.init_is_ours && program == "poweroff" {
+        // It asks its command to end, and tells the status.
+        return process::kill(1, false, process::SIGTERM);
+    }
     let command_line = Command {
         argv: [program].map(Into::into).into(),
         env: [alloc::format!("PATH={}", process::PATH)].into(),

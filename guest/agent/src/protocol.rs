@@ -21,7 +21,7 @@
 //! | `freeze` | `paths` (else all that are writable), `timeout_ms` (else 10000) | `frozen`: list of paths, `skipped`: object of reasons |
 //! | `thaw` | | `thawed`: list of paths |
 //! | `sync` | | |
-//! | `exec` | `argv`; optional: `env` (object, added to a plain environment), `cwd`, `user` (`USER[:GROUP]`), `tty`, `rows`, `cols` | `pid`; streams follow |
+//! | `exec` | `argv`; optional: `env` (object, added to the container's environment, or to a plain one), `cwd`, `user` (`USER[:GROUP]`), `tty`, `rows`, `cols` | `pid`; streams follow |
 //! | `read` | `path` | `size`, `mode`; frames of data follow, an empty one, and a last answer |
 //! | `write` | `path`, `mode` | go on; the host sends frames of data and an empty one, and gets a last answer |
 //! | `shutdown` | `how`: `poweroff` or `reboot` | before it happens |

@@ -22,6 +22,7 @@ pub const STATUS: u64 = 0x070;
 pub const QUEUE_DESCRIPTORS: u64 = 0x080;
 pub const QUEUE_AVAILABLE: u64 = 0x090;
 pub const QUEUE_USED: u64 = 0x0a0;
+pub const CONFIG_GENERATION: u64 = 0x0fc;
 pub const CONFIG: u64 = 0x100;
 
 pub const ACKNOWLEDGE: u32 = 1;

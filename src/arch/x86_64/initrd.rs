@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::source::Source;
 use super::{Error, layout};
@@ -17,6 +17,8 @@ const MIB: u64 = 1 << 20;
 pub struct Initrd {
     path: PathBuf,
     source: Source,
+    /// An archive behind that of the file.
+    more: Vec<u8>,
 }
 
 impl Initrd {
@@ -26,17 +28,33 @@ impl Initrd {
     /// [`Error::Initrd`] if it does not open or is not a regular file.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let source = Source::open(path).map_err(Self::refused(path))?;
-        Ok(Initrd { path: path.into(), source })
+        Ok(Initrd { path: path.into(), source, more: Vec::new() })
     }
 
     /// Size in bytes.
     pub fn size(&self) -> u64 {
-        self.source.len()
+        match self.more.len() as u64 {
+            0 => self.source.len(),
+            more => self.source.len().next_multiple_of(4) + more,
+        }
+    }
+
+    /// Puts another archive behind that of the file: the kernel unpacks both (Linux Documentation/driver-api/early-userspace/buffer-format.rst).
+    pub fn append(&mut self, archive: Vec<u8>) {
+        self.more = archive;
     }
 
     /// Copies it to guest memory at `address`.
     pub(super) fn load(&self, memory: &Memory, address: u64) -> Result<(), Error> {
-        self.source.copy_to(memory, GuestAddress(address), 0, self.size()).map_err(Self::refused(&self.path))
+        let len = self.source.len();
+        self.source.copy_to(memory, GuestAddress(address), 0, len).map_err(Self::refused(&self.path))?;
+        let behind = GuestAddress(address + len.next_multiple_of(4));
+        let gap = (behind.0 - address - len) as usize;
+        let written = memory
+            .write_slice(&[0; 4][..gap], GuestAddress(address + len))
+            .and_then(|()| memory.write_slice(&self.more, behind))
+            .map_err(io::Error::other);
+        written.map_err(Self::refused(&self.path))
     }
 
     fn refused(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {

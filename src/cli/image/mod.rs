@@ -1,11 +1,16 @@
 //! Commands for images: one file for each family.
 
+pub mod checkout;
+pub mod commit;
 pub mod diff;
 pub mod export;
 pub mod files;
 pub mod import;
 pub mod keep;
 pub mod list;
+mod machine;
+pub mod run;
+pub mod start;
 pub mod tag;
 
 use std::fs::File;

@@ -381,6 +381,10 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn drive(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
     fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
         let contents = self.disk.freeze().map_err(|source| self.error(source.into()))?;
         self.watch.add(&self.disk.events()).map_err(|source| self.error(source.into()))?;

@@ -13,6 +13,8 @@
 
 mod state;
 
+pub use state::is_driven;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -279,6 +281,11 @@ impl Function {
     pub fn freeze(&mut self) {
         self.lend(|device, lent| device.drain(lent));
         self.frozen = true;
+    }
+
+    /// The name of the disk that the device is.
+    pub fn drive(&self) -> Option<&str> {
+        self.device.drive()
     }
 
     /// Freezes what the device keeps on the host; see [`VirtioDevice::freeze`].

@@ -36,6 +36,7 @@ use crate::notice::Notifier;
 use crate::snapshot::Persist;
 
 pub use function::Function;
+use function::is_driven;
 pub use queues::{Chain, Lent, Violation};
 pub use worker::Worker;
 
@@ -91,6 +92,10 @@ pub trait VirtioDevice: Persist + Send {
     /// Finish all that is under way on the host and give it to the driver: the machine is about to be saved.
     fn drain(&mut self, _lent: &mut Lent) -> Result<(), Violation> {
         Ok(())
+    }
+    /// The name of the disk that the device is.
+    fn drive(&self) -> Option<&str> {
+        None
     }
     /// Freezes what the device keeps on the host for the guest, at once, with its name: what changes later goes
     /// elsewhere. Everything was drained. `None` if there is nothing, or it cannot change.

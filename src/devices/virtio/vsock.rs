@@ -40,6 +40,14 @@ pub use config::Config;
 use exchange::Exchange;
 use listener::Listener;
 
+/// The type of the device.
+const ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+
+/// Whether a guest's driver uses the device that this is the state of, and the device is a vsock device.
+pub fn is_driven(saved: &Saved) -> bool {
+    super::is_driven(saved, ID)
+}
+
 /// The queue that packets come to the guest by.
 const RECEIVE: usize = 0;
 
@@ -152,7 +160,7 @@ impl Vsock {
 
 impl VirtioDevice for Vsock {
     fn id(&self) -> u32 {
-        virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK
+        ID
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -130,7 +130,12 @@ impl Overlay {
         file::share(&self.file);
         self.geometry.read_only = true;
         self.geometry.discard = false;
-        Ok(Sealing { file: Arc::clone(&self.file), layout: self.layout, pages: self.map.take_dirty() })
+        let pages = self.map.take_dirty();
+        if !self.nameless {
+            // Whoever kills this process must not lose what came before what is written to the next overlay.
+            self.layout.write_pages(&self.file, &pages)?;
+        }
+        Ok(Sealing { file: Arc::clone(&self.file), layout: self.layout, pages })
     }
 }
 

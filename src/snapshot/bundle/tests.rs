@@ -4,7 +4,7 @@ fn sample(root: &Path) -> PathBuf {
     let target = root.join("one");
     let mut draft = Draft::new(&target).unwrap();
     draft.add("state.json", b"{\"a\":1}").unwrap();
-    let disks = vec![Disk { id: "vda".into(), layers: vec!["disk-vda-0".into()] }];
+    let disks = vec![Disk { id: "vda".into(), layers: vec!["disk-vda-0".into()], base: 1 }];
     draft.publish(None, disks).unwrap();
     target
 }
@@ -14,7 +14,7 @@ fn reads_what_it_wrote() {
     let root = tempfile::tempdir().unwrap();
     let bundle = Bundle::open(&sample(root.path())).unwrap();
     assert_eq!(bundle.read("state.json").unwrap(), b"{\"a\":1}");
-    assert_eq!(bundle.disk("vda").unwrap(), [root.path().join("one/disk-vda-0")]);
+    assert_eq!(bundle.disk("vda").unwrap(), (vec![root.path().join("one/disk-vda-0")], vec![]));
     assert_eq!(bundle.memory().unwrap(), [root.path().join("one")]);
     assert!(matches!(Draft::new(bundle.path()), Err(Error::Exists { .. })));
 }

@@ -9,6 +9,7 @@ use agent::container::Container;
 
 use super::modules::Modules;
 use super::{complain, root, watch};
+use crate::exec::Defaults;
 use crate::process::{self, Command, Fork};
 use crate::sys::{self, Errno, Fd, Result, call, nr, open};
 use crate::tree;
@@ -162,13 +163,17 @@ fn limit_open_files() {
     let _ = unsafe { call(nr::PRLIMIT64, [0, RLIMIT_NOFILE, OPEN_FILES.as_ptr() as usize, 0, 0, 0]) };
 }
 
-/// Starts the agent, which first loads what had time until now.
-pub fn start_agent(modules: Modules) {
+/// Starts the agent, which first loads what had time until now. Its commands are in the same container.
+pub fn start_agent(modules: Modules, container: &Container) {
     if let Ok(Fork::Child) = process::fork() {
         watch::release_signals();
         let _ = sys::plain(nr::SETSID, [0; 3]);
         modules.finish();
-        crate::listen_at_vsock()
+        let Container { env, user, directory, hostname, .. } = container;
+        let mut env = env.clone();
+        env.insert(0, format!("HOSTNAME={hostname}"));
+        let (directory, user) = (directory.clone(), user.clone());
+        crate::listen_at_vsock(&Defaults { env, directory, user, init_is_ours: true })
     }
 }
 

@@ -85,7 +85,7 @@ fn contain(container: &Container, stamps: bool) -> ! {
         Err(error) => fail(&format!("cannot start a process: {error}")),
     };
     let relay = streams.into_relay();
-    command::start_agent(modules);
+    command::start_agent(modules, container);
     let status = watch::until_it_ends(child, relay, container);
     end::power_off(status, &container.mounts)
 }

@@ -1,7 +1,7 @@
 //! Says the address of a network interface, for ever and whenever it changes (virtio 1.2, 5.1.4): `features=N` are
 //! agreed on besides.
 
-use crate::virtio::{CONFIG, Device, INTERRUPT_ACK, INTERRUPT_STATUS, NET};
+use crate::virtio::{CONFIG, CONFIG_GENERATION, Device, INTERRUPT_ACK, INTERRUPT_STATUS, NET};
 use crate::{Hex, Result, check, cmdline, print};
 
 const MAC: u64 = 1 << 5;
@@ -17,10 +17,13 @@ pub fn run() -> Result {
     let mut known = [0; 6];
     loop {
         let mut now = [0; 6];
+        let before = device.registers.read32(CONFIG_GENERATION);
         for (offset, byte) in (0..).zip(&mut now) {
             *byte = device.registers.read8(CONFIG + offset);
         }
-        if now == known {
+        // Half of one and half of another one (4.2.2).
+        let torn = before != device.registers.read32(CONFIG_GENERATION);
+        if torn || now == known {
             continue;
         }
         let cause = device.registers.read32(INTERRUPT_STATUS);

@@ -1,10 +1,12 @@
 //! What the CPU says of itself (Intel SDM volume 2, CPUID; Linux Documentation/virt/kvm/x86/cpuid.rst).
 
+mod demand;
 mod features;
 mod mask;
 mod topology;
 mod xsave;
 
+pub use demand::missing;
 pub use mask::Mask;
 
 use kvm_bindings::kvm_cpuid_entry2;
@@ -61,11 +63,15 @@ pub fn has_gib_pages(entries: &[kvm_cpuid_entry2]) -> bool {
     entries.iter().any(|entry| entry.function == 0x8000_0001 && entry.edx & 1 << 26 != 0)
 }
 
+/// Who made the CPU, in twelve letters; empty if the table does not tell.
+fn vendor(entries: &[kvm_cpuid_entry2]) -> String {
+    let leaf = entries.iter().find(|entry| entry.function == 0);
+    let name = leaf.map(|entry| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes).concat());
+    String::from_utf8_lossy(&name.unwrap_or_default()).into_owned()
+}
+
 fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
-    let vendor =
-        entries.iter().find(|entry| entry.function == 0).map(|entry| [entry.ebx, entry.edx, entry.ecx]);
-    let name = vendor.map(|words| words.map(u32::to_le_bytes).concat());
-    matches!(name.as_deref(), Some(b"AuthenticAMD" | b"HygonGenuine"))
+    matches!(vendor(entries).as_str(), "AuthenticAMD" | "HygonGenuine")
 }
 
 #[cfg(test)]

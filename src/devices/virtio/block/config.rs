@@ -39,6 +39,9 @@ pub struct Config {
     /// without a name in this directory, to be gone with the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<PathBuf>,
+    /// Layers of an image, the lowest first: `path_on_host` is their map.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub base: Vec<PathBuf>,
     /// Sealed overlays over the disk, the lowest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<PathBuf>,
@@ -157,6 +160,7 @@ impl Config {
             format: self.format,
             engine: self.io_engine,
             backing: self.backing.clone(),
+            base: self.base.clone(),
             layers: self.layers.clone(),
             keep_overlay: self.keep_overlay,
             overlay: self.overlay.as_ref().map(|path| match path.is_dir() {

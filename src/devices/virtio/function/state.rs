@@ -26,6 +26,9 @@ struct State {
     features: u64,
     status: u32,
     interrupt: u32,
+    /// Changes with the configuration space, so that a driver that has read half of it begins anew.
+    #[serde(default)]
+    generation: u32,
     selectors: Selectors,
     queues: Vec<SavedQueue>,
     device: Saved,
@@ -40,6 +43,12 @@ struct SavedQueue {
     used: u64,
     next_available: u16,
     next_used: u16,
+}
+
+/// Whether a driver in the guest uses the device that this is the state of, and the device is of this type.
+pub fn is_driven(saved: &Saved, id: u32) -> bool {
+    let state = saved.unpack::<State>(KIND, VERSION);
+    state.is_ok_and(|state| state.id == id && state.status & DRIVER_OK != 0)
 }
 
 impl Persist for Function {
@@ -58,6 +67,7 @@ impl Persist for Function {
             features: self.features,
             status: self.status,
             interrupt: self.interrupt.status(),
+            generation: self.generation,
             selectors: self.selectors,
             queues: queues.collect(),
             device: self.device.save(),
@@ -117,7 +127,7 @@ impl Persist for Function {
         self.status = state.status;
         self.selectors = state.selectors;
         let changed = if self.device.differs() { CONFIG_CHANGE } else { 0 };
-        self.generation = self.generation.wrapping_add(changed);
+        self.generation = state.generation.wrapping_add(changed);
         let interrupt = state.interrupt | changed;
         self.interrupt.status.store(interrupt, Ordering::SeqCst);
         // A kick or an interrupt that was on its way when the machine was saved is given once more.

@@ -1,6 +1,6 @@
 //! What is asked for of a vsock device (Firecracker's `Vsock`, and `--vsock`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,13 @@ impl Config {
     /// Whether no device is wanted. Such a configuration cannot be opened: who makes the machine leaves it out.
     pub fn is_none(&self) -> bool {
         self.guest_cid == 0
+    }
+}
+
+impl Config {
+    /// Where the socket is, for a machine with this directory of its own.
+    pub fn socket(&self, directory: &Path) -> PathBuf {
+        self.uds_path.clone().unwrap_or_else(|| directory.join(SOCKET))
     }
 }
 

@@ -1,0 +1,129 @@
+//! The guest of a machine, as its agent shows it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::machines;
+use super::output::Failure;
+use crate::agent::{self, Client, Identity, Interface};
+use crate::api::runtime::Machine;
+use crate::config::VmConfig;
+use crate::sys::random;
+use crate::vmm::chain;
+use crate::vmm::snapshot::Restore;
+
+/// How long the agent may take to make the guest somebody, with the guest's own programs for that.
+const WORK: Duration = Duration::from_secs(30);
+/// How long a guest may take to find that it stood still, when it is to do so for a while.
+const PAUSED: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How wrong a guest's clock may be: it is not set for less.
+const TOLERANCE: Duration = Duration::from_millis(250);
+/// Random bytes that a guest gets.
+const ENTROPY: usize = 64;
+
+/// The socket that leads to the guest of a machine.
+pub fn socket(machine: &Machine) -> Result<PathBuf, Failure> {
+    let config = machines::config(machine)?;
+    match config.devices.vsock.into_iter().next() {
+        Some(vsock) => Ok(vsock.socket(machine.directory())),
+        None => Err(Failure::usage(format!(
+            "{} has no channel to its guest: it was started with --vsock none",
+            machine.name
+        ))),
+    }
+}
+
+/// Connects to the agent in the guest of a machine.
+pub fn connect(machine: &Machine) -> Result<Client, Failure> {
+    Client::connect(&socket(machine)?, agent::PATIENCE).map_err(Failure::usage)
+}
+
+/// What a guest that was saved has to be told, for it does not know that it is another machine, or that time has passed.
+pub struct News {
+    socket: PathBuf,
+    hostname: Option<String>,
+    interfaces: Vec<Interface>,
+    paused: bool,
+}
+
+impl News {
+    /// For a machine with this directory; `None` if its guest cannot be told anything. With a name it becomes another
+    /// machine than the one that was saved.
+    pub fn of(
+        restore: &Restore,
+        config: &VmConfig,
+        directory: &Path,
+        name: Option<&str>,
+        paused: bool,
+    ) -> Option<Self> {
+        if !restore.has_channel() {
+            return None;
+        }
+        let socket = config.devices.vsock.first()?.socket(directory);
+        let pairs = restore.config().devices.net.iter().zip(&config.devices.net);
+        let changed = pairs.filter_map(|(saved, now)| match (saved.guest_mac, now.guest_mac) {
+            (Some(was), Some(mac)) if was != mac => {
+                Some(Interface { was: was.to_string(), mac: mac.to_string() })
+            }
+            _ => None,
+        });
+        Some(News { socket, hostname: name.map(String::from), interfaces: changed.collect(), paused })
+    }
+
+    /// Tells the guest. Returns what it could not be told, and why, in one line.
+    pub fn tell(&self) -> Option<String> {
+        match self.try_tell() {
+            Ok(outcome) if outcome.failed.is_empty() => None,
+            Ok(outcome) => {
+                let failed = outcome.failed.iter().map(|(what, why)| format!("{what} ({why})"));
+                Some(format!("the guest could not change its {}", failed.collect::<Vec<_>>().join(", ")))
+            }
+            Err(error) => {
+                let mut kept = vec!["state of its random numbers, unless its kernel has VMGenID"];
+                if self.hostname.is_some() {
+                    kept.splice(..0, ["hostname", "machine id"]);
+                }
+                if !self.interfaces.is_empty() {
+                    kept.insert(0, "network addresses");
+                }
+                Some(format!("the guest keeps its {}: {}", kept.join(", "), chain(&error)))
+            }
+        }
+    }
+
+    fn try_tell(&self) -> Result<agent::Outcome, agent::Error> {
+        // A guest that stands still answers when it goes on.
+        let patience = if self.paused { PAUSED } else { agent::PATIENCE };
+        let mut client = match Client::connect(&self.socket, patience) {
+            // The guest may have ended this connection with those that it had when it was saved.
+            Err(agent::Error::Lost(_)) => Client::connect(&self.socket, agent::PATIENCE),
+            client => client,
+        }?;
+        let time = client.ping()?;
+        let now = SystemTime::now();
+        let wrong = now.duration_since(time).unwrap_or_else(|ahead| ahead.duration());
+        let mut identity = Identity {
+            hostname: self.hostname.clone(),
+            interfaces: self.interfaces.clone(),
+            entropy: vec![0; ENTROPY],
+            ..Identity::default()
+        };
+        random::fill(&mut identity.entropy).map_err(agent::Error::Host)?;
+        if self.hostname.is_some() {
+            identity.machine_id = Some(uuid().map_err(agent::Error::Host)?);
+        }
+        if wrong > TOLERANCE {
+            identity.time = Some(SystemTime::now());
+        }
+        client.identity(&identity, WORK)
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn uuid() -> std::io::Result<[u8; 16]> {
+    let mut uuid = [0; 16];
+    random::fill(&mut uuid)?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
+}

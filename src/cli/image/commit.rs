@@ -1,0 +1,173 @@
+//! `rvmm commit`: what a machine has written becomes a version of its image.
+//!
+//! ```text
+//!  command: lock the machine's record ─ ask it ──────────────► pack the overlays ─► layer, manifest, name ─► record
+//!  machine:                             seal its overlay, put an empty one on top (pause)
+//! ```
+//!
+//! What was sealed and not packed, because somebody killed the command or the disk was full, is packed by the next one.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::import::author;
+use super::machine::StandsOn;
+use super::start::instance;
+use crate::api::runtime::Machine;
+use crate::cli::output::{Failure, print, print_json};
+use crate::cli::table::size;
+use crate::cli::{Common, machines, store};
+use crate::disk::kept;
+use crate::image::{self, DISK_LAYER, Descriptor, Lease, Name, Store};
+
+/// How long a machine may take to make its overlay durable.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Options of `commit`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  rvmm commit web nginx:configured -m 'our own pages' -a ada
+  rvmm history nginx:configured
+
+The machine runs on; it stands still for milliseconds. A named machine that does not run can be committed as well. The
+new version knows the one that it came from: `rvmm history` shows both, and `IMAGE~1` means it.")]
+pub struct Commit {
+    /// The machine, as `rvmm ps -a` names it
+    #[arg(value_name = "NAME")]
+    machine: String,
+    /// Name of the new version
+    #[arg(value_name = "REPO:TAG")]
+    name: Name,
+    /// What changed, and why
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    message: String,
+    /// Who made it [env: RVMM_AUTHOR] [default: the user]
+    #[arg(short, long, value_name = "NAME")]
+    author: Option<String>,
+}
+
+/// What became of it.
+struct Committed {
+    image: Descriptor,
+    pause: Option<Duration>,
+}
+
+impl Commit {
+    /// Makes the version.
+    pub fn run(&self, common: &Common) -> Result<u8, Failure> {
+        let start = Instant::now();
+        let running = machines::all(common)?.into_iter().find(|machine| machine.name == self.machine);
+        let (store, committed) = match running {
+            Some(machine) => self.running(&machine, common)?,
+            None => self.stopped(common)?,
+        };
+        let manifest = store.manifest(&committed.image).map_err(Failure::refused)?;
+        let layer = manifest.of_type(DISK_LAYER).last().map_or(0, |layer| layer.size);
+        let pause_us = committed.pause.map(|pause| pause.as_micros() as u64);
+        if common.json {
+            print_json(&json!({
+                "name": self.name.to_string(),
+                "digest": committed.image.digest,
+                "layer_bytes": layer,
+                "pause_us": pause_us,
+                "elapsed_us": start.elapsed().as_micros() as u64,
+            }))?;
+        } else {
+            let pause = pause_us.map(|pause| format!(", paused for {:.1} ms", pause as f64 / 1e3));
+            print(format!(
+                "{} is {}, its layer has {}{}",
+                self.name,
+                committed.image.digest.short(),
+                size(layer),
+                pause.unwrap_or_default()
+            ))?;
+        }
+        Ok(0)
+    }
+
+    fn pack(
+        &self,
+        store: &Store,
+        lease: &mut Lease,
+        parent: &Descriptor,
+        overlays: &[PathBuf],
+    ) -> Result<Descriptor, Failure> {
+        let author = author(self.author.as_ref());
+        let about = image::Commit {
+            parent: Some(parent),
+            message: &self.message,
+            author: &author,
+            created_by: "rvmm commit",
+            ..image::Commit::new(SystemTime::now())
+        };
+        let image = store.commit_overlays(lease, &about, overlays).map_err(Failure::refused)?;
+        store.tag(&self.name, &image).map_err(Failure::refused)?;
+        Ok(image)
+    }
+
+    fn running(&self, machine: &Machine, common: &Common) -> Result<(Store, Committed), Failure> {
+        let directory = machine.socket.parent().unwrap_or(&machine.socket).to_path_buf();
+        let read = || {
+            StandsOn::read(&directory).ok_or_else(|| {
+                Failure::refused(format!(
+                    "`{}` does not run an image: stop it and make one of its disk with `rvmm import`",
+                    machine.name
+                ))
+            })
+        };
+        read()?;
+        // Two commits of one machine come one after the other.
+        let lock = File::create(directory.join("commit.lock")).and_then(|lock| lock.lock().map(|()| lock));
+        let _lock =
+            lock.map_err(|error| Failure::refused(format!("Cannot lock `{}`: {error}", machine.name)))?;
+        let mut stands_on = read()?;
+        let store = store::at(&stands_on.store, common)?;
+        let mut lease = store.lease().map_err(Failure::refused)?;
+        lease.hold(&stands_on.image.digest).map_err(Failure::refused)?;
+        let scratch = store.scratch().map_err(Failure::refused)?;
+        let body = json!({ "path": scratch.path() });
+        let said = machines::ask_for(machine, "PUT", "/disk/save", Some(body), PATIENCE);
+        let said = said.map_err(Failure::refused)?;
+        let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let layers: Vec<PathBuf> = layers.map(|name| scratch.path().join(name)).collect();
+        let new = layers.get(stands_on.covered..).unwrap_or_default();
+        let image = self.pack(&store, &mut lease, &stands_on.image, new)?;
+        (stands_on.image, stands_on.covered) = (image.clone(), layers.len());
+        if let Some(first) = stands_on.first
+            && let Some(mut kept) = store.instance(&machine.name).map_err(Failure::refused)?
+        {
+            kept.record.image = image.clone();
+            kept.record.first = first + layers.len() as u32;
+            store.update_instance(&kept).map_err(Failure::refused)?;
+        }
+        if !machine.is_gone() {
+            stands_on.write(&directory)?;
+        }
+        let pause = said["pause_us"].as_u64().map(Duration::from_micros);
+        Ok((store, Committed { image, pause }))
+    }
+
+    /// An instance that does not run.
+    fn stopped(&self, common: &Common) -> Result<(Store, Committed), Failure> {
+        let store = store::open(common)?;
+        let mut found = instance(&store, &self.machine)?;
+        // Its name is taken meanwhile, so that nobody starts it.
+        let name = self.machine.parse().map_err(Failure::usage)?;
+        let _entry = machines::directory(common).claim(&name).map_err(Failure::refused)?;
+        let mut lease = store.lease().map_err(Failure::refused)?;
+        lease.hold(&found.record.image.digest).map_err(Failure::refused)?;
+        let overlays = kept(found.path()).map_err(Failure::refused)?;
+        let new: Vec<_> =
+            overlays.iter().filter(|(number, _)| *number >= found.record.first).cloned().collect();
+        let paths: Vec<PathBuf> = new.iter().map(|(_, path)| path.clone()).collect();
+        let image = self.pack(&store, &mut lease, &found.record.image, &paths)?;
+        found.record.image = image.clone();
+        found.record.first = new.last().map_or(found.record.first, |(number, _)| number + 1);
+        store.update_instance(&found).map_err(Failure::refused)?;
+        store.drop_covered(&mut found).map_err(Failure::refused)?;
+        Ok((store, Committed { image, pause: None }))
+    }
+}

@@ -1,0 +1,233 @@
+//! `rvmm run IMAGE`: a machine over the layers of an image, which it shares with all others.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+
+use super::machine::{Overrides, Runnable, StandsOn, Volume, document};
+use crate::api::name::Name;
+use crate::cli::boot_timer::BootTimer;
+use crate::cli::life::{Life, Ready};
+use crate::cli::output::{Failure, print, print_json};
+use crate::cli::{Common, background, run, store};
+use crate::config::VmConfig;
+use crate::console;
+use crate::devices::virtio::{block, net};
+use crate::image::{Descriptor, Digest, Record, Store, rfc3339};
+use crate::net::publish::Publish;
+
+/// Options of `run`.
+#[derive(clap::Args)]
+pub struct Run {
+    /// The image; without one, a kernel is booted as in the bare form
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
+    #[command(flatten)]
+    container: Container,
+    #[command(flatten)]
+    machine: run::Args,
+}
+
+/// Options of machines that run images.
+#[derive(clap::Args, Default)]
+#[command(next_help_heading = "Images")]
+pub struct Container {
+    /// Run in the background; `rvmm logs` shows the console
+    #[arg(short, long, requires = "image")]
+    detach: bool,
+    /// Remove the machine when it ends, although it has a name
+    #[arg(long, requires = "image")]
+    rm: bool,
+    /// Set a variable of the environment
+    #[arg(short, long, value_name = "KEY=VALUE", requires = "image", value_parser = variable)]
+    env: Vec<String>,
+    /// Directory in which the command runs
+    #[arg(short, long, value_name = "DIR", requires = "image")]
+    workdir: Option<String>,
+    /// Who runs the command: NAME or ID, perhaps with :GROUP
+    #[arg(short, long, value_name = "USER", requires = "image")]
+    user: Option<String>,
+    /// The program, instead of the image's
+    #[arg(long, value_name = "PROGRAM", requires = "image")]
+    entrypoint: Option<String>,
+    /// Give the guest a disk and mount it: DISK:TARGET, DISK:TARGET:ro
+    #[arg(short, long, value_name = "DISK:TARGET", requires = "image")]
+    volume: Vec<Volume>,
+    /// Publish a port of the guest on the host: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp]
+    #[arg(short, long, value_name = "HOST:GUEST", requires = "image")]
+    publish: Vec<Publish>,
+    /// The command, instead of the image's; its arguments
+    #[arg(last = true, value_name = "COMMAND", requires = "image")]
+    command: Vec<String>,
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some(("", _)) => Err("a variable has a name: KEY=VALUE".into()),
+        Some(_) => Ok(text.into()),
+        // As docker: the value is that of this process.
+        None => std::env::var(text)
+            .map(|value| format!("{text}={value}"))
+            .map_err(|_| "it is not set here: say KEY=VALUE".into()),
+    }
+}
+
+impl Run {
+    /// Runs an image, or boots a machine.
+    pub fn run(self, common: &Common) -> Result<u8, Failure> {
+        match &self.image {
+            Some(image) => {
+                let store = store::open(common)?;
+                let descriptor = store.resolve(image).map_err(Failure::usage)?;
+                launch(&store, descriptor, self.container, self.machine, common)
+            }
+            None => run::run(self.machine, common),
+        }
+    }
+}
+
+/// A machine that is ready to live.
+pub struct Prepared {
+    pub store: Store,
+    pub image: Descriptor,
+    /// The kernel of another image.
+    pub kernel: Option<Digest>,
+    pub config: VmConfig,
+    pub name: Name,
+    /// The first overlay, if they are kept.
+    pub first: Option<u32>,
+    pub grace: Duration,
+    pub boot_timer: Option<BootTimer>,
+}
+
+impl Prepared {
+    /// Lives until the machine ends. A lease keeps what it uses.
+    pub fn live(self, ready: Option<Ready>, common: &Common) -> Result<u8, Failure> {
+        let mut lease = self.store.lease().map_err(Failure::refused)?;
+        for digest in std::iter::once(&self.image.digest).chain(&self.kernel) {
+            let is_there = lease.hold(digest).map_err(Failure::refused)?;
+            if !is_there {
+                return Err(Failure::usage("The image was removed meanwhile"));
+            }
+        }
+        let stands_on =
+            StandsOn { store: self.store.path().into(), image: self.image, covered: 0, first: self.first };
+        let life = Life {
+            name: Some(self.name),
+            grace: self.grace,
+            boot_timer: self.boot_timer,
+            entered: Some(Box::new(move |directory: &Path| stands_on.write(directory))),
+            ready,
+            ..Life::default()
+        };
+        life.live(self.config, None, common)
+    }
+
+    /// Lives in this process, or in one of its own.
+    pub fn start(mut self, detach: bool, common: &Common) -> Result<u8, Failure> {
+        if !detach {
+            return self.live(None, common);
+        }
+        // Until the other process has a lease of its own.
+        let mut lease = self.store.lease().map_err(Failure::refused)?;
+        lease.hold(&self.image.digest).map_err(Failure::refused)?;
+        if self.config.console == console::Config::default() {
+            self.config.console = background_console();
+        }
+        let name = self.name.clone();
+        let started = background::start(|ready| self.live(Some(ready), common))?;
+        let pid = started.pid;
+        started.wait().map_err(Failure::usage)?;
+        match common.json {
+            true => print_json(&json!({ "name": name.as_str(), "pid": pid }))?,
+            false => print(name)?,
+        }
+        Ok(0)
+    }
+}
+
+/// Where the console of a machine in the background is.
+fn background_console() -> console::Config {
+    "log".parse().unwrap_or(console::Config::Off)
+}
+
+/// Makes a machine of an image and runs it.
+pub fn launch(
+    store: &Store,
+    image: Descriptor,
+    container: Container,
+    mut machine: run::Args,
+    common: &Common,
+) -> Result<u8, Failure> {
+    if machine.config.is_some() {
+        return Err(Failure::usage("--config describes a whole machine: it does not go with an image"));
+    }
+    let boot_timer =
+        machine.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
+    let mut lease = store.lease().map_err(Failure::refused)?;
+    lease.hold(&image.digest).map_err(Failure::refused)?;
+    let runnable = Runnable::open(store, &image, machine.kernel.as_ref())?;
+    let keep = machine.name.is_some() && !container.rm;
+    let name = machine.name.take().unwrap_or_else(Name::random);
+    let overlay = store.instances_path().map_err(Failure::refused)?;
+    let overlay = if keep { overlay.join(name.as_str()) } else { overlay };
+    let base = runnable.machine(&overlay, keep);
+    let volumes = &container.volume;
+    machine.devices.block.extend(volumes.iter().map(|volume| block::Config {
+        path_on_host: volume.disk.clone(),
+        is_read_only: volume.read_only,
+        ..block::Config::default()
+    }));
+    publish(&mut machine.devices.net, container.publish)?;
+    let (grace, tty) =
+        (Duration::from_secs(machine.stop_timeout), !container.detach && io::stdin().is_terminal());
+    let mut config = run::configure(machine, Some(base))?;
+    if config.boot_source.initrd_path.is_some() {
+        let overrides = Overrides {
+            env: container.env,
+            working_dir: container.workdir,
+            user: container.user,
+            entrypoint: container.entrypoint,
+            command: container.command,
+        };
+        let process = overrides.over(runnable.config.config.clone());
+        config.boot_source.process = Some(document(&process, &config, name.as_str(), volumes, tty));
+    }
+    if keep {
+        let record = Record {
+            image: image.clone(),
+            first: 1,
+            kernel: runnable.kernel,
+            created: rfc3339(SystemTime::now()),
+            machine: json!(config),
+        };
+        store.create_instance(name.as_str(), record).map_err(Failure::usage)?;
+    }
+    let prepared = Prepared {
+        store: store.clone(),
+        image,
+        kernel: runnable.kernel,
+        config,
+        name,
+        first: keep.then_some(1),
+        grace,
+        boot_timer,
+    };
+    prepared.start(container.detach, common)
+}
+
+/// Publishes ports on the network that needs no privileges.
+fn publish(interfaces: &mut Vec<net::Config>, ports: Vec<Publish>) -> Result<(), Failure> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    if interfaces.is_empty() {
+        interfaces.push(net::Config::user());
+    }
+    let user = interfaces.iter_mut().find_map(|interface| interface.user.as_mut());
+    let user = user.ok_or_else(|| Failure::usage("-p needs a network of kind user: leave --net out"))?;
+    user.publish.extend(ports);
+    Ok(())
+}

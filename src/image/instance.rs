@@ -1,0 +1,230 @@
+//! Instances: machines with a name that are made of images and can be started again.
+//!
+//! ```text
+//! instances/NAME/instance.json   the image, and the machine that it became
+//!                overlay-N       what the machine has written, the newest with the largest number (disk/overlay)
+//! scratch/ID/                    overlays on their way into a layer; locked by the command that packs them
+//! ```
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::gc::entries;
+use super::lease::is_abandoned;
+use super::store::{Hold, MAX_DOCUMENT, Store};
+use super::{Descriptor, Digest, Error};
+
+const RECORD: &str = "instance.json";
+
+/// What is known of an instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// What the machine stands on.
+    pub image: Descriptor,
+    /// The first overlay that is not part of the image.
+    pub first: u32,
+    /// The kernel of another image that it boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Digest>,
+    /// When it was made (RFC 3339).
+    pub created: String,
+    /// The machine, as its monitor takes it.
+    pub machine: serde_json::Value,
+}
+
+impl Record {
+    /// What must stay for it.
+    pub(super) fn roots(&self) -> Vec<Digest> {
+        std::iter::once(self.image.digest).chain(self.kernel).collect()
+    }
+}
+
+/// An instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Instance {
+    /// Its name.
+    pub name: String,
+    /// What is known of it.
+    pub record: Record,
+    path: PathBuf,
+}
+
+impl Instance {
+    /// Where its overlays are.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A directory that is gone when this is dropped.
+pub struct Scratch {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Scratch {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays is removed by gc.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+impl Store {
+    /// Where instances are: also where overlays without a name belong, on the file system of the store.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn instances_path(&self) -> Result<PathBuf, Error> {
+        let path = self.path().join("instances");
+        self.files.make_directory(&path).map_err(Error::io("make", &path))?;
+        Ok(path)
+    }
+
+    fn place(&self, name: &str) -> Result<PathBuf, Error> {
+        if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
+            return Err(Error::invalid(format!("`{name}`"), "it is no name of a machine"));
+        }
+        Ok(self.instances_path()?.join(name))
+    }
+
+    /// Makes an instance.
+    ///
+    /// # Errors
+    /// When the name is taken, or the host refuses.
+    pub fn create_instance(&self, name: &str, record: Record) -> Result<Instance, Error> {
+        let path = self.place(name)?;
+        if self.instance(name)?.is_some() {
+            let reason = format!(
+                "there is a machine of this name: `rvmm start {name}` starts it again, `rvmm rm {name}` removes it"
+            );
+            return Err(Error::invalid(format!("`{name}`"), reason));
+        }
+        self.files.make_directory(&path).map_err(Error::io("make", &path))?;
+        let instance = Instance { name: name.into(), record, path };
+        self.write_record(&instance)?;
+        Ok(instance)
+    }
+
+    fn write_record(&self, instance: &Instance) -> Result<(), Error> {
+        let path = instance.path.join(RECORD);
+        let bytes = serde_json::to_vec_pretty(&instance.record).unwrap_or_default();
+        let _lock = self.lock(Hold::Shared)?;
+        self.files
+            .replace(&path, &instance.path.join("instance.json.new"), &bytes)
+            .map_err(Error::io("write", &path))
+    }
+
+    /// Changes what is known of an instance: durable when it returns.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn update_instance(&self, instance: &Instance) -> Result<(), Error> {
+        self.write_record(instance)
+    }
+
+    /// The instance with this name, if there is one.
+    ///
+    /// # Errors
+    /// When what is known of it is damaged.
+    pub fn instance(&self, name: &str) -> Result<Option<Instance>, Error> {
+        let path = self.place(name)?;
+        let record = path.join(RECORD);
+        match fs::metadata(&record) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Ok(found) if found.len() > MAX_DOCUMENT => {
+                return Err(Error::TooLarge { what: record.display().to_string(), limit: MAX_DOCUMENT });
+            }
+            _ => {}
+        }
+        let bytes = fs::read(&record).map_err(Error::io("read", &record))?;
+        let what = record.display().to_string();
+        let record = serde_json::from_slice(&bytes).map_err(|source| Error::Form { what, source })?;
+        Ok(Some(Instance { name: name.into(), record, path }))
+    }
+
+    /// All instances, by name.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn instances(&self) -> Result<Vec<Instance>, Error> {
+        let path = self.path().join("instances");
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let names =
+            entries(path)?.into_iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_string()));
+        let names = names.filter(|name| !name.starts_with('.'));
+        names.filter_map(|name| self.instance(&name).transpose()).collect()
+    }
+
+    /// Removes an instance with all that it has written.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn remove_instance(&self, instance: &Instance) -> Result<(), Error> {
+        // The record first: a half without it is no instance.
+        let record = instance.path.join(RECORD);
+        self.files.remove(&record).map_err(Error::io("remove", &record))?;
+        fs::remove_dir_all(&instance.path).map_err(Error::io("remove", &instance.path))
+    }
+
+    /// Removes overlays that are part of the instance's image. Where none is left, they are counted from 1 again.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn drop_covered(&self, instance: &mut Instance) -> Result<(), Error> {
+        let mut left = false;
+        for (number, path) in crate::disk::kept(&instance.path)? {
+            match number < instance.record.first {
+                true => self.files.remove(&path).map_err(Error::io("remove", &path))?,
+                false => left = true,
+            }
+        }
+        if !left && instance.record.first > 1 {
+            instance.record.first = 1;
+            self.write_record(instance)?;
+        }
+        Ok(())
+    }
+
+    /// A directory for what is under way.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn scratch(&self) -> Result<Scratch, Error> {
+        // Shared: gc must not see the directory before it is locked.
+        let _lock = self.lock(Hold::Shared)?;
+        let parent = self.path().join("scratch");
+        self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;
+        let path = parent.join(self.fresh());
+        DirBuilder::new().mode(0o700).create(&path).map_err(Error::io("make", &path))?;
+        let lock = File::open(&path).map_err(Error::io("open", &path))?;
+        lock.lock().map_err(Error::io("lock", &path))?;
+        Ok(Scratch { path, _lock: lock })
+    }
+
+    /// Removes what killed commands have left. The caller holds the store's lock.
+    pub(super) fn gc_scratch(&self) -> Result<(), Error> {
+        let parent = self.path().join("scratch");
+        if !parent.exists() {
+            return Ok(());
+        }
+        for path in entries(parent)? {
+            if is_abandoned(&path)? {
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! Versions: what machines have written is kept, told about, and comes back.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::common::bare::guest;
+use crate::common::{eventually, host};
+use crate::need;
+use crate::world::World;
+
+#[test]
+fn a_running_machine_becomes_versions() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 2, &[]);
+    let said = world.json(&["commit", "web", "bare:2", "-m", "second", "-a", "bob"]);
+    assert!(said["pause_us"].as_u64().is_some_and(|pause| pause > 0), "{said}");
+    world.verifies("bare:2", 2);
+    // Nothing has changed since.
+    let same = world.json(&["commit", "web", "bare:3", "-m", "third"]);
+    assert_eq!(world.json(&["diff", "bare:2", "bare:3"])["bytes"], 0);
+    assert_ne!(said["digest"], same["digest"]);
+    let history = world.json(&["history", "bare:3"]);
+    let told = |number: usize| (history[number]["comment"].clone(), history[number]["author"].clone());
+    assert_eq!(told(0), ("third".into(), "ada".into()));
+    assert_eq!(told(1), ("second".into(), "bob".into()));
+    assert_eq!((told(2), history[2]["size"].as_u64() > Some(0)), (("base".into(), "ada".into()), true));
+    assert_eq!(history[1]["digest"], said["digest"]);
+    assert_eq!((&history[0]["empty_layer"], &history[0]["size"]), (&json!(true), &json!(0)));
+    let table = world.does(&["history", "bare:3"]);
+    assert!(table.contains("bare:3~2") && table.contains("second"), "{table}");
+    // Any version comes back: by its place or its digest.
+    world.does(&["checkout", "bare:3~1", "again"]);
+    world.verifies("again", 2);
+    let digest = said["digest"].as_str().expect("a digest");
+    world.verifies(digest, 2);
+    let back =
+        world.says(&["checkout", "bare:3~2", "--net", "none", "--cmdline", "test=blk rounds=1 seed=1"]);
+    assert!(back.status == 0 && back.out.contains("OK blk"), "{back:?}");
+    // The machine goes on from where it is, also over an older name.
+    world.does(&["stop", "--force", "web"]);
+    world.does(&["commit", "web", "bare:1", "-m", "fourth"]);
+    assert_eq!(world.json(&["history", "bare:1"]).as_array().map(Vec::len), Some(4));
+    world.does(&["verify"]);
+}
+
+#[test]
+fn the_same_change_is_the_same_layer() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let mut layers = Vec::new();
+    for (name, image) in [("a", "one"), ("b", "two")] {
+        world.writes("bare:1", name, 9, &["--rm"]);
+        world.does(&["commit", name, image, "-m", name]);
+        layers.push(world.json(&["inspect", image])[0]["manifest"]["layers"].clone());
+    }
+    assert_eq!(layers[0], layers[1], "the same content has the same digest");
+    // Ten versions travel as one layer each.
+    world.does(&["save", "one", "-o", "one.tar"]);
+    world.does(&["load", "-i", "one.tar", "--store", &world.text("other")]);
+    world.does(&["verify", "--store", &world.text("other")]);
+}
+
+#[test]
+fn commits_at_the_same_time() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 3, &[]);
+    let commits: Vec<_> = (0..4)
+        .map(|number| world.command(&["commit", "web", &format!("v:{number}")]).spawn().expect("rvmm"))
+        .collect();
+    for mut commit in commits {
+        assert!(commit.wait().expect("an end").success());
+    }
+    for number in 0..4 {
+        world.verifies(&format!("v:{number}"), 3);
+    }
+    // One after the other: a line of versions.
+    let lengths =
+        (0..4).map(|number| world.json(&["history", &format!("v:{number}")]).as_array().map_or(0, Vec::len));
+    let mut lengths: Vec<_> = lengths.collect();
+    lengths.sort();
+    assert_eq!(lengths, [2, 3, 4, 5]);
+}
+
+#[test]
+fn nothing_is_lost_when_a_commit_fails() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 4, &[]);
+    // Killed at any time: the next one has it all.
+    for pause in [0, 3, 10, 30, 60] {
+        let mut commit = world.command(&["commit", "web", "killed"]).spawn().expect("rvmm");
+        std::thread::sleep(std::time::Duration::from_millis(pause));
+        let _ = commit.kill();
+        let _ = commit.wait();
+    }
+    world.does(&["commit", "web", "whole"]);
+    world.verifies("whole", 4);
+    world.does(&["gc"]);
+    assert_eq!(fs::read_dir(world.path("store/scratch")).expect("scratch").count(), 0);
+    // A machine that was killed itself has what its guest had flushed.
+    let pid = world.json(&["ps"])[0]["pid"].as_u64().expect("a process").to_string();
+    assert!(Command::new("kill").args(["-9", &pid]).status().expect("kill").success());
+    assert!(eventually(|| world.json(&["ps"]).as_array().is_some_and(Vec::is_empty)), "it is dead");
+    world.does(&["commit", "web", "dead"]);
+    world.verifies("dead", 4);
+    world.refuses(&["commit", "wbe", "x"], &["wbe", "did you mean `web`?"]);
+    world.refuses(&["commit", "web", "X"], &["lowercase"]);
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    need!(host::kvm(), host::program("unshare"));
+    let world = World::new();
+    let script = "set -e
+mount -t tmpfs -o size=12M none small
+export RVMM_STORE=$PWD/small/store
+rvmm import disk.raw bare:1 --kernel $1 >/dev/null
+rvmm run -d bare:1 --name web --net none --console file=web.log --cmdline 'test=blk mode=write seed=4 sectors=64 end=hlt'
+while ! grep -q 'OK blk' web.log; do sleep 0.05; done
+dd if=/dev/zero of=small/filler bs=4k 2>/dev/null || true
+if rvmm commit web full; then echo 'it was not full'; exit 1; fi
+rm small/filler
+rvmm verify
+rvmm commit web good
+rvmm stop --force web
+rvmm run good --net none --cmdline 'test=blk mode=verify seed=4 sectors=64'";
+    world.write("disk.raw", vec![0xa5; 1 << 20]);
+    fs::create_dir(world.path("small")).expect("a directory");
+    let rvmm = std::path::Path::new(env!("CARGO_BIN_EXE_rvmm")).parent().expect("a directory");
+    let path = format!("{}:{}", rvmm.display(), std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", script, "sh"]).arg(crate::common::bare::kernel());
+    command.env("PATH", path).env("RVMM_RUNTIME_DIR", world.path("run")).current_dir(world.path(""));
+    let output = command.output().expect("unshare");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("OK blk"), "{out}{err}");
+    let refused: Vec<_> = err.lines().filter(|line| line.starts_with("rvmm: ")).collect();
+    assert!(refused.len() == 1 && refused[0].contains("No space left"), "{err}");
+}
+
+#[test]
+fn machines_without_an_image_are_refused() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let plain =
+        guest("hello end=hlt").option("--name", "plain").option("--runtime-dir", world.path("run")).start();
+    plain.says("OK hello");
+    world.refuses(&["commit", "plain", "x"], &["does not run an image", "rvmm import"]);
+    world.refuses(&["commit", "nobody", "x"], &["no machine `nobody`"]);
+}
+
+#[test]
+fn snapshots_and_clones_of_machines_that_run_images() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 6, &[]);
+    world.does(&["snapshot", "create", "web", "snap"]);
+    world.does(&["commit", "web", "six"]);
+    world.verifies("six", 6);
+    // The snapshot stands for itself.
+    world.does(&["stop", "--force", "web"]);
+    world.does(&["rm", "web"]);
+    world.does(&["rmi", "-f", "bare:1", "six"]);
+    world.does(&["gc"]);
+    let console = format!("file={}", world.text("clone.log"));
+    let clone = ["clone", "snap", "-n", "1", "--name", "clone", "--console", &console];
+    world.does(&clone);
+    assert_eq!(world.json(&["ps"])[0]["state"], "Running");
+}

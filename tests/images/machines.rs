@@ -1,0 +1,101 @@
+//! Machines that run images: how they come, share, stay and go.
+
+use std::fs;
+
+use crate::common::host;
+use crate::need;
+use crate::world::World;
+
+#[test]
+fn an_image_runs_and_leaves_nothing() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let before = world.does(&["export", "bare:1", "--format", "raw", "before.raw"]);
+    for _ in 0..2 {
+        assert!(world.run("bare:1", "blk rounds=3 seed=5", &[]).contains("OK blk"));
+    }
+    assert_eq!(fs::read_dir(world.path("store/instances")).expect("instances").count(), 0);
+    assert_eq!(fs::read_dir(world.path("store/leases")).expect("leases").count(), 0);
+    assert_eq!(before, world.does(&["export", "bare:1", "--format", "raw", "after.raw"]));
+    let read = |name: &str| fs::read(world.path(name)).expect("a disk");
+    assert!(read("before.raw") == read("after.raw"), "an image never changes");
+    // The status of the guest is that of the command, also of an older version by its digest.
+    let digest = world.json(&["images"])[0]["digest"].clone();
+    let short = &digest.as_str().expect("a digest")["sha256:".len()..][..8];
+    assert!(world.run(short, "hello", &[]).contains("OK hello"));
+    assert_eq!(
+        world.says(&["run", "bare:1", "--net", "none", "--cmdline", "test=exit end=panic"]).status,
+        127
+    );
+}
+
+#[test]
+fn machines_with_names_stay() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 7, &[]);
+    assert_eq!(world.json(&["ps"])[0]["state"], "Running");
+    world.refuses(&["rm", "web"], &["web", "rvmm stop"]);
+    world.refuses(&["start", "web"], &["runs already"]);
+    world.refuses(&["run", "bare:1", "--name", "web"], &["web"]);
+    // What a machine uses stays.
+    world.refuses(&["rmi", "bare:1"], ["machine `web`", "--force"].as_slice());
+    world.does(&["rmi", "--force", "bare:1"]);
+    world.does(&["gc"]);
+    world.does(&["stop", "--force", "web"]);
+    assert_eq!(world.json(&["ps", "-a"])[0]["state"], "Stopped");
+    assert!(world.json(&["ps"]).as_array().is_some_and(Vec::is_empty));
+    assert_eq!(world.does(&["ps", "-a", "-q"]), "web");
+    world.does(&["gc"]);
+    world.does(&["verify"]);
+    // It goes on with the disk that it had.
+    world.does(&["commit", "web", "seven"]);
+    world.verifies("seven", 7);
+    world.does(&["start", "web"]);
+    world.refuses(&["start", "wbe"], &["wbe", "did you mean `web`?"]);
+    world.does(&["stop", "--force", "web"]);
+    assert_eq!(world.does(&["rm", "web"]), "web");
+    assert_eq!(world.does(&["ps", "-a", "-q"]), "");
+    // With --rm, a name is only a name.
+    world.writes("seven", "other", 8, &["--rm"]);
+    world.does(&["stop", "--force", "other"]);
+    assert_eq!(world.does(&["ps", "-a", "-q"]), "");
+}
+
+#[test]
+fn idle_machines_share_and_are_small() {
+    need!(host::kvm());
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new();
+    world.bare();
+    let names = ["a", "b", "c"];
+    for name in names {
+        let run = ["run", "-d", "bare:1", "--name", name, "--net", "none", "--cmdline", "test=hello end=hlt"];
+        world.does(&run);
+    }
+    for name in names {
+        let overlay = world.path(&format!("store/instances/{name}/overlay-1"));
+        let bytes = fs::metadata(overlay).expect("an overlay").blocks() * 512;
+        assert!(bytes < 64 << 10, "{name} has {bytes} bytes of its own");
+        let record = world.json(&["inspect", name])[0]["config"]["drives"].clone();
+        assert_eq!(record[0]["base"], world.json(&["inspect", "a"])[0]["config"]["drives"][0]["base"]);
+    }
+}
+
+#[test]
+fn what_cannot_run_is_told_in_one_line() {
+    let world = World::new();
+    world.image("web:1");
+    world.refuses(&["run", "wbe:1"], &["did you mean `web:1`?"]);
+    world.refuses(&["run", "web:1"], &["no kernel", "rvmm kernel add"]);
+    world.refuses(&["run", "web:1", "-v", "data"], &["DISK:TARGET"]);
+    world.refuses(&["run", "web:1", "-p", "x"], &["HOST_PORT"]);
+    world.refuses(&["run", "web:1", "-e", "=x"], &["KEY=VALUE"]);
+    world.refuses(&["run", "-d", "--kernel", "x"], &["<IMAGE>"]);
+    world.refuses(&["checkout", "web:1~3"], &["only 0 commits"]);
+    world.refuses(&["rm", "web"], &["no machine `web`"]);
+    world.refuses(&["start", "web"], &["no machine `web`"]);
+    assert_eq!(world.does(&["ps", "-a", "-q"]), "", "what was refused left no machine");
+}

@@ -1,0 +1,151 @@
+//! Bundles that an earlier rvmm wrote go on here, or are refused by the name of what is missing (tests/golden/record made
+//! them); those of a later one are refused by name.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::counter::{EVERY, address, counting};
+use super::hostile::{forge, try_restore};
+use super::world::{World, refused};
+use crate::common::machine::Running;
+use crate::common::{eventually, host, skip};
+use crate::need;
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+/// What refuses a bundle of another kind of host by name.
+const OF_ANOTHER_HOST: [&str; 3] = ["this one lacks", "KVM does not take", "cannot scale it"];
+
+#[test]
+fn those_of_earlier_versions_go_on() {
+    need!(host::kvm());
+    need!(host::program("tar").map(drop));
+    let archives = fs::read_dir(GOLDEN).expect("golden bundles").flatten().map(|entry| entry.path());
+    let archives: Vec<_> = archives.filter(|path| path.extension().is_some_and(|ext| ext == "gz")).collect();
+    assert!(!archives.is_empty());
+    for archive in archives {
+        let world = World::new();
+        host::run("tar", &["-C", &world.text(""), "-xzf", &archive.to_string_lossy()]);
+        world.does(&["snapshot", "verify", &world.text("golden")]);
+        let copy = world.restore("golden", "copy");
+        if let Err(said) = goes_on(&copy) {
+            let ended = copy.finish();
+            let named = OF_ANOTHER_HOST.iter().any(|words| ended.err.contains(words));
+            assert!(named, "{}: {said}\n{ended}", archive.display());
+            skip(&format!("{} is of another host: {}", archive.display(), ended.err.trim()));
+        }
+    }
+}
+
+/// The guest counts on, without an error; or the machine has ended.
+fn goes_on(copy: &Running) -> Result<(), String> {
+    let counts = |said: &str| said.matches("\ncounter ").count();
+    if !eventually(|| counts(&copy.said()) >= 5 || !host::runs(copy.pid())) {
+        return Err("it stands still".into());
+    }
+    let said = copy.said();
+    if counts(&said) < 5 || said.contains("CORRUPT") || said.contains("FAIL") {
+        return Err(said);
+    }
+    let number = |line: &str| line.strip_prefix("counter ")?.split(' ').next()?.parse::<u64>().ok();
+    let numbers: Vec<_> = said.lines().filter_map(number).collect();
+    assert!(numbers.windows(2).all(|pair| pair[0] + EVERY == pair[1]), "{said}");
+    Ok(())
+}
+
+/// A bundle with `format` in its manifest, whose digest is right.
+fn reformat(bundle: &Path, format: u32) {
+    let path = bundle.join("bundle.json");
+    let sealed: Value = serde_json::from_slice(&fs::read(&path).expect("a manifest")).expect("JSON");
+    let mut inner = sealed["bundle"].clone();
+    inner["format"] = json!(format);
+    let text = serde_json::to_string(&inner).expect("JSON");
+    let digest = blake3::hash(text.as_bytes()).to_hex();
+    fs::write(&path, format!(r#"{{"digest":"{digest}","bundle":{text}}}"#)).expect("a manifest");
+}
+
+#[test]
+fn those_of_later_versions_are_refused_by_name() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").memory("16M").start();
+    address(&source);
+    world.create("source", "one", &["--stop"]);
+    drop(source);
+    let original = world.path("one");
+    let state: Value =
+        serde_json::from_slice(&fs::read(original.join("state.json")).expect("a file")).expect("JSON");
+    let config = fs::read(original.join("config.json")).expect("a file");
+    let mut number = 0;
+    let mut forged = |change: &dyn Fn(&mut Value)| {
+        let mut state = state.clone();
+        change(&mut state);
+        number += 1;
+        let target = world.path(&format!("forged-{number}"));
+        let state = serde_json::to_vec(&state).expect("JSON");
+        forge(&original, &target, &[("config.json", config.clone()), ("state.json", state)]);
+        try_restore(&target).expect_err("a refusal")
+    };
+    for (pointer, kind) in [("/serial", "serial"), ("/ged", "ged"), ("/virtio/0", "virtio")] {
+        let error = forged(&|state| state.pointer_mut(pointer).expect("a part")["version"] = json!(77));
+        assert!(error.contains(kind) && error.contains("77"), "{error}");
+    }
+    let error = forged(&|state| state["virtio"][0]["data"]["device"]["version"] = json!(77));
+    assert!(error.contains("77"), "{error}");
+    // Another CPU, more registers than this KVM has, and a register that no KVM has.
+    let error = forged(&|state| {
+        state["host"] = json!("another");
+        let entries = state["vcpus"][0]["cpuid"].as_array_mut().expect("a table");
+        let find = |entries: &mut Vec<Value>, leaf| {
+            entries.iter().position(|entry| entry["function"] == leaf && entry["index"] == 0).expect("a leaf")
+        };
+        let (vendor, features) = (find(entries, 0), find(entries, 1));
+        entries[vendor]["ebx"] = json!(u32::from_le_bytes(*b"Othe"));
+        entries[features]["ecx"] = json!(u32::MAX);
+    });
+    assert!(error.contains("a CPU of Othe") && error.contains("smx"), "{error}");
+    let error = forged(&|state| {
+        let words = state["vcpus"][0]["xsave"].as_array_mut().expect("registers");
+        words.resize(words.len() + 4096, json!(0));
+    });
+    assert!(error.contains("vector registers"), "{error}");
+    let error = forged(&|state| {
+        state["vcpus"][0]["msrs"].as_array_mut().expect("registers").push(json!([0x1234_5678, 1]));
+    });
+    assert!(error.contains("0x12345678"), "{error}");
+    reformat(&original, 2);
+    refused(&world.command(&["restore", &world.text("one")]), &["format 2", "knows 1"]);
+}
+
+#[test]
+fn no_changed_byte_and_no_other_length_is_taken() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").memory("16M").start();
+    address(&source);
+    world.create("source", "one", &["--stop"]);
+    drop(source);
+    let path = world.path("one");
+    let open = || rvmm::vmm::snapshot::Restore::open(&path).map(drop).map_err(|error| error.to_string());
+    for file in ["bundle.json", "config.json", "state.json", "memory.index"] {
+        let file = path.join(file);
+        let whole = fs::read(&file).expect("a file");
+        // A thousand places of large files, every one of small files.
+        let step = whole.len().div_ceil(1000);
+        for at in (0..whole.len()).step_by(step) {
+            let mut changed = whole.clone();
+            changed[at] ^= 1 << (at % 8);
+            fs::write(&file, &changed).expect("a file");
+            assert!(open().is_err(), "{} with byte {at} changed", file.display());
+            fs::write(&file, &whole[..at]).expect("a file");
+            assert!(open().is_err(), "{} cut at {at}", file.display());
+        }
+        fs::write(&file, [&whole[..], b" "].concat()).expect("a file");
+        // White space behind JSON is nothing, but the digests are of every byte.
+        assert!(open().is_err() || file.ends_with("bundle.json"), "{} with a byte more", file.display());
+        fs::write(&file, &whole).expect("a file");
+    }
+    open().expect("the bundle as it was");
+}
