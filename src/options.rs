@@ -22,6 +22,14 @@ pub enum Error {
         /// All known keys.
         known: String,
     },
+    /// No key at all goes with this value.
+    #[error("`{first}` takes no options, so not `{key}`")]
+    NoKeys {
+        /// What stands before the first comma.
+        first: String,
+        /// What was written.
+        key: String,
+    },
     /// The key does not take this value.
     #[error("Option `{key}` cannot be `{value}`: it takes {takes}")]
     BadValue {
@@ -59,6 +67,9 @@ impl<'a> Options<'a> {
         });
         let pairs: Vec<_> = pairs.collect();
         match pairs.iter().find(|(key, _)| !known.contains(key)) {
+            Some((key, _)) if known.is_empty() => {
+                Err(Error::NoKeys { first: first.into(), key: key.to_string() })
+            }
             Some((key, _)) => Err(Error::UnknownKey {
                 key: key.to_string(),
                 nearest: nearest(key, known).unwrap_or_default().into(),

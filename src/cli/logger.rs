@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+use crate::options;
+
 struct Logger {
     /// Standard error, as it is at the time, if there is none: a machine that goes to the background lets go of it.
     file: Option<Mutex<File>>,
@@ -20,6 +22,12 @@ struct Logger {
 pub struct Error {
     path: String,
     source: io::Error,
+}
+
+/// How much is told, as it is written on the command line.
+pub fn level(text: &str) -> Result<LevelFilter, options::Error> {
+    let takes = "off, error, warn, info, debug or trace";
+    text.parse().map_err(|_| options::bad_value("log-level", text, takes))
 }
 
 /// Starts logging.

@@ -68,7 +68,7 @@ struct Common {
     #[arg(long, global = true)]
     json: bool,
     /// How much to tell: off, error, warn, info, debug or trace
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", value_parser = logger::level)]
     log_level: log::LevelFilter,
     /// Append the log to a file instead of standard error
     #[arg(long, global = true, value_name = "FILE")]

@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "PLACE", default_value = "stdio")]
     console: console::Config,
     /// How long a guest may take to switch itself off when it is asked to
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = super::run::seconds)]
     stop_timeout: u64,
     /// Write when the machine first ran again and when the guest reached each milestone, as `rvmm run` does
     #[arg(long, value_name = "FILE")]

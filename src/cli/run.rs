@@ -16,6 +16,7 @@ use crate::console;
 use crate::devices::virtio;
 use crate::net::user as net;
 use crate::options;
+use crate::sys::host;
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
 pub const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
@@ -71,7 +72,7 @@ pub struct Args {
     #[arg(long)]
     keep_overlay: bool,
     /// How long a guest may take to switch itself off when it is asked to
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
     pub(super) stop_timeout: u64,
     /// Write when the machine first ran and when the guest reached each milestone (boot-timer port 0x3e9), as JSON lines
     /// with the time of CLOCK_MONOTONIC
@@ -129,6 +130,12 @@ pub(super) fn configure(args: Args, image: Option<VmConfig>) -> Result<VmConfig,
             *boot_args = format!("{boot_args} {more}");
         }
     }
+    let (wanted, there) = (config.machine_config.mem_size_mib, host::memory_mib());
+    if wanted > there {
+        warn!(
+            "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"
+        );
+    }
     Ok(config)
 }
 
@@ -170,6 +177,11 @@ fn set<T>(value: &mut T, new: Option<T>) {
     if let Some(new) = new {
         *value = new;
     }
+}
+
+/// A number of seconds.
+pub fn seconds(text: &str) -> Result<u64, options::Error> {
+    text.parse().map_err(|_| options::bad_value("stop-timeout", text, "a number of seconds, such as 10"))
 }
 
 /// A size in MiB from `512M`, `2G` or `512`.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -46,13 +47,13 @@ pub struct Publish {
 pub struct NotPublish;
 
 impl Publish {
-    /// Tries to take the port for an instant, so that a port that is not free is known early.
-    pub fn probe(&self) -> Result<(), (SocketAddr, io::Error)> {
+    /// Takes the port for as long as the result lives, so that a port that is not free is known early.
+    pub fn probe(&self) -> Result<OwnedFd, (SocketAddr, io::Error)> {
         let bind = |ip: IpAddr| {
             let address = SocketAddr::new(ip, self.host);
             let result = match self.protocol {
-                Protocol::Tcp => TcpListener::bind(address).map(drop),
-                Protocol::Udp => UdpSocket::bind(address).map(drop),
+                Protocol::Tcp => TcpListener::bind(address).map(OwnedFd::from),
+                Protocol::Udp => UdpSocket::bind(address).map(OwnedFd::from),
             };
             result.map_err(|error| (address, error))
         };

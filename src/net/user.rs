@@ -67,13 +67,12 @@ impl User {
     /// Finds passt and checks that the ports are free. It is not started yet.
     pub fn open(config: &Config) -> Result<Self, Error> {
         let passt = process::find("passt").ok_or(Error::NoPasst)?;
-        for publish in &config.publish {
-            publish.probe().map_err(|(address, source)| Error::Publish {
-                address,
-                protocol: publish.protocol,
-                source,
-            })?;
-        }
+        // All at once: one port cannot lead to two.
+        let ports = config.publish.iter().map(|publish| {
+            let protocol = publish.protocol;
+            publish.probe().map_err(|(address, source)| Error::Publish { address, protocol, source })
+        });
+        drop(ports.collect::<Result<Vec<_>, _>>()?);
         let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
         // The kernel counts its own expenses too.
         let room = socket::enlarge(&theirs, ROOM).map_err(Error::Socket)? / 4 * 3;

@@ -206,6 +206,14 @@ fn cpus_and_memory() {
 }
 
 #[test]
+fn more_memory_than_the_host_has() {
+    need!(host::kvm());
+    let ended = guest("hello").memory("4000G").run();
+    ended.passed("hello");
+    assert!(ended.err.contains("the machine may use 4096000 MiB of memory, and the host has"), "{ended}");
+}
+
+#[test]
 fn networks() {
     need!(host::kvm());
     let net = |value: &str| Machine::rvmm().option("--kernel", kernel()).option("--net", value).run();
@@ -217,6 +225,7 @@ fn networks() {
     net("tap=").refused(&["tap=NAME"]);
     net("tap=a/b").refused(&["a/b"]);
     net("tap=a-name-that-is-too-long").refused(&["1 to 15 bytes"]);
+    net("none,mac=02:00:00:00:00:01").refused(&["`none` takes no options"]);
     net("").refused(&["user, tap=NAME or none"]);
 }
 
@@ -280,10 +289,11 @@ fn command_lines() {
     with(&["--cmdline", &"x".repeat(5000)]).refused(&["command line", "4095"]);
     with(&["--cmdline", "a", "--cmdline-only", "b"]).refused(&["--cmdline-only"]);
     with(&["--name", "a/b"]).refused(&["a/b", "letters"]);
-    with(&["--stop-timeout", "soon"]).refused(&["soon"]);
+    with(&["--stop-timeout", "soon"]).refused(&["soon", "number of seconds"]);
     with(&["--rng", "/nonexistent"]).refused(&["/nonexistent"]);
+    with(&["--rng", "/tmp"]).refused(&["/tmp", "directory"]);
     with(&["--log-file", "/nonexistent/log"]).refused(&["/nonexistent/log"]);
-    with(&["--log-level", "loud"]).refused(&["loud"]);
+    with(&["--log-level", "loud"]).refused(&["loud", "debug or trace"]);
 }
 
 #[test]

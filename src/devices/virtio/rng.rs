@@ -1,7 +1,7 @@
 //! Entropy device (virtio 1.2, section 5.4): fills the driver's buffers from the host's random number generator.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -43,7 +43,11 @@ impl FromStr for Config {
 
 impl super::Config for Config {
     fn open(&self, _context: &Context) -> Result<Box<dyn VirtioDevice>, Error> {
-        let source = File::open(&self.source).map_err(|source| Error {
+        let open = || {
+            let source = File::open(&self.source)?;
+            if source.metadata()?.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(source) }
+        };
+        let source = open().map_err(|source: io::Error| Error {
             device: format!("entropy source {}", self.source.display()),
             source: source.into(),
         })?;

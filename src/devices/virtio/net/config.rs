@@ -58,6 +58,7 @@ impl FromStr for Config {
     fn from_str(text: &str) -> Result<Self, options::Error> {
         let known = match text.split([',', '=']).next() {
             Some("tap") => &["mac", "id"][..],
+            Some("none") => &[],
             _ => &[PUBLISH, MAP_GW, "mac", "id"],
         };
         let options = Options::parse(text, known)?;
