@@ -51,7 +51,7 @@ fn a_shell_on_a_socket_is_paused_and_goes_on_and_hears_the_power_button() {
     let machine = shell().option("--console", console).option("--name", "box").words(NO_ROOT).start();
 
     let mut client = Client::connect(&path);
-    client.reads("root@rvmm:~#");
+    client.reads("root@rvmm:");
     client.types("echo $((6 * 7)) is it");
     client.reads("42 is it");
 
