@@ -47,6 +47,7 @@ pub struct Login {
 
 /// Options of `logout`.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  rvmm logout registry.example.com")]
 pub struct Logout {
     /// The registry: HOST[:PORT]
     #[arg(value_name = "REGISTRY")]

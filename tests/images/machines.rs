@@ -41,7 +41,7 @@ fn machines_with_names_stay() {
     world.refuses(&["start", "web"], &["runs already"]);
     world.refuses(&["run", "bare:1", "--name", "web"], &["web"]);
     // What a machine uses stays.
-    world.refuses(&["rmi", "bare:1"], ["machine `web`", "--force"].as_slice());
+    world.refuses(&["rmi", "bare:1"], &["machine `web`", "--force"]);
     world.does(&["rmi", "--force", "bare:1"]);
     world.does(&["gc"]);
     world.does(&["stop", "--force", "web"]);

@@ -97,13 +97,16 @@ fn those_of_later_versions_are_refused_by_name() {
     // Another CPU, more registers than this KVM has, and a register that no KVM has.
     let error = forged(&|state| {
         state["host"] = json!("another");
-        let entries = state["vcpus"][0]["cpuid"].as_array_mut().expect("a table");
-        let find = |entries: &mut Vec<Value>, leaf| {
-            entries.iter().position(|entry| entry["function"] == leaf && entry["index"] == 0).expect("a leaf")
-        };
-        let (vendor, features) = (find(entries, 0), find(entries, 1));
-        entries[vendor]["ebx"] = json!(u32::from_le_bytes(*b"Othe"));
-        entries[features]["ecx"] = json!(u32::MAX);
+        // An entry is `struct kvm_cpuid_entry2` in bytes: leaf, subleaf, flags, EAX, EBX, ECX, EDX.
+        for entry in state["vcpus"][0]["cpuid"].as_array_mut().expect("a table") {
+            let entry = entry.as_array_mut().expect("bytes");
+            let zero = |bytes: &[Value]| bytes.iter().all(|byte| *byte == 0);
+            if zero(&entry[..8]) {
+                entry[16..20].clone_from_slice(&b"Othe".map(Value::from));
+            } else if entry[0] == 1 && zero(&entry[1..8]) {
+                entry[20..24].fill(json!(0xff));
+            }
+        }
     });
     assert!(error.contains("a CPU of Othe") && error.contains("smx"), "{error}");
     let error = forged(&|state| {

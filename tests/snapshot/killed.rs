@@ -30,16 +30,16 @@ fn rounds(bytes: &[u8], inverted: bool) -> Vec<Option<u64>> {
     rounds
 }
 
-/// The disk is as the guest had it at some moment: no round is lost that a later one followed.
+/// No round is lost that the guest had flushed: it flushes each before the next. What is not flushed may be there in any order.
 #[track_caller]
 fn consistent(disk: &Path) {
     let bytes = fs::read(disk).expect("a disk");
     let (first, last) = (rounds(&bytes[..END], false), rounds(&bytes[bytes.len() - END..], true));
-    // In the middle of a write there are two at an end; the first end is ahead of the last by one at most.
+    // In the middle of a write there are two at an end.
     let all: Vec<u64> = first.iter().chain(&last).map(|round| round.unwrap_or(0)).collect();
     let (low, high) = (all.iter().min().expect("a round"), all.iter().max().expect("a round"));
     assert!(high - low <= 1, "rounds {first:?} and {last:?}");
-    assert!(last.last() <= first.last() && first.len() <= 2 && last.len() <= 2, "{first:?} and {last:?}");
+    assert!(first.len() <= 2 && last.len() <= 2, "{first:?} and {last:?}");
 }
 
 #[test]

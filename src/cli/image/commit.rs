@@ -8,7 +8,7 @@
 //! What was sealed and not packed, because somebody killed the command or the disk was full, is packed by the next one.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
@@ -16,15 +16,22 @@ use serde_json::{Value, json};
 use super::import::author;
 use super::machine::StandsOn;
 use super::start::instance;
+use crate::agent::{Client, Frozen};
 use crate::api::runtime::Machine;
 use crate::cli::output::{Failure, print, print_json};
 use crate::cli::table::size;
 use crate::cli::{Common, machines, store};
+use crate::devices::virtio::vsock;
 use crate::disk::kept;
 use crate::image::{self, DISK_LAYER, Descriptor, Lease, Name, Store};
+use crate::vmm::chain;
 
 /// How long a machine may take to make its overlay durable.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long the guest's agent may take to answer at all, and how long file systems may stay frozen.
+const GREETING: Duration = Duration::from_secs(3);
+const FREEZE: Duration = Duration::from_secs(30);
 
 /// Options of `commit`.
 #[derive(clap::Args)]
@@ -47,6 +54,24 @@ pub struct Commit {
     /// Who made it [env: RVMM_AUTHOR] [default: the user]
     #[arg(short, long, value_name = "NAME")]
     author: Option<String>,
+}
+
+/// Has the guest bring its file systems to rest, if rvmm's init runs there; they go on when this is dropped. What a
+/// guest without it commits is what its disk has after a power failure.
+fn freeze(machine: &Machine, directory: &Path) -> Result<Option<Frozen>, Failure> {
+    let said = machines::ask(machine, "GET", "/vm", None).map_err(Failure::refused)?;
+    if said["config"]["boot-source"]["process"].is_null() || said["state"] != "Running" {
+        return Ok(None);
+    }
+    let socket = directory.join(vsock::SOCKET);
+    let frozen = Client::connect(&socket, GREETING).and_then(|client| client.freeze(&[], FREEZE));
+    match frozen {
+        Ok(frozen) => Ok(Some(frozen)),
+        Err(error) => {
+            log::warn!("the guest's file systems are committed as they are: {}", chain(&error));
+            Ok(None)
+        }
+    }
 }
 
 /// What became of it.
@@ -129,7 +154,9 @@ impl Commit {
         lease.hold(&stands_on.image.digest).map_err(Failure::refused)?;
         let scratch = store.scratch().map_err(Failure::refused)?;
         let body = json!({ "path": scratch.path() });
+        let frozen = freeze(machine, &directory)?;
         let said = machines::ask_for(machine, "PUT", "/disk/save", Some(body), PATIENCE);
+        drop(frozen);
         let said = said.map_err(Failure::refused)?;
         let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let layers: Vec<PathBuf> = layers.map(|name| scratch.path().join(name)).collect();

@@ -11,10 +11,7 @@ use crate::cli::output::Failure;
 use crate::cli::{run, store};
 use crate::config::{BootSource, VmConfig};
 use crate::devices::virtio::block;
-use crate::image::{Config, Descriptor, Digest, Error, INITRAMFS, KERNEL, Machine, Process, Store, Unpacked};
-
-/// The name of the kernel with which images run that bring none.
-const DEFAULT_KERNEL: &str = "rvmm/kernel:default";
+use crate::image::{Config, Descriptor, Digest, INITRAMFS, KERNEL, Machine, Process, Store, Unpacked};
 
 /// The file in a machine's own directory that says which image it stands on.
 const STANDS_ON: &str = "image.json";
@@ -111,15 +108,9 @@ impl Runnable {
                         "The image has no kernel, and the store no default one: add one with `rvmm kernel add`, or say --kernel",
                     )
                 };
-                let default = match store.resolve(DEFAULT_KERNEL) {
-                    Err(Error::UnknownImage { .. }) => return Err(missing()),
-                    found => found.map_err(Failure::refused)?,
-                };
-                let whole = store.manifest(&default).map_err(Failure::refused)?;
-                let arguments = store.config(&whole).map_err(Failure::refused)?.machine.boot_args;
-                other = Some(default.digest);
-                let kernel = whole.of_type(KERNEL).next().cloned().ok_or_else(missing)?;
-                (Some((kernel, whole.of_type(INITRAMFS).next().cloned())), arguments)
+                let default = store.default_kernel().map_err(Failure::refused)?.ok_or_else(missing)?;
+                other = Some(default.image.digest);
+                (Some((default.kernel, Some(default.initramfs))), default.boot_args)
             }
         };
         let mut boot_source = BootSource::default();

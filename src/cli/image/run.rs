@@ -134,7 +134,7 @@ impl Prepared {
         let mut lease = self.store.lease().map_err(Failure::refused)?;
         lease.hold(&self.image.digest).map_err(Failure::refused)?;
         if self.config.console == console::Config::default() {
-            self.config.console = background_console();
+            self.config.console = console::Config::Log;
         }
         let name = self.name.clone();
         let started = background::start(|ready| self.live(Some(ready), common))?;
@@ -146,11 +146,6 @@ impl Prepared {
         }
         Ok(0)
     }
-}
-
-/// Where the console of a machine in the background is.
-fn background_console() -> console::Config {
-    "log".parse().unwrap_or(console::Config::Off)
 }
 
 /// Makes a machine of an image and runs it.

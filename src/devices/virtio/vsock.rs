@@ -36,7 +36,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::{Chain, Lent, VirtioDevice, Violation};
 use crate::snapshot::{self, Persist, Saved};
 
-pub use config::Config;
+pub use config::{Config, SOCKET};
 use exchange::Exchange;
 use listener::Listener;
 

@@ -16,7 +16,7 @@ use crate::tree;
 const INTERFACE: &str = "eth0";
 
 /// How long an answer is waited for before the question is asked again, in milliseconds.
-const PATIENCE: [u64; 6] = [100, 200, 400, 1000, 2000, 4000];
+const PATIENCE: [u64; 7] = [100, 200, 400, 1000, 2000, 4000, 8000];
 
 const AF_INET: usize = 2;
 const AF_PACKET: u16 = 17;
