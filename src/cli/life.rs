@@ -15,9 +15,9 @@ use crate::api::name::Name;
 use crate::api::runtime::Entry;
 use crate::api::{Server, Service};
 use crate::config::VmConfig;
-use crate::sys::process;
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
+use crate::sys::{host, process};
 use crate::vmm::snapshot::Restore;
 use crate::vmm::{Environment, Lost, Outcome, Vmm, chain};
 
@@ -98,7 +98,13 @@ impl Life {
             let name = self.name.as_ref().map(Name::as_str);
             News::of(restore, &config, entry.path(), name, self.paused)
         });
+        let (wanted, there) = (config.machine_config.mem_size_mib, host::memory_mib());
         let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
+        if wanted > there {
+            warn!(
+                "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"
+            );
+        }
         let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
         let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
         let server = server.transpose().map_err(Failure::usage)?;

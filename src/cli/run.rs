@@ -16,7 +16,6 @@ use crate::console;
 use crate::devices::virtio;
 use crate::net::user as net;
 use crate::options;
-use crate::sys::host;
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, and one serial port.
 pub const CMDLINE: &str = "console=ttyS0 quiet pci=off 8250.nr_uarts=1";
@@ -129,12 +128,6 @@ pub(super) fn configure(args: Args, image: Option<VmConfig>) -> Result<VmConfig,
         if let Some(more) = args.cmdline {
             *boot_args = format!("{boot_args} {more}");
         }
-    }
-    let (wanted, there) = (config.machine_config.mem_size_mib, host::memory_mib());
-    if wanted > there {
-        warn!(
-            "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"
-        );
     }
     Ok(config)
 }
