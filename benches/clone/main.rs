@@ -6,6 +6,7 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,11 +41,17 @@ fn main() -> Result<(), Failure> {
     println!("\nClones of an idle 256 MiB machine, load average {}; p50 (p90)", load());
     println!("a process alone: {} ms", process.cell());
     let mut rows = Vec::new();
-    for disk in [false, true] {
-        prepare(&world, disk)?;
-        for count in [1, 10, 100, 1000].into_iter().filter(|&count| count <= args.most) {
+    for kind in [Kind::Bare, Kind::Disk, Kind::DiskAndTap] {
+        let taps = if kind == Kind::DiskAndTap { Taps::make(100.min(args.most)) } else { Taps(0) };
+        if kind == Kind::DiskAndTap && taps.0 == 0 {
+            println!("no tap can be made here: nothing with a network is measured");
+            continue;
+        }
+        prepare(&world, kind)?;
+        let most = if kind == Kind::DiskAndTap { taps.0 } else { args.most };
+        for count in [1, 10, 100, 1000].into_iter().filter(|&count| count <= most) {
             let runs = (args.runs * 5 / count).clamp(1, args.runs);
-            rows.push(measure(&world, count, disk, runs)?);
+            rows.push(measure(&world, count, kind, runs)?);
         }
     }
     let targets = targets(&rows, process.percentile(50));
@@ -55,23 +62,73 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The snapshot: a guest that halts, with a disk if one is wanted.
-fn prepare(world: &World, disk: bool) -> Result<(), Failure> {
+/// What the machine has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bare,
+    Disk,
+    DiskAndTap,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Bare => "alone",
+            Kind::Disk => "with a disk",
+            Kind::DiskAndTap => "with a disk and a tap",
+        }
+    }
+}
+
+/// Taps rvmmb1 to rvmmbN, made before anything is measured as whoever runs many machines makes them.
+struct Taps(usize);
+
+fn ip(arguments: &[&str]) -> bool {
+    let status = Command::new("ip").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+impl Taps {
+    fn make(count: usize) -> Self {
+        let made =
+            (1..=count).take_while(|number| ip(&["tuntap", "add", &format!("rvmmb{number}"), "mode", "tap"]));
+        Taps(made.count())
+    }
+}
+
+impl Drop for Taps {
+    fn drop(&mut self) {
+        for number in 1..=self.0 {
+            ip(&["link", "delete", &format!("rvmmb{number}")]);
+        }
+    }
+}
+
+/// The snapshot: a guest that halts.
+fn prepare(world: &World, kind: Kind) -> Result<(), Failure> {
     let path = world.path("disk");
-    let options = ["--disk", &path.to_string_lossy()];
-    let machine = world.boot("source", 256, "hello end=hlt", if disk { &options } else { &[] })?;
+    let all = ["--disk", &path.to_string_lossy(), "--net", "tap=rvmmb1"];
+    let options = match kind {
+        Kind::Bare => &all[..0],
+        Kind::Disk => &all[..2],
+        Kind::DiskAndTap => &all,
+    };
+    let machine = world.boot("source", 256, "hello end=hlt", options)?;
     machine.says("OK hello")?;
     world.create("source", "one")?;
     Ok(())
 }
 
-fn measure(world: &World, count: usize, disk: bool, runs: usize) -> Result<Value, Failure> {
-    let (mut command, mut inside) = (Samples::default(), Samples::default());
+fn measure(world: &World, count: usize, kind: Kind, runs: usize) -> Result<Value, Failure> {
+    let (mut command, mut inside, mut stop) = (Samples::default(), Samples::default(), Samples::default());
     let mut footprint = Value::Null;
     for run in 0..runs {
         let before = available_mib();
         let snapshot = world.path("one");
-        let arguments = ["clone", &snapshot.to_string_lossy(), "--name", "c", "-n", &count.to_string()];
+        let (path, count) = (snapshot.to_string_lossy(), count.to_string());
+        let fixed = ["clone", &path, "--name", "c", "-n", &count];
+        let net: &[&str] = if kind == Kind::DiskAndTap { &["--net", "tap=rvmmb%i"] } else { &[] };
+        let arguments = [&fixed[..], net].concat();
         let (time, report) = common::timed(|| world.json(&arguments));
         let report = report?;
         command.0.push(time);
@@ -86,21 +143,28 @@ fn measure(world: &World, count: usize, disk: bool, runs: usize) -> Result<Value
             thread::sleep(Duration::from_secs(1));
             footprint = occupies(&pids, before.saturating_sub(available_mib()));
         }
-        world.stop_all();
-        wait_for_end(&pids);
+        let (time, ()) = common::timed(|| {
+            world.stop_all();
+            wait_for_end(&pids);
+        });
+        stop.0.push(time);
     }
-    let with = if disk { "with a disk" } else { "" };
     println!(
-        "{count:>5} {with:12} command {} ms, of it clones {} ms; each: PSS {} KiB, disk {} KiB, page tables {} KiB, host memory in all {} KiB",
+        "{count:>5} {:22} command {} ms, of it clones {} ms; stop --all --force {} ms; each: CPU {} ms, PSS {} KiB, disk {} \
+         KiB, page tables {} KiB, host memory in all {} KiB",
+        kind.name(),
         command.cell(),
         inside.cell(),
+        stop.cell(),
+        footprint["cpu_ms"],
         footprint["pss_kib"],
         footprint["disk_kib"],
         footprint["page_tables_kib"],
         footprint["host_kib"],
     );
     Ok(json!({
-        "count": count, "disk": disk, "command_ms": command.json(), "clones_ms": inside.json(), "each": footprint,
+        "count": count, "with": kind.name(), "command_ms": command.json(), "clones_ms": inside.json(),
+        "stop_ms": stop.json(), "each": footprint,
     }))
 }
 
@@ -119,9 +183,17 @@ fn occupies(pids: &[u64], host_mib: u64) -> Value {
         "pss_kib": mean(&|pid| number(format!("/proc/{pid}/smaps_rollup"), "Pss:")),
         "page_tables_kib": mean(&|pid| number(format!("/proc/{pid}/status"), "VmPTE:")),
         "threads": mean(&|pid| number(format!("/proc/{pid}/status"), "Threads:")),
+        "cpu_ms": mean(&cpu),
         "disk_kib": mean(&|pid| nameless(pid) as f64 / 1024.0),
         "host_kib": (host_mib << 10) as f64 / pids.len() as f64,
     })
+}
+
+/// Milliseconds that the threads of a process have run: what a loaded host does not change much.
+fn cpu(pid: u64) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let text = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
+    text.filter_map(|text| text.split(' ').next()?.parse::<f64>().ok()).sum::<f64>() / 1e6
 }
 
 /// Bytes on the disk of the files without a name that a process has open.
@@ -140,16 +212,17 @@ fn wait_for_end(pids: &[u64]) {
 }
 
 fn targets(rows: &[Value], process: f64) -> Vec<Value> {
-    let find = |count: u64, disk: bool| rows.iter().find(|row| row["count"] == count && row["disk"] == disk);
+    let find =
+        |count: u64, kind: Kind| rows.iter().find(|row| row["count"] == count && row["with"] == kind.name());
     let value = |row: &Value, path: &str| row.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let mut targets = Vec::new();
-    for disk in [false, true] {
-        let with = if disk { " with a disk" } else { "" };
-        if let Some(one) = find(1, disk) {
+    for kind in [Kind::Bare, Kind::Disk, Kind::DiskAndTap] {
+        let with = format!(" {}", kind.name());
+        if let Some(one) = find(1, kind) {
             let beyond = value(one, "/command_ms/p50") - process;
             targets.push(target(&format!("one clone{with} beyond process start"), beyond, 3.0, "ms"));
         }
-        if let Some(many) = find(1000, disk) {
+        if let Some(many) = find(1000, kind) {
             targets.push(target(&format!("1000 clones{with}"), value(many, "/command_ms/p50"), 2000.0, "ms"));
             targets.push(target(&format!("PSS of each{with}"), value(many, "/each/pss_kib"), 512.0, "KiB"));
             targets.push(target(&format!("disk of each{with}"), value(many, "/each/disk_kib"), 64.0, "KiB"));

@@ -13,14 +13,21 @@ use serde_json::{Value, json};
 
 pub type Failure = Box<dyn std::error::Error>;
 
-/// A directory with machines and snapshots; machines end with it.
-pub struct World(PathBuf);
+/// A directory with machines and snapshots; machines end with it. The runtime directory is in memory, as it is where
+/// rvmm puts it by itself.
+pub struct World(PathBuf, PathBuf);
 
 impl World {
     pub fn new() -> Result<Self, Failure> {
         let path = std::env::temp_dir().join(format!("rvmm-bench-{}", std::process::id()));
         fs::create_dir_all(&path)?;
-        Ok(World(path))
+        let memory = Path::new("/dev/shm");
+        let run = if memory.is_dir() {
+            memory.join(format!("rvmm-{}", std::process::id()))
+        } else {
+            path.join("run")
+        };
+        Ok(World(path, run))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -29,7 +36,7 @@ impl World {
 
     pub fn rvmm(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rvmm"));
-        command.arg("--runtime-dir").arg(self.path("run")).stdin(Stdio::null());
+        command.arg("--runtime-dir").arg(&self.1).stdin(Stdio::null());
         command
     }
 
@@ -78,6 +85,7 @@ impl Drop for World {
     fn drop(&mut self) {
         self.stop_all();
         let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.1);
     }
 }
 
