@@ -8,7 +8,7 @@ use super::config::{Config, Disk, Machine, Process, Version};
 use super::layer;
 use super::lease::Lease;
 use super::manifest::{
-    CONFIG, DISK_LAYER, Descriptor, INITRAMFS, KERNEL, MANIFEST, MEMORY_LAYER, Manifest, STATE,
+    CONFIG, DISK_LAYER, Descriptor, INITRAMFS, KERNEL, MANIFEST, MEMORY_INDEX, MEMORY_LAYER, Manifest, STATE,
 };
 use super::store::Store;
 use super::time::rfc3339;
@@ -145,7 +145,7 @@ impl Store {
 fn replace(layers: &mut Vec<Descriptor>, blobs: &[Descriptor]) {
     let replaced = |layer: &Descriptor| match layer.media_type.as_str() {
         // The disk goes on from where it is: memory from before does not belong to it.
-        MEMORY_LAYER | STATE => true,
+        MEMORY_LAYER | MEMORY_INDEX | STATE => true,
         DISK_LAYER => false,
         kind => blobs.iter().any(|blob| blob.media_type == kind),
     };
@@ -155,7 +155,7 @@ fn replace(layers: &mut Vec<Descriptor>, blobs: &[Descriptor]) {
 
 /// Brings layers in the order that they have in a manifest; those of one kind stay as they are.
 pub(super) fn sort(layers: &mut [Descriptor]) {
-    let kinds = [KERNEL, INITRAMFS, DISK_LAYER, MEMORY_LAYER, STATE];
+    let kinds = [KERNEL, INITRAMFS, DISK_LAYER, MEMORY_LAYER, MEMORY_INDEX, STATE];
     layers
         .sort_by_key(|layer| kinds.iter().position(|kind| *kind == layer.media_type).unwrap_or(kinds.len()));
 }

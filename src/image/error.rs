@@ -104,6 +104,9 @@ pub enum Error {
     /// A disk to be imported could not be opened.
     #[error(transparent)]
     Disk(#[from] crate::disk::Error),
+    /// A snapshot on its way into an image or out of it.
+    #[error(transparent)]
+    Bundle(#[from] crate::snapshot::bundle::Error),
     /// A registry said no.
     #[error("Registry {registry} {reason}")]
     Registry {

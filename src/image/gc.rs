@@ -53,6 +53,7 @@ impl Store {
             }
         }
         self.gc_scratch()?;
+        self.gc_warm(&live)?;
         self.gc_cache(&live, &mut collected)?;
         Ok(collected)
     }
@@ -65,6 +66,7 @@ impl Store {
         let _lock = self.lock(Hold::Exclusive)?;
         let live = self.reachable(lease::held(self, &self.files)?, false);
         let mut collected = Collected::default();
+        self.gc_warm(&live)?;
         self.gc_cache(&live, &mut collected)?;
         Ok(collected)
     }

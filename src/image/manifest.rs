@@ -28,6 +28,8 @@ pub const INITRAMFS: &str = "application/vnd.rvmm.initramfs.v1";
 pub const DISK_LAYER: &str = "application/vnd.rvmm.disk.layer.v1.qcow2";
 /// What memory has above the layers before.
 pub const MEMORY_LAYER: &str = "application/vnd.rvmm.memory.layer.v1.qcow2";
+/// Which pages the memory layers have (memory/image/index).
+pub const MEMORY_INDEX: &str = "application/vnd.rvmm.memory.index.v1";
 /// The state of a running machine.
 pub const STATE: &str = "application/vnd.rvmm.state.v1+json";
 

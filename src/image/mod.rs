@@ -41,6 +41,7 @@ mod tests;
 pub mod time;
 mod upload;
 mod view;
+mod warm;
 
 pub use cache::Unpacked;
 pub use commit::{Change, Commit};
@@ -54,7 +55,7 @@ pub use kernel::Kernel;
 pub use lease::Lease;
 pub use list::{Difference, Image, Inspected};
 pub use manifest::{
-    CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_LAYER, Manifest, STATE,
+    CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_INDEX, MEMORY_LAYER, Manifest, STATE,
 };
 pub use name::Name;
 pub use progress::{Progress, Step};

@@ -177,3 +177,35 @@ fn snapshots_and_clones_of_machines_that_run_images() {
     world.does(&clone);
     assert_eq!(world.json(&["ps"])[0]["state"], "Running");
 }
+
+#[test]
+fn a_warm_image_goes_on() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let console = format!("file={}", world.text("source.log"));
+    let run = ["run", "-d", "bare:1", "--name", "source", "--net", "none", "--console", &console];
+    world.does(&[&run[..], &["--cmdline", "test=counter every=500"]].concat());
+    world.has_said("source", "\ncounter ");
+    let said = world.json(&["commit", "source", "bare:warm", "--warm", "-m", "while it counts"]);
+    assert!(said["pause_us"].as_u64().is_some_and(|pause| pause > 0), "{said}");
+    world.does(&["stop", "--force", "source"]);
+    let images = world.json(&["images", "bare:warm"]);
+    assert_eq!(images[0]["warm"], true);
+    for name in ["one", "two"] {
+        let console = format!("file={}", world.text(&format!("{name}.log")));
+        world.does(&["run", "-d", "bare:warm", "--name", name, "--rm", "--console", &console]);
+        world.has_said(name, "\ncounter ");
+        let log = fs::read_to_string(world.path(&format!("{name}.log"))).expect("a log");
+        assert!(!log.contains("counter at"), "it does not boot again: {log}");
+        assert!(!log.contains("CORRUPT"), "{log}");
+    }
+    world.refuses(&["run", "bare:warm", "-e", "A=b"], &["--cold"]);
+    world.does(&["gc"]);
+    world.does(&["verify"]);
+    world.does(&["stop", "--all", "--force"]);
+    // A version of the disk alone has no memory any more.
+    world.does(&["rm", "source"]);
+    world.does(&["rmi", "bare:warm"]);
+    assert_eq!(fs::read_dir(world.path("store/warm")).expect("bundles").count(), 0);
+}

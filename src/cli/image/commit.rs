@@ -23,6 +23,7 @@ use crate::cli::table::size;
 use crate::cli::{Common, machines, store};
 use crate::devices::virtio::vsock;
 use crate::disk::kept;
+use crate::snapshot::bundle::Bundle;
 use crate::image::{self, DISK_LAYER, Descriptor, Lease, Name, Store};
 use crate::vmm::chain;
 
@@ -37,6 +38,7 @@ const FREEZE: Duration = Duration::from_secs(30);
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm commit web nginx:configured -m 'our own pages' -a ada
+  rvmm commit web nginx:warm --warm; rvmm run -d nginx:warm
   rvmm history nginx:configured
 
 The machine runs on; it stands still for milliseconds. A named machine that does not run can be committed as well. The
@@ -54,6 +56,9 @@ pub struct Commit {
     /// Who made it [env: RVMM_AUTHOR] [default: the user]
     #[arg(short, long, value_name = "NAME")]
     author: Option<String>,
+    /// With memory and state, secrets included: `rvmm run` goes on with the machine where it is now
+    #[arg(long)]
+    warm: bool,
 }
 
 /// Has the guest bring its file systems to rest, if rvmm's init runs there; they go on when this is dropped. What a
@@ -119,13 +124,15 @@ impl Commit {
         lease: &mut Lease,
         parent: &Descriptor,
         overlays: &[PathBuf],
+        blobs: &[Descriptor],
     ) -> Result<Descriptor, Failure> {
         let author = author(self.author.as_ref());
         let about = image::Commit {
             parent: Some(parent),
             message: &self.message,
             author: &author,
-            created_by: "rvmm commit",
+            created_by: if self.warm { "rvmm commit --warm" } else { "rvmm commit" },
+            blobs,
             ..image::Commit::new(SystemTime::now())
         };
         let image = store.commit_overlays(lease, &about, overlays).map_err(Failure::refused)?;
@@ -153,15 +160,29 @@ impl Commit {
         let mut lease = store.lease().map_err(Failure::refused)?;
         lease.hold(&stands_on.image.digest).map_err(Failure::refused)?;
         let scratch = store.scratch().map_err(Failure::refused)?;
-        let body = json!({ "path": scratch.path() });
-        let frozen = freeze(machine, &directory)?;
-        let said = machines::ask_for(machine, "PUT", "/disk/save", Some(body), PATIENCE);
+        let whole = scratch.path().join("snapshot");
+        let (route, path) =
+            if self.warm { ("/snapshot/create", &*whole) } else { ("/disk/save", scratch.path()) };
+        // With its memory, what the guest has not written yet is not lost.
+        let frozen = if self.warm { None } else { freeze(machine, &directory)? };
+        let said = machines::ask_for(machine, "PUT", route, Some(json!({ "path": path })), PATIENCE);
         drop(frozen);
         let said = said.map_err(Failure::refused)?;
-        let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let layers: Vec<PathBuf> = layers.map(|name| scratch.path().join(name)).collect();
+        let (layers, blobs) = match self.warm {
+            true => {
+                let bundle = Bundle::open(&whole).map_err(Failure::refused)?;
+                // The disk that stands on an image is the one that has several files below its overlays.
+                let disk = bundle.manifest().disks.iter().find(|disk| disk.base > 1);
+                let above = disk.and_then(|disk| bundle.disk(&disk.id)).map(|(_, above)| above);
+                (above.unwrap_or_default(), store.put_warm(&mut lease, &whole).map_err(Failure::refused)?)
+            }
+            false => {
+                let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                (layers.map(|name| scratch.path().join(name)).collect::<Vec<PathBuf>>(), Vec::new())
+            }
+        };
         let new = layers.get(stands_on.covered..).unwrap_or_default();
-        let image = self.pack(&store, &mut lease, &stands_on.image, new)?;
+        let image = self.pack(&store, &mut lease, &stands_on.image, new, &blobs)?;
         (stands_on.image, stands_on.covered) = (image.clone(), layers.len());
         if let Some(first) = stands_on.first
             && let Some(mut kept) = store.instance(&machine.name).map_err(Failure::refused)?
@@ -179,6 +200,10 @@ impl Commit {
 
     /// An instance that does not run.
     fn stopped(&self, common: &Common) -> Result<(Store, Committed), Failure> {
+        if self.warm {
+            let reason = format!("`{}` does not run: it has no memory to be committed", self.machine);
+            return Err(Failure::refused(reason));
+        }
         let store = store::open(common)?;
         let mut found = instance(&store, &self.machine)?;
         // Its name is taken meanwhile, so that nobody starts it.
@@ -190,7 +215,7 @@ impl Commit {
         let new: Vec<_> =
             overlays.iter().filter(|(number, _)| *number >= found.record.first).cloned().collect();
         let paths: Vec<PathBuf> = new.iter().map(|(_, path)| path.clone()).collect();
-        let image = self.pack(&store, &mut lease, &found.record.image, &paths)?;
+        let image = self.pack(&store, &mut lease, &found.record.image, &paths, &[])?;
         found.record.image = image.clone();
         found.record.first = new.last().map_or(found.record.first, |(number, _)| number + 1);
         store.update_instance(&found).map_err(Failure::refused)?;

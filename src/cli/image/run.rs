@@ -17,6 +17,7 @@ use crate::console;
 use crate::devices::virtio::{block, net};
 use crate::image::{Descriptor, Digest, Record, Store, rfc3339};
 use crate::net::publish::Publish;
+use crate::vmm::snapshot::Restore;
 
 /// Options of `run`.
 #[derive(clap::Args)]
@@ -37,6 +38,9 @@ pub struct Container {
     /// Run in the background; `rvmm logs` shows the console
     #[arg(short, long, requires = "image")]
     detach: bool,
+    /// Boot a warm image instead of going on with its memory
+    #[arg(long, requires = "image")]
+    cold: bool,
     /// Remove the machine when it ends, although it has a name
     #[arg(long, requires = "image")]
     rm: bool,
@@ -95,6 +99,8 @@ pub struct Prepared {
     /// The kernel of another image.
     pub kernel: Option<Digest>,
     pub config: VmConfig,
+    /// The memory and state with which it goes on.
+    pub warm: Option<Restore>,
     pub name: Name,
     /// The first overlay, if they are kept.
     pub first: Option<u32>,
@@ -120,9 +126,11 @@ impl Prepared {
             boot_timer: self.boot_timer,
             entered: Some(Box::new(move |directory: &Path| stands_on.write(directory))),
             ready,
+            // Others go on from the same moment: it is somebody else.
+            another: self.warm.is_some(),
             ..Life::default()
         };
-        life.live(self.config, None, common)
+        life.live(self.config, self.warm.as_ref(), common)
     }
 
     /// Lives in this process, or in one of its own.
@@ -169,6 +177,13 @@ pub fn launch(
     let overlay = store.instances_path().map_err(Failure::refused)?;
     let overlay = if keep { overlay.join(name.as_str()) } else { overlay };
     let base = runnable.machine(&overlay, keep);
+    let warm = if container.cold { None } else { store.open_warm(&image, store::LIMIT).map_err(Failure::usage)? };
+    let warm = warm.map(|bundle| Restore::open(&bundle)).transpose().map_err(Failure::usage)?;
+    if warm.is_some() && !container.is_plain() {
+        return Err(Failure::usage(
+            "A warm image goes on with what runs in it: a command, variables, disks and ports need --cold",
+        ));
+    }
     let volumes = &container.volume;
     machine.devices.block.extend(volumes.iter().map(|volume| block::Config {
         path_on_host: volume.disk.clone(),
@@ -178,8 +193,12 @@ pub fn launch(
     publish(&mut machine.devices.net, container.publish)?;
     let (grace, tty) =
         (Duration::from_secs(machine.stop_timeout), !container.detach && io::stdin().is_terminal());
-    let mut config = run::configure(machine, Some(base))?;
-    if config.boot_source.initrd_path.is_some() {
+    let console = machine.console.clone();
+    let mut config = match &warm {
+        Some(warm) => resumed(warm, base, console),
+        None => run::configure(machine, Some(base))?,
+    };
+    if warm.is_none() && config.boot_source.initrd_path.is_some() {
         let overrides = Overrides {
             env: container.env,
             working_dir: container.workdir,
@@ -205,12 +224,42 @@ pub fn launch(
         image,
         kernel: runnable.kernel,
         config,
+        warm,
         name,
         first: keep.then_some(1),
         grace,
         boot_timer,
     };
     prepared.start(container.detach, common)
+}
+
+impl Container {
+    /// Nothing is asked that a running machine could not be given.
+    fn is_plain(&self) -> bool {
+        self.env.is_empty()
+            && self.workdir.is_none()
+            && self.user.is_none()
+            && self.entrypoint.is_none()
+            && self.volume.is_empty()
+            && self.publish.is_empty()
+            && self.command.is_empty()
+    }
+}
+
+/// The machine that was committed, with the disk and the kernel that `base` has from the image.
+fn resumed(warm: &Restore, base: VmConfig, console: Option<console::Config>) -> VmConfig {
+    let mut config = warm.config().clone();
+    let root = config.devices.block.iter_mut().find(|drive| !drive.base.is_empty());
+    if let (Some(root), Some(own)) = (root, base.devices.block.into_iter().next()) {
+        *root = block::Config { drive_id: root.drive_id.clone(), serial: root.serial.clone(), cache_type: root.cache_type, ..own };
+    }
+    let kernel = base.boot_source;
+    config.boot_source.kernel_image_path = kernel.kernel_image_path;
+    config.boot_source.initrd_path = kernel.initrd_path;
+    config.console = console.unwrap_or_default();
+    // Each has a channel of its own.
+    config.devices.vsock.iter_mut().for_each(|vsock| vsock.uds_path = None);
+    config
 }
 
 /// Publishes ports on the network that needs no privileges.

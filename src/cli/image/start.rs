@@ -87,6 +87,7 @@ impl Start {
             kernel: found.record.kernel,
             first: Some(found.record.first),
             config,
+            warm: None,
             name: self.name.clone(),
             grace: Duration::from_secs(self.stop_timeout),
             boot_timer: None,

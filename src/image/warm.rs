@@ -1,0 +1,133 @@
+//! Warm images: the memory and the state of a machine that runs on when the image is run.
+//!
+//! ```text
+//! bundle (snapshot/bundle)                    image
+//!   memory        pages at their places  ───► memory layer: qcow2 as a disk layer, packed
+//!   memory.index                         ───► index
+//!   config.json, state.json              ───► state: {"config": ..., "state": ...}
+//!   disk-*                               ───► disk layers, as at every commit
+//!
+//! STORE/warm/DIGEST/  the bundle again, made when the image is first run, mapped by every machine
+//! ```
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::gc::entries;
+use super::lease::Lease;
+use super::manifest::{Descriptor, MEMORY_INDEX, MEMORY_LAYER, STATE};
+use super::store::Store;
+use super::{Digest, Error, layer};
+use crate::disk::State;
+use crate::memory::image::{INDEX_FILE, PAGES_FILE};
+use crate::snapshot::bundle::{self, Bundle, Draft};
+use crate::sys::file::{next_data, next_hole};
+
+const CONFIG_FILE: &str = "config.json";
+const STATE_FILE: &str = "state.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document<'a> {
+    #[serde(borrow)]
+    config: &'a RawValue,
+    #[serde(borrow)]
+    state: &'a RawValue,
+}
+
+impl Store {
+    /// Puts memory and state of a snapshot in, which stands for itself.
+    ///
+    /// # Errors
+    /// When the snapshot is damaged, or the host refuses.
+    pub fn put_warm(&self, lease: &mut Lease, snapshot: &Path) -> Result<Vec<Descriptor>, Error> {
+        let bundle = Bundle::open(snapshot)?;
+        let (config, state) = (bundle.read(CONFIG_FILE)?, bundle.read(STATE_FILE)?);
+        let form = |source| Error::Form { what: snapshot.display().to_string(), source };
+        let document = Document {
+            config: serde_json::from_slice(&config).map_err(form)?,
+            state: serde_json::from_slice(&state).map_err(form)?,
+        };
+        let state = self.put(lease, STATE, &serde_json::to_vec(&document).map_err(form)?)?;
+        let mut index = File::open(snapshot.join(INDEX_FILE)).map_err(Error::io("open", snapshot))?;
+        let index = self.put_file(lease, MEMORY_INDEX, &mut index)?;
+        let path = snapshot.join(PAGES_FILE);
+        let pages = File::open(&path).map_err(Error::io("open", &path))?;
+        let pack = || {
+            let (size, mut at, mut changes) = (pages.metadata()?.len(), 0, Vec::new());
+            while let Some(start) = next_data(&pages, at)?.filter(|&start| start < size) {
+                at = next_hole(&pages, start)?.min(size);
+                changes.push((start..at, State::Data));
+            }
+            let changes = layer::without_zeroes(&pages, size, &changes)?;
+            let upload = self.upload().map_err(std::io::Error::other)?;
+            layer::write(&pages, size, changes, upload.file(), &mut |done, all| {
+                self.tell("packing memory", done, Some(all));
+            })?;
+            Ok(upload)
+        };
+        let upload = pack().map_err(Error::io("pack", &path))?;
+        let (digest, size) = upload.publish(lease, None)?;
+        Ok(vec![Descriptor::new(MEMORY_LAYER, digest, size), index, state])
+    }
+
+    /// The bundle of a warm image, made if it is not there; `None` if the image is not warm. A lease keeps it.
+    ///
+    /// # Errors
+    /// When the image is damaged, has more than `limit` bytes of memory, or the host refuses.
+    pub fn open_warm(&self, image: &Descriptor, limit: u64) -> Result<Option<PathBuf>, Error> {
+        let manifest = self.manifest(image)?;
+        let Some(state) = manifest.of_type(STATE).next() else { return Ok(None) };
+        let parent = self.path().join("warm");
+        let path = parent.join(image.digest.hex());
+        if path.exists() {
+            return Ok(Some(path));
+        }
+        let missing = |what: &str| Error::invalid(format!("Image {}", image.digest), format!("it has no {what}"));
+        let one = |kind, what| manifest.of_type(kind).next().ok_or_else(|| missing(what));
+        let (pages, index) = (one(MEMORY_LAYER, "memory")?, one(MEMORY_INDEX, "index of its memory")?);
+        self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;
+        let mut draft = Draft::new(&path)?;
+        let bytes = self.read_document(state)?;
+        let what = || format!("State {}", state.digest);
+        let document: Document =
+            serde_json::from_slice(&bytes).map_err(|source| Error::Form { what: what(), source })?;
+        draft.add(CONFIG_FILE, document.config.get().as_bytes())?;
+        draft.add(STATE_FILE, document.state.get().as_bytes())?;
+        let place = |name: &str| draft.path().join(name);
+        let make = |path: &PathBuf| {
+            let file = File::options().read(true).write(true).create_new(true).open(path);
+            file.map_err(Error::io("make", path))
+        };
+        self.tell("unpacking memory", 0, None);
+        let memory = make(&place(PAGES_FILE))?;
+        layer::read(&self.open_blob(&pages.digest)?, &memory, limit)?;
+        memory.sync_all().map_err(Error::io("sync", &path))?;
+        fs::write(place(INDEX_FILE), self.read_document(index)?).map_err(Error::io("write", &path))?;
+        match draft.publish(None, Vec::new()) {
+            // Somebody else was faster.
+            Err(bundle::Error::Exists { .. }) => {}
+            published => published?,
+        }
+        Ok(Some(path))
+    }
+
+    /// Removes bundles of images that do not stay. The caller holds the store's lock.
+    pub(super) fn gc_warm(&self, live: &std::collections::BTreeSet<Digest>) -> Result<(), Error> {
+        let parent = self.path().join("warm");
+        if !parent.exists() {
+            return Ok(());
+        }
+        for path in entries(parent)? {
+            let digest = path.file_name().and_then(|name| name.to_str()).and_then(Digest::from_hex);
+            // What is under way has another name, and is removed by whoever makes the same again.
+            if digest.is_some_and(|digest| !live.contains(&digest)) {
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+}
