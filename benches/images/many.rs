@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::bench::{Failure, World, available_mib};
+use crate::bench::{Failure, World};
 use crate::create::{self, Container};
 use crate::system::System;
 use crate::{Figure, Row, on_disk};
@@ -16,8 +16,6 @@ use crate::{Figure, Row, on_disk};
 struct Each {
     /// KiB of memory that its processes share out among them.
     pss: f64,
-    /// KiB of memory that the host has less.
-    host: f64,
     /// KiB of disk.
     disk: f64,
 }
@@ -34,7 +32,6 @@ pub fn measure(world: &World, system: &System, most: usize) -> Result<Vec<Row>, 
                 .told()
         };
         rows.push(row("memory (PSS)", &|each| each.pss));
-        rows.push(row("memory (host has less)", &|each| each.host));
         rows.push(row("disk", &|each| each.disk));
     }
     Ok(rows)
@@ -52,7 +49,6 @@ fn pss(pids: &[u64]) -> f64 {
 fn containers(world: &World, system: &System, count: usize) -> Result<Each, Failure> {
     let lower = create::process(world)?;
     let specification = create::specification(world, true)?;
-    let before = available_mib();
     let mut running = Vec::new();
     let mut pids = Vec::new();
     let result = (|| -> Result<(), Failure> {
@@ -73,7 +69,6 @@ fn containers(world: &World, system: &System, count: usize) -> Result<Each, Fail
         Ok(())
     })();
     thread::sleep(Duration::from_secs(1));
-    let host = before.saturating_sub(available_mib());
     // The merged view is the host's files once more: not counted.
     let own = |container: &Container| {
         let part = |name: &str| on_disk(&container.directory.join(name));
@@ -83,7 +78,7 @@ fn containers(world: &World, system: &System, count: usize) -> Result<Each, Fail
             + on_disk(&Path::new("/run/runc").join(&container.id))
     };
     let disk = running.iter().map(|(container, _)| own(container)).sum::<f64>() / 1024.0 / count as f64;
-    let each = Each { pss: pss(&pids), host: (host << 10) as f64 / count as f64, disk };
+    let each = Each { pss: pss(&pids), disk };
     for (_, id) in &running {
         let _ = Command::new("runc").args(["delete", "--force", id]).stderr(Stdio::null()).status();
     }
@@ -98,16 +93,14 @@ fn machines(world: &World, count: usize) -> Result<Each, Failure> {
         machine.says("OK hello")?;
         world.create("many-source", "many")?;
     }
-    let before = available_mib();
     let snapshot = world.path("many");
     let report =
         world.json(&["clone", &snapshot.to_string_lossy(), "--name", "m", "-n", &count.to_string()])?;
     let machines = report["machines"].as_array().cloned().unwrap_or_default();
     let pids: Vec<u64> = machines.iter().filter_map(|one| one["pid"].as_u64()).collect();
     thread::sleep(Duration::from_secs(1));
-    let host = before.saturating_sub(available_mib());
     let disk = pids.iter().map(|&pid| nameless(pid) as f64).sum::<f64>() / 1024.0 / count as f64;
-    let each = Each { pss: pss(&pids), host: (host << 10) as f64 / count as f64, disk };
+    let each = Each { pss: pss(&pids), disk };
     world.stop_all();
     while pids.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
         thread::sleep(Duration::from_millis(5));
