@@ -206,7 +206,9 @@ impl<'a> Writer<'a> {
 
     /// What the image has to say about a page, if anything.
     fn kind(&self, page: &[u8; PAGE], number: u64) -> Result<Option<Kind>, Error> {
-        let zero = page.iter().all(|&byte| byte == 0);
+        // The C library's comparison is much faster than a loop.
+        static ZEROES: [u8; PAGE] = [0; PAGE];
+        let zero = *page == ZEROES;
         let Some(base) = self.base else { return Ok((!zero).then_some(Kind::Data)) };
         let mut before = [0; PAGE];
         base.read_page(number, &mut before)?;
