@@ -34,6 +34,11 @@ impl World {
         self.0.join(name)
     }
 
+    /// A file in memory: one on a disk waits for whatever else is written there.
+    pub fn in_memory(&self, name: &str) -> PathBuf {
+        self.1.with_extension(name)
+    }
+
     pub fn rvmm(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rvmm"));
         command.arg("--runtime-dir").arg(&self.1).stdin(Stdio::null());
