@@ -55,7 +55,8 @@ pub use kernel::Kernel;
 pub use lease::Lease;
 pub use list::{Difference, Image, Inspected};
 pub use manifest::{
-    CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_INDEX, MEMORY_LAYER, Manifest, STATE,
+    CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_INDEX, MEMORY_LAYER, Manifest,
+    STATE,
 };
 pub use name::Name;
 pub use progress::{Progress, Step};

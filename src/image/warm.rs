@@ -86,7 +86,8 @@ impl Store {
         if path.exists() {
             return Ok(Some(path));
         }
-        let missing = |what: &str| Error::invalid(format!("Image {}", image.digest), format!("it has no {what}"));
+        let missing =
+            |what: &str| Error::invalid(format!("Image {}", image.digest), format!("it has no {what}"));
         let one = |kind, what| manifest.of_type(kind).next().ok_or_else(|| missing(what));
         let (pages, index) = (one(MEMORY_LAYER, "memory")?, one(MEMORY_INDEX, "index of its memory")?);
         self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;

@@ -53,7 +53,9 @@ impl World {
 
     /// A command, to be started.
     pub fn command_line(&self, arguments: &[&str]) -> Machine {
-        self.here(Machine::command_line(arguments))
+        // First: what follows a command that `exec` runs is for that command.
+        let directory = self.text("run");
+        Machine::command_line(&[&["--runtime-dir", &directory], arguments].concat())
     }
 
     pub fn command(&self, arguments: &[&str]) -> Ended {

@@ -23,8 +23,8 @@ use crate::cli::table::size;
 use crate::cli::{Common, machines, store};
 use crate::devices::virtio::vsock;
 use crate::disk::kept;
-use crate::snapshot::bundle::Bundle;
 use crate::image::{self, DISK_LAYER, Descriptor, Lease, Name, Store};
+use crate::snapshot::bundle::Bundle;
 use crate::vmm::chain;
 
 /// How long a machine may take to make its overlay durable.

@@ -177,7 +177,8 @@ pub fn launch(
     let overlay = store.instances_path().map_err(Failure::refused)?;
     let overlay = if keep { overlay.join(name.as_str()) } else { overlay };
     let base = runnable.machine(&overlay, keep);
-    let warm = if container.cold { None } else { store.open_warm(&image, store::LIMIT).map_err(Failure::usage)? };
+    let warm =
+        if container.cold { None } else { store.open_warm(&image, store::LIMIT).map_err(Failure::usage)? };
     let warm = warm.map(|bundle| Restore::open(&bundle)).transpose().map_err(Failure::usage)?;
     if warm.is_some() && !container.is_plain() {
         return Err(Failure::usage(
@@ -251,7 +252,12 @@ fn resumed(warm: &Restore, base: VmConfig, console: Option<console::Config>) -> 
     let mut config = warm.config().clone();
     let root = config.devices.block.iter_mut().find(|drive| !drive.base.is_empty());
     if let (Some(root), Some(own)) = (root, base.devices.block.into_iter().next()) {
-        *root = block::Config { drive_id: root.drive_id.clone(), serial: root.serial.clone(), cache_type: root.cache_type, ..own };
+        *root = block::Config {
+            drive_id: root.drive_id.clone(),
+            serial: root.serial.clone(),
+            cache_type: root.cache_type,
+            ..own
+        };
     }
     let kernel = base.boot_source;
     config.boot_source.kernel_image_path = kernel.kernel_image_path;
