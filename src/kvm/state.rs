@@ -93,7 +93,10 @@ impl Vcpu {
         self.set_cpuid(&state.cpuid)?;
         fd.set_regs(&state.regs).map_err(ioctl("set the general registers"))?;
         self.set_sregs(&state.sregs)?;
-        fd.set_xcrs(&state.xcrs).map_err(ioctl("set the extended control registers"))?;
+        // A host without XSAVE has none, and takes none.
+        if state.xcrs.nr_xcrs > 0 {
+            fd.set_xcrs(&state.xcrs).map_err(ioctl("set the extended control registers"))?;
+        }
         self.set_xsave(&state.xsave)?;
         fd.set_debug_regs(&state.debug).map_err(ioctl("set the debug registers"))?;
         fd.set_lapic(&state.lapic).map_err(ioctl("set the local APIC"))?;
