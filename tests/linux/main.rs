@@ -7,6 +7,7 @@ mod console;
 mod containers;
 mod disks;
 mod ends;
+mod images;
 mod kernels;
 mod networks;
 #[allow(dead_code)]
