@@ -56,26 +56,3 @@ pub fn print(text: impl Display) -> Result<(), Failure> {
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(serde_json::to_string_pretty(value).map_err(Failure::refused)?)
 }
-
-/// Rows as lines, with columns as wide as their longest cell.
-pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  "));
-        text.push_str(cells.collect::<String>().trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// A number of bytes for people.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes}B"),
-        1024..1_048_576 => format!("{}K", bytes >> 10),
-        1_048_576..10_737_418_240 => format!("{}M", bytes >> 20),
-        _ => format!("{}G", bytes >> 30),
-    }
-}

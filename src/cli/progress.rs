@@ -25,14 +25,10 @@ struct State {
 }
 
 impl Bar {
-    /// Whether somebody sees it.
-    pub fn wanted(common: &Common) -> bool {
-        !common.json && terminal::is_terminal(io::stderr().as_fd())
-    }
-
     /// The line, if somebody sees it.
     pub fn new(common: &Common) -> Option<Self> {
-        Bar::wanted(common).then(Bar::default)
+        let seen = !common.json && terminal::is_terminal(io::stderr().as_fd());
+        seen.then(Bar::default)
     }
 
     /// Shows how far the work is, now and then.

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::output::{self, Failure, print, print_json};
-use super::{Common, machines, store};
+use super::output::{Failure, print, print_json};
+use super::{Common, machines, store, table};
 use crate::api::client::{self, Client};
 use crate::api::runtime::Machine;
 use crate::image::Instance;
@@ -76,7 +76,7 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     lines.extend(stopped);
     match common.json {
         true => print_json(&lines)?,
-        false => print(table(&lines).trim_end())?,
+        false => print(text(&lines))?,
     }
     Ok(0)
 }
@@ -137,10 +137,9 @@ impl Line {
     }
 }
 
-fn table(lines: &[Line]) -> String {
-    let head = ["NAME", "STATE", "PID", "CPUS", "MEMORY", "UPTIME", "KERNEL"].map(String::from);
-    let rows: Vec<_> = std::iter::once(head).chain(lines.iter().map(Line::cells)).collect();
-    output::table(&rows)
+fn text(lines: &[Line]) -> String {
+    let head = ["NAME", "STATE", "PID", "CPUS", "MEMORY", "UPTIME", "KERNEL"];
+    table::table(head, lines.iter().map(Line::cells))
 }
 
 /// A size as users write it.
@@ -165,7 +164,7 @@ mod tests {
 
     #[test]
     fn draws_a_table() {
-        assert_eq!(table(&[]), "NAME  STATE  PID  CPUS  MEMORY  UPTIME  KERNEL\n");
+        assert_eq!(text(&[]), "NAME  STATE  PID  CPUS  MEMORY  UPTIME  KERNEL");
         let config = json!({
             "machine-config": { "vcpu_count": 12, "mem_size_mib": 2048 },
             "boot-source": { "kernel_image_path": "/boot/vmlinuz" },
@@ -178,10 +177,10 @@ mod tests {
         let mut lines = vec![Line::new(&machine, Ok(said)), Line::new(&machine, Err(client::Error::Silent))];
         lines.iter_mut().for_each(|line| line.pid = line.pid.map(|_| 42));
         assert_eq!(
-            table(&lines),
+            text(&lines),
             "NAME            STATE    PID  CPUS  MEMORY  UPTIME  KERNEL\n\
              quiet-otter-3f  running  42   12    2G      1m      /boot/vmlinuz\n\
-             quiet-otter-3f  silent   42   -     -       -       -\n"
+             quiet-otter-3f  silent   42   -     -       -       -"
         );
     }
 

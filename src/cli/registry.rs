@@ -199,7 +199,7 @@ struct Line {
 
 impl Line {
     fn new(doing: &'static str, total: u64, common: &Common) -> Self {
-        Line { bar: Bar::wanted(common).then(Bar::default), doing, total, at: Mutex::default() }
+        Line { bar: Bar::new(common), doing, total, at: Mutex::default() }
     }
 
     fn tell(&self, blob: &Digest, at: u64) {

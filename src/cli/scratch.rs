@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::output::Failure;
-use super::{Common, machines, snapshot, store};
+use super::{Common, snapshot, store};
 use crate::api::name::Name;
 
 /// The snapshot. It is gone when this value is dropped.
@@ -44,14 +44,8 @@ impl Scratch {
         lock.lock().map_err(failed)?;
         let scratch = Scratch { directory, _lock: lock };
         let target = scratch.snapshot();
-        let mut saved = snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
-        match saved.pop() {
-            Some((_, Err(error @ machines::Error::Client(_)))) => {
-                Err(Failure::refused(format!("{name}: {}", crate::vmm::chain(&error))))
-            }
-            Some((_, Err(error))) => Err(Failure::refused(error)),
-            _ => Ok(scratch),
-        }
+        snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
+        Ok(scratch)
     }
 
     /// Where it is.

@@ -11,14 +11,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Common;
-use super::machines::{self, Selection};
-use super::output::{Failure, print, print_json, size};
+use super::machines;
+use super::output::{Failure, print, print_json};
 use super::progress::Bar;
+use super::table::binary_size as size;
 use crate::image::Step;
 use crate::memory::image::Chain;
 use crate::snapshot::bundle::{self, Bundle};
-use crate::vmm::rebase;
 use crate::vmm::snapshot::Restore;
+use crate::vmm::{chain, rebase};
 
 /// How long writing a snapshot may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -122,21 +123,17 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     let base = args.base.as_deref().map(absolute).transpose()?;
     let target = absolute(&args.target)?;
     let body = json!({ "path": target, "base": base, "stop": args.stop, "freeze": args.freeze });
-    let mut saved = save(&args.name, &target, body, common)?;
-    match saved.pop() {
-        Some((_, Ok(written))) if common.json => print_json(&written)?,
-        Some((name, Ok(written))) => print(format!(
-            "{name} saved in {}: {} of {} MiB, paused for {:.1} ms",
+    let written = save(&args.name, &target, body, common)?;
+    match common.json {
+        true => print_json(&written)?,
+        false => print(format!(
+            "{} saved in {}: {} of {} MiB, paused for {:.1} ms",
+            args.name,
             args.target.display(),
             written["data_bytes"].as_u64().unwrap_or(0) >> 20,
             written["ram_bytes"].as_u64().unwrap_or(0) >> 20,
             written["pause_us"].as_f64().unwrap_or(0.0) / 1000.0,
         ))?,
-        Some((name, Err(error))) => {
-            machines::complain_about(common, &name, &error);
-            return Ok(super::exit::REFUSED);
-        }
-        None => {}
     }
     Ok(0)
 }
@@ -148,13 +145,9 @@ fn show(bar: &Option<Bar>, doing: &'static str, done: u64, total: Option<u64>) {
 }
 
 /// Asks a machine to save itself in `target`, as `body` says, and shows how far it has come.
-pub(super) fn save(
-    name: &str,
-    target: &Path,
-    body: Value,
-    common: &Common,
-) -> Result<machines::Results<Value>, Failure> {
-    let (names, done, bar) = ([name.to_string()], AtomicBool::new(false), Bar::new(common));
+pub(super) fn save(name: &str, target: &Path, body: Value, common: &Common) -> Result<Value, Failure> {
+    let machine = machines::one(common, name)?;
+    let (done, bar) = (AtomicBool::new(false), Bar::new(common));
     thread::scope(|scope| {
         let watch = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -162,12 +155,10 @@ pub(super) fn save(
                 thread::park_timeout(Duration::from_millis(200));
             }
         });
-        let results = machines::each(common, Selection::Names(&names), |machine| {
-            machines::ask_for(machine, "PUT", "/snapshot/create", Some(body.clone()), PATIENCE)
-        });
+        let written = machines::ask_for(&machine, "PUT", "/snapshot/create", Some(body), PATIENCE);
         done.store(true, Ordering::Relaxed);
         watch.thread().unpark();
-        results
+        written.map_err(|error| Failure::refused(format!("{name}: {}", chain(&error))))
     })
 }
 

@@ -28,12 +28,9 @@ pub fn open(common: &Common) -> Result<Store, Failure> {
 /// Opens the store at a place that is known.
 pub fn at(place: &Path, common: &Common) -> Result<Store, Failure> {
     let store = Store::open(place).map_err(Failure::refused)?;
-    Ok(match Bar::wanted(common) {
-        true => {
-            let bar = Bar::default();
-            store.watched(Arc::new(move |step| bar.show(&step)))
-        }
-        false => store,
+    Ok(match Bar::new(common) {
+        Some(bar) => store.watched(Arc::new(move |step| bar.show(&step))),
+        None => store,
     })
 }
 

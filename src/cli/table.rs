@@ -33,6 +33,16 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// `7M`, in powers of two and whole numbers: memory and what it takes on disk.
+pub fn binary_size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes}B"),
+        1024..1_048_576 => format!("{}K", bytes >> 10),
+        1_048_576..10_737_418_240 => format!("{}M", bytes >> 20),
+        _ => format!("{}G", bytes >> 30),
+    }
+}
+
 /// `2 hours ago`, of a time in RFC 3339.
 pub fn age(created: &str) -> String {
     let Some(time) = parse_rfc3339(created) else { return "-".into() };

@@ -83,8 +83,7 @@ impl Fresh {
     /// meanwhile leaves nothing that could be taken for an overlay.
     pub fn create(path: &Path, size: u64, engine: Option<Engine>) -> Result<Self, Error> {
         let failed = |source| Error::Io { action: "create overlay", path: path.into(), source };
-        let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-        let file = file::nameless(directory).map_err(failed)?;
+        let file = file::nameless(sys::directory_of(path)).map_err(failed)?;
         // Nobody else knows it. Where files cannot be locked, the disk's own lock has said so.
         let _ = sys::lock(&file, Lock::Exclusive);
         let fresh = Self::format(file, path, size, engine)?;

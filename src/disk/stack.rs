@@ -10,12 +10,15 @@
 //! The overlays of a user's disk stand beside it, so that nothing is lost when the machine is killed: whoever opens the
 //! disk next merges them first.
 
+mod contents;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::io;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -26,6 +29,8 @@ use super::overlay::{Fresh, Sealing, State};
 use super::target::Target;
 use super::{Disk, Done, Engine, Error, Geometry, Overlay, Raw, Request, raw};
 use crate::sys::file::{self, Lock};
+
+pub use contents::Contents;
 
 /// The disk of a machine.
 pub struct Stack {
@@ -75,18 +80,6 @@ pub enum Above {
     Nameless(PathBuf),
     /// In this directory as `overlay-N`, from N = 1 on; those that are there already count.
     Kept(PathBuf),
-}
-
-/// What a disk had in it when it was frozen.
-pub struct Contents {
-    /// The layers, the lowest first.
-    layers: Vec<Arc<File>>,
-    /// How many of them are what the others stand on.
-    base: usize,
-    /// The lowest layer is the user's disk, which will change when the machine ends.
-    user: bool,
-    sealing: Option<Sealing>,
-    path: PathBuf,
 }
 
 impl Stack {
@@ -289,67 +282,25 @@ fn sealed_overlay(path: &Path, below: Box<dyn Disk>, engine: Option<Engine>) -> 
     Ok(overlay)
 }
 
-/// The overlays in a directory, in the order in which they were made.
-pub fn kept(directory: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
-    let failed = |source| Error::Io { action: "look for overlays in", path: directory.into(), source };
-    let entries = fs::read_dir(directory).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    let number = |name: &OsStr| name.to_str()?.strip_prefix("overlay-")?.parse().ok();
-    let mut found: Vec<_> =
-        entries.iter().filter_map(|entry| Some((number(&entry.file_name())?, entry.path()))).collect();
+/// The files in a directory whose names are `prefix` and a number, in the order of their numbers.
+fn numbered(directory: &Path, prefix: &OsStr) -> io::Result<Vec<(u32, PathBuf)>> {
+    let number = |name: &OsStr| {
+        let rest = name.as_bytes().strip_prefix(prefix.as_bytes())?;
+        std::str::from_utf8(rest).ok()?.parse().ok()
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        found.extend(number(&entry.file_name()).map(|number| (number, entry.path())));
+    }
     found.sort();
     Ok(found)
 }
 
-impl Contents {
-    /// How many of the layers are what the others stand on.
-    pub fn base(&self) -> usize {
-        self.base
-    }
-
-    /// Links the layers over the base into `directory` as `layer-N`, the lowest first, and returns their names. All is
-    /// durable and readable when it returns.
-    pub fn link_above(self, directory: &Path) -> Result<Vec<PathBuf>, Error> {
-        if let Some(sealing) = self.sealing {
-            let failed = |source| Error::Io { action: "write a layer of", path: self.path.clone(), source };
-            sealing.finish().map_err(failed)?;
-        }
-        let link = |(number, layer): (usize, &Arc<File>)| {
-            let name = PathBuf::from(format!("layer-{number}"));
-            let path = directory.join(&name);
-            file::link(layer, &path).map_err(|source| Error::Io {
-                action: "link a layer of",
-                path,
-                source,
-            })?;
-            Ok(name)
-        };
-        self.layers[self.base..].iter().enumerate().map(link).collect()
-    }
-
-    /// Stores all layers of disk number `index` in `directory` and returns their names, the lowest first. What never changes is linked if it
-    /// can be; the rest is copied, holes as holes. All is durable when it returns.
-    pub fn store(self, directory: &Path, index: usize) -> Result<Vec<PathBuf>, Error> {
-        let failed = |action| {
-            let path = self.path.clone();
-            move |source| Error::Io { action, path, source }
-        };
-        let mut names = Vec::with_capacity(self.layers.len());
-        if let Some(sealing) = self.sealing {
-            sealing.finish().map_err(failed("write a layer of disk"))?;
-        }
-        for (number, layer) in self.layers.iter().enumerate() {
-            let name = PathBuf::from(format!("disk-{index}-{number}"));
-            let path = directory.join(&name);
-            let changes = self.user && number == 0;
-            if changes || file::link(layer, &path).is_err() {
-                let copy = File::options().write(true).create_new(true).mode(0o600).open(&path);
-                let copied = copy.and_then(|copy| file::copy(layer, &copy).and_then(|()| copy.sync_all()));
-                copied.map_err(failed("copy disk"))?;
-            }
-            names.push(name);
-        }
-        Ok(names)
-    }
+/// The overlays in a directory, in the order in which they were made.
+pub fn kept(directory: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
+    let failed = |source| Error::Io { action: "look for overlays in", path: directory.into(), source };
+    numbered(directory, "overlay-".as_ref()).map_err(failed)
 }
 
 /// Path of the overlay number `number` of a user's disk.
@@ -359,25 +310,23 @@ fn beside(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-/// Numbers of the overlays that stand beside a user's disk, the oldest first. Those that were merged before somebody was killed
-/// are missing at the start.
-fn overlays(path: &Path) -> Vec<u32> {
+/// The overlays that stand beside a user's disk, the oldest first. Those that were merged before somebody was killed are
+/// missing at the start.
+fn overlays(path: &Path) -> Vec<PathBuf> {
     let Some(name) = path.file_name() else { return Vec::new() };
-    let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-    let number = |file: fs::DirEntry| {
-        let found = file.file_name();
-        let rest = found.as_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b".overlay-")?;
-        std::str::from_utf8(rest).ok()?.parse().ok()
-    };
-    let mut numbers: Vec<u32> =
-        fs::read_dir(directory).into_iter().flatten().flatten().filter_map(number).collect();
-    numbers.sort_unstable();
-    numbers
+    let mut prefix = name.to_os_string();
+    prefix.push(".overlay-");
+    let directory = file::directory_of(path);
+    let found = numbered(directory, &prefix).unwrap_or_else(|error| {
+        log::warn!("cannot look for overlays in {}: {error}", directory.display());
+        Vec::new()
+    });
+    found.into_iter().map(|(_, overlay)| overlay).collect()
 }
 
 /// Merges all overlays that stand beside a user's disk into it, the oldest first. It can be broken off at any moment and done again.
 fn merge_all(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
-    for overlay in overlays(path).into_iter().map(|number| beside(path, number)) {
+    for overlay in overlays(path) {
         log::info!("merging {} into {}", overlay.display(), path.display());
         merge(raw, &overlay)?;
     }

@@ -163,6 +163,11 @@ pub fn length(file: &File) -> io::Result<u64> {
     }
 }
 
+/// The directory that a path is in: the one where this process is, for a name alone.
+pub fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
 /// Copies a file into an empty one, holes as holes.
 pub fn copy(from: &File, to: &File) -> io::Result<()> {
     let len = length(from)?;

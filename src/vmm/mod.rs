@@ -298,10 +298,14 @@ impl Vmm {
         // What is not there yet cannot be saved: the request comes again when it is.
         if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
             let outbox = self.outbox();
-            std::thread::spawn(move || {
+            let work = move || {
                 filled.wait();
                 outbox.send(Message::Request(Request::Save(save), answer));
-            });
+            };
+            // The sender that a thread could not take is gone, and whoever waits hears that.
+            if let Err(error) = std::thread::Builder::new().name("save-later".into()).spawn(work) {
+                log::error!("cannot start the thread that waits for memory: {error}");
+            }
             return;
         }
         let captured = self.capture(save);

@@ -1,9 +1,9 @@
 //! What can be asked of a running machine, by whomever: the API, the command line, the console's escape keys.
 //!
 //! ```text
-//!              Describe  Save  Save, frozen  Pause  Resume  PowerButton  Stop
-//!   running       x       x         x          x              x           x
-//!   paused        x       x                           x                   x
+//!              Describe  Save  Save, frozen  SaveDisk  Pause  Resume  PowerButton  Stop
+//!   running       x       x         x           x        x              x           x
+//!   paused        x       x                     x                x                   x
 //! ```
 
 use std::fmt;

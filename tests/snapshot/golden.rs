@@ -66,14 +66,20 @@ fn reformat(bundle: &Path, format: u32) {
     fs::write(&path, format!(r#"{{"digest":"{digest}","bundle":{text}}}"#)).expect("a manifest");
 }
 
-#[test]
-fn those_of_later_versions_are_refused_by_name() {
-    need!(host::kvm());
+/// A world with a small machine that was saved in `one`.
+fn saved() -> World {
     let world = World::new();
     let source = counting(&world, "source").memory("16M").start();
     address(&source);
     world.create("source", "one", &["--stop"]);
     drop(source);
+    world
+}
+
+#[test]
+fn those_of_later_versions_are_refused_by_name() {
+    need!(host::kvm());
+    let world = saved();
     let original = world.path("one");
     let state: Value =
         serde_json::from_slice(&fs::read(original.join("state.json")).expect("a file")).expect("JSON");
@@ -125,11 +131,7 @@ fn those_of_later_versions_are_refused_by_name() {
 #[test]
 fn no_changed_byte_and_no_other_length_is_taken() {
     need!(host::kvm());
-    let world = World::new();
-    let source = counting(&world, "source").memory("16M").start();
-    address(&source);
-    world.create("source", "one", &["--stop"]);
-    drop(source);
+    let world = saved();
     let path = world.path("one");
     let open = || rvmm::vmm::snapshot::Restore::open(&path).map(drop).map_err(|error| error.to_string());
     for file in ["bundle.json", "config.json", "state.json", "memory.index"] {

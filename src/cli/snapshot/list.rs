@@ -8,7 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::super::Common;
-use super::super::output::{Failure, print, print_json, size, table};
+use super::super::output::{Failure, print, print_json};
+use super::super::table::{binary_size, table};
 use crate::image::time::rfc3339;
 use crate::memory::image::PAGES_FILE;
 use crate::snapshot::bundle::Bundle;
@@ -63,7 +64,7 @@ pub fn run(args: &List, common: &Common) -> Result<u8, Failure> {
     }
     match common.json {
         true => print_json(&lines)?,
-        false => print(text(&lines).trim_end())?,
+        false => print(text(&lines))?,
     }
     Ok(0)
 }
@@ -103,8 +104,8 @@ impl Line {
         let parent = self.parent.as_ref().and_then(|parent| parent.file_name());
         [
             self.path.display().to_string(),
-            or_dash(self.ram_bytes.map(size)),
-            size(self.disk_bytes),
+            or_dash(self.ram_bytes.map(binary_size)),
+            binary_size(self.disk_bytes),
             or_dash(parent.map(|name| name.to_string_lossy().into_owned())),
             or_dash(self.format.map(|format| format.to_string())),
             self.error.clone().or(self.created.clone()).unwrap_or_default(),
@@ -113,6 +114,6 @@ impl Line {
 }
 
 fn text(lines: &[Line]) -> String {
-    let head = ["SNAPSHOT", "RAM", "ON DISK", "PARENT", "FORMAT", "CREATED"].map(String::from);
-    table(&std::iter::once(head).chain(lines.iter().map(Line::cells)).collect::<Vec<_>>())
+    let head = ["SNAPSHOT", "RAM", "ON DISK", "PARENT", "FORMAT", "CREATED"];
+    table(head, lines.iter().map(Line::cells))
 }

@@ -25,7 +25,7 @@ use std::os::fd::RawFd;
 
 use log::warn;
 
-use super::{Chain, Context, Error, Lent, VirtioDevice, Violation};
+use super::{Chain, Error, Lent, VirtioDevice, Violation};
 use crate::disk::{self, Disk, Done, Request};
 use crate::memory::Buffers;
 use crate::notice::{Notice, Notifier};
@@ -43,25 +43,6 @@ const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 
 /// Offset of `writeback` in the configuration space.
 const WRITEBACK: usize = 32;
-
-impl super::Config for Config {
-    fn open(&self, context: &Context) -> Result<Box<dyn VirtioDevice>, Error> {
-        let name = self.name(context.index);
-        let device = format!("disk {name} ({})", self.path_on_host.display());
-        let open = || -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
-            let serial = self.serial.as_ref().unwrap_or(&name);
-            let disk = disk::open(&self.disk())?;
-            let mut block =
-                Block::new(disk, name.clone(), serial, self.cache_type, context.notifier.clone())?;
-            block.source = self.source;
-            Ok(block)
-        };
-        match open() {
-            Ok(block) => Ok(Box::new(block)),
-            Err(source) => Err(Error { device, source }),
-        }
-    }
-}
 
 /// A block device over any disk.
 pub struct Block {

@@ -117,8 +117,8 @@ impl Overlay {
         }
     }
 
-    /// Ends writing to this overlay, at once and without I/O: it is read-only from now on and can be the base of
-    /// another. [`Sealing::finish`] makes it durable.
+    /// Ends writing to this overlay, at once: it is read-only from now on and can be the base of another. Only the pages of
+    /// the map that are not in a named file yet are written. [`Sealing::finish`] makes it durable.
     ///
     /// # Errors
     /// Requests are under way: drain them first.

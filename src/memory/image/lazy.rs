@@ -82,7 +82,6 @@ impl Lazy {
             faults,
             chain: chain.clone(),
             source,
-            filled: vec![false; chunks.len()],
             chunks,
             _memory: Arc::clone(memory),
             shared: Arc::clone(&shared),
@@ -126,6 +125,7 @@ struct Chunk {
     first: u64,
     /// What is in them.
     pieces: Vec<Piece>,
+    filled: bool,
 }
 
 impl Chunk {
@@ -157,6 +157,7 @@ fn chunks(chain: &Chain, memory: &Memory) -> Vec<Chunk> {
                     len: count as usize * PAGE,
                     first: start,
                     pieces: within,
+                    filled: false,
                 });
             }
         }
@@ -183,7 +184,6 @@ struct Filler {
     chain: Chain,
     source: Source,
     chunks: Vec<Chunk>,
-    filled: Vec<bool>,
     _memory: Arc<Memory>,
     shared: Arc<Shared>,
 }
@@ -197,7 +197,7 @@ impl Filler {
             let waiting = self.faults.wait(Duration::ZERO).map_err(Error::Userfaultfd)?;
             let wanted = waiting.and_then(|address| self.at(address)).unwrap_or(next);
             self.fill(wanted)?;
-            while self.filled.get(next) == Some(&true) {
+            while self.chunks.get(next).is_some_and(|chunk| chunk.filled) {
                 next += 1;
             }
         }
@@ -214,7 +214,7 @@ impl Filler {
     /// Fills a chunk and lets everybody go on who waits for it.
     fn fill(&mut self, index: usize) -> Result<(), Error> {
         let chunk = &self.chunks[index];
-        if self.filled[index] {
+        if chunk.filled {
             return Ok(());
         }
         let mut layers: Vec<usize> = chunk.pieces.iter().map(|piece| piece.layer).collect();
@@ -235,13 +235,13 @@ impl Filler {
             }
         }
         self.faults.unregister(chunk.address, chunk.len).map_err(Error::Userfaultfd)?;
-        self.filled[index] = true;
+        self.chunks[index].filled = true;
         Ok(())
     }
 
     /// Makes sure that nobody ever sees what is not there: the guest's accesses fail from now on.
     fn forbid(&self) {
-        for (chunk, _) in self.chunks.iter().zip(&self.filled).filter(|(_, filled)| !**filled) {
+        for chunk in self.chunks.iter().filter(|chunk| !chunk.filled) {
             let start = chunk.address as *mut libc::c_void;
             // SAFETY: the range is guest RAM, mapped as long as `_memory` lives, and no Rust reference leads to it.
             unsafe { libc::mprotect(start, chunk.len, libc::PROT_NONE) };

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Bundle, Disk, Error, FORMAT, MANIFEST, Manifest, Sealed, failed};
-use crate::sys::file;
+use crate::sys::file::{self, directory_of};
 
 /// A bundle that is being written. Dropped before [`publish`](Self::publish), it leaves nothing.
 pub struct Draft {
@@ -41,10 +41,6 @@ pub fn written(target: &Path) -> u64 {
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let bytes = |file: fs::DirEntry| file.metadata().map_or(0, |file| file.blocks() * 512);
     drafts.map(|draft| entries(&draft.path()).map(bytes).sum()).max().unwrap_or(0)
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 /// Removes what killed processes have left of the same bundle.

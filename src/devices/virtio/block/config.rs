@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Block;
+use crate::devices::virtio::{self, Context, Error, VirtioDevice};
 use crate::disk::{self, Engine, Format, Place};
 use crate::options::{self, Options};
 
@@ -54,6 +56,25 @@ pub struct Config {
     /// Where the path comes from.
     #[serde(skip)]
     pub source: Source,
+}
+
+impl virtio::Config for Config {
+    fn open(&self, context: &Context) -> Result<Box<dyn VirtioDevice>, Error> {
+        let name = self.name(context.index);
+        let device = format!("disk {name} ({})", self.path_on_host.display());
+        let open = || -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
+            let serial = self.serial.as_ref().unwrap_or(&name);
+            let disk = disk::open(&self.disk())?;
+            let mut block =
+                Block::new(disk, name.clone(), serial, self.cache_type, context.notifier.clone())?;
+            block.source = self.source;
+            Ok(block)
+        };
+        match open() {
+            Ok(block) => Ok(Box::new(block)),
+            Err(source) => Err(Error { device, source }),
+        }
+    }
 }
 
 /// Where the path of a disk comes from, which decides what a restored machine may expect of it.
