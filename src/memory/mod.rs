@@ -26,6 +26,9 @@ pub enum Pages {
     /// Ordinary pages; the host may merge them into transparent huge pages.
     #[default]
     Transparent,
+    /// Ordinary pages that stay small until [`allow_huge_pages`]: for single pages here and there, of which each would
+    /// take a whole huge page and the time to clear it.
+    Small,
     /// Pages of hugetlbfs, 2 MiB each, which the host must have reserved.
     Huge2M,
 }
@@ -71,7 +74,7 @@ pub enum Error {
 pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, Error> {
     // Huge pages are reserved at once: where one is missing later, the first touch kills the process.
     let flags = match pages {
-        Pages::Transparent => libc::MAP_NORESERVE,
+        Pages::Transparent | Pages::Small => libc::MAP_NORESERVE,
         Pages::Huge2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
     let mut regions = Vec::with_capacity(ranges.len());
@@ -81,11 +84,13 @@ pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, 
             .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | flags)
             .build()
             .map_err(|source| match pages {
-                Pages::Transparent => Error::Map { mib: size >> 20, source },
+                Pages::Transparent | Pages::Small => Error::Map { mib: size >> 20, source },
                 Pages::Huge2M => Error::Huge { mib: size >> 20, pages: size.div_ceil(2 << 20), source },
             })?;
-        if pages == Pages::Transparent {
-            advise(&mapping, libc::MADV_HUGEPAGE);
+        match pages {
+            Pages::Transparent => advise(&mapping, libc::MADV_HUGEPAGE),
+            Pages::Small => advise(&mapping, libc::MADV_NOHUGEPAGE),
+            Pages::Huge2M => {}
         }
         regions.push(
             GuestRegionMmap::new(mapping, start)
@@ -112,6 +117,11 @@ pub fn clear(memory: &Memory) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// From now on the host may use huge pages where nothing has been touched.
+pub fn allow_huge_pages(memory: &Memory) {
+    memory.iter().for_each(|region| advise(region, libc::MADV_HUGEPAGE));
 }
 
 /// Puts `len` bytes of `file` from `at` on in place of guest RAM at `offset` of a region, copy-on-write. All are

@@ -155,7 +155,8 @@ impl Chain {
     pub fn map(&self, ranges: &[(GuestAddress, u64)], mode: &Mode) -> Result<(Memory, Origin), Error> {
         let copy = *mode == Mode::Copy;
         self.check_size(ranges.iter().map(|range| range.1).sum())?;
-        let memory = memory::allocate(ranges, Pages::Transparent)?;
+        let pages = if *mode == Mode::Cow { Pages::Small } else { Pages::Transparent };
+        let memory = memory::allocate(ranges, pages)?;
         let mut origin = Origin { mapped: Vec::new(), top: self.identity() };
         if matches!(mode, Mode::Lazy(_)) {
             return Ok((memory, origin));
@@ -175,6 +176,9 @@ impl Chain {
                     origin.mapped.push((piece.first, piece.count));
                 }
             }
+        }
+        if pages == Pages::Small {
+            memory::allow_huge_pages(&memory);
         }
         Ok((memory, origin))
     }
