@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -79,9 +80,11 @@ fn relay(mut client: UnixStream, agent: &Path) {
     let stream = stream.expect("an agent that listens");
     let pipe = |mut from: UnixStream, mut to: UnixStream| {
         thread::spawn(move || {
-            let _ = io::copy(&mut from, &mut to);
-            let _ = from.shutdown(std::net::Shutdown::Both);
-            let _ = to.shutdown(std::net::Shutdown::Both);
+            // What one side does not want any more says nothing of the other direction.
+            if io::copy(&mut from, &mut to).is_err() {
+                let _ = io::copy(&mut from, &mut io::sink());
+            }
+            let _ = to.shutdown(Shutdown::Write);
         })
     };
     let again = |stream: &UnixStream| stream.try_clone().expect("a descriptor");
