@@ -26,9 +26,10 @@ use std::time::Duration;
 use super::name::Name;
 use crate::sys::user;
 
-/// How often a lock is asked for before its name counts as taken, and the time between. Whoever only looks whether a
-/// machine lives holds its lock for a moment, too.
+/// How often a lock is asked for while its machine's process is there before the name counts as taken, how often in all, and
+/// the time between. Whoever only looks whether a machine lives holds a free lock for a moment, too.
 const ATTEMPTS: u32 = 20;
+const MOST_ATTEMPTS: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Why an entry could not be had.
@@ -98,8 +99,8 @@ impl Directory {
             _ => self.check()?,
         }
         let path = self.path.join(name.as_str());
-        let mut pid = None;
-        for attempt in 0..ATTEMPTS {
+        let (mut pid, mut seen_alive) = (None, 0);
+        for attempt in 0..MOST_ATTEMPTS {
             if attempt > 0 {
                 thread::sleep(PAUSE);
             }
@@ -117,7 +118,13 @@ impl Directory {
             match lock.try_lock() {
                 Ok(()) if is_lock_of(&lock, &path) => return Entry::new(name, path, lock),
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => pid = read_pid(&lock),
+                Err(TryLockError::WouldBlock) => {
+                    pid = read_pid(&lock);
+                    seen_alive += u32::from(pid.is_some_and(|pid| user::Process::open(pid).is_ok()));
+                    if seen_alive == ATTEMPTS {
+                        break;
+                    }
+                }
                 Err(TryLockError::Error(error)) => return Err(host("lock", &path)(error)),
             }
         }

@@ -3,26 +3,24 @@
 //!
 //! ```text
 //!   STORE/clones/         0700
-//!   └─ NAME-PID/          locked (flock(2)) as long as a process has it; one whose lock is free was left by a killed one
+//!   └─ PID-NUMBER/        gone with this process (sys::scratch)
 //!      └─ snapshot/
 //! ```
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::output::Failure;
 use super::{Common, snapshot, store};
 use crate::api::name::Name;
+use crate::sys::scratch;
 
 /// The snapshot. It is gone when this value is dropped.
-pub struct Scratch {
-    directory: PathBuf,
-    _lock: File,
-}
+pub struct Scratch(scratch::Scratch);
 
 impl Scratch {
     /// Saves the machine `name`, which runs on.
@@ -37,12 +35,7 @@ impl Scratch {
             Failure::usage(format!("Cannot make a directory in {}: {error}", clones.display()))
         };
         DirBuilder::new().recursive(true).mode(0o700).create(&clones).map_err(failed)?;
-        remove_stale(&clones);
-        let directory = clones.join(format!("{name}-{}", std::process::id()));
-        DirBuilder::new().mode(0o700).create(&directory).map_err(failed)?;
-        let lock = File::open(&directory).map_err(failed)?;
-        lock.lock().map_err(failed)?;
-        let scratch = Scratch { directory, _lock: lock };
+        let scratch = scratch::Scratch::new(&clones, "").map(Scratch).map_err(failed)?;
         let target = scratch.snapshot();
         snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
         Ok(scratch)
@@ -50,20 +43,6 @@ impl Scratch {
 
     /// Where it is.
     pub fn snapshot(&self) -> PathBuf {
-        self.directory.join("snapshot")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-fn remove_stale(clones: &Path) {
-    for entry in fs::read_dir(clones).into_iter().flatten().flatten() {
-        if File::open(entry.path()).is_ok_and(|lock| lock.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+        self.0.path().join("snapshot")
     }
 }

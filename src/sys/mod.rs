@@ -7,6 +7,7 @@ pub mod host;
 pub mod process;
 pub mod random;
 pub mod release;
+pub mod scratch;
 pub mod signals;
 pub mod slab;
 pub mod socket;

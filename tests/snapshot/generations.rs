@@ -148,10 +148,9 @@ fn a_paused_machine_is_saved_and_stays_paused() {
     let source = counting(&world, "source").start();
     let at = address(&source);
     world.does(&["pause", "source"]);
+    world.create("source", "one", &[]);
     let said = source.said();
-    for name in ["one", "two"] {
-        world.create("source", name, &[]);
-    }
+    world.create("source", "two", &[]);
     assert_eq!(world.captured("one", at), world.captured("two", at), "nothing ran between the two");
     assert_eq!(source.said(), said);
     let copy = world.command_line(&["restore", &world.text("one"), "--name", "copy", "--paused"]).start();

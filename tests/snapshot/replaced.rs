@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Stdio;
 
 use super::counter::{address, counting, goes_on_from};
+use super::disk::{end, has_all};
 use super::world::{World, refused};
 use crate::common::machine::Running;
 use crate::common::{eventually, host, world};
@@ -201,13 +203,13 @@ fn overlays_that_are_kept() {
     need!(host::kvm());
     let world = World::new();
     let disk = world.raw("disk", 1 << 20);
-    let guest = "blk mode=write rounds=200 seed=1 sectors=64";
-    let source = world.guest("source", guest).arg("--keep-overlay").disk(&disk, "").start();
+    let guest = "blk mode=write until=typed seed=1 sectors=64";
+    let source = world.guest("source", guest).arg("--keep-overlay").disk(&disk, "");
+    let source = source.stdin(Stdio::piped()).start();
     source.says("blk: 2048 sectors");
     world.create("source", "one", &[]);
-    source.finish().passed("blk");
+    let rounds = end(source);
     assert_eq!(world.list("disk").len(), 2, "{:?}", world.list("disk"));
-    let verify = world.guest("verify", "blk mode=verify seed=200 sectors=64");
-    verify.disk(&disk, "").run().passed("blk");
+    has_all(&world, rounds);
     assert_eq!(world.list("disk"), ["disk"], "who opens the disk next merges them");
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use rvmm::vmm::snapshot::Restore;
 use serde_json::Value;
@@ -78,29 +79,29 @@ impl World {
         serde_json::from_str(&self.does(&arguments)).expect("a report in JSON")
     }
 
-    /// Goes on with a snapshot.
+    /// Goes on with a snapshot, on whose console one can type.
     pub fn restore(&self, snapshot: &str, name: &str) -> Running {
-        let restore = self.command_line(&["restore", &self.text(snapshot), "--json", "--name", name]);
-        restore.option("--stop-timeout", "0").start()
+        self.restore_with(snapshot, name, &[])
     }
 
     /// The same with more options.
     pub fn restore_with(&self, snapshot: &str, name: &str, options: &[&str]) -> Running {
         let snapshot = self.text(snapshot);
         let arguments = [&["restore", &snapshot, "--json", "--name", name], options].concat();
-        self.command_line(&arguments).option("--stop-timeout", "0").start()
+        self.command_line(&arguments).option("--stop-timeout", "0").stdin(Stdio::piped()).start()
     }
 
     /// What a machine tells of itself that runs, or is about to.
     #[track_caller]
     pub fn inspect(&self, name: &str) -> Value {
-        let mut told = Value::Null;
+        let (mut told, mut last) = (Value::Null, String::new());
         let tells = || {
             let ended = self.command(&["inspect", name]);
             told = serde_json::from_str(&ended.out).unwrap_or_default();
+            last = ended.err;
             ended.status == 0
         };
-        assert!(eventually(tells), "{name} is not there");
+        assert!(eventually(tells), "{name} is not there: {last}");
         told[0].take()
     }
 

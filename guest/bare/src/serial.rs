@@ -17,6 +17,11 @@ pub fn use_debugcon() {
     TO_DEBUGCON.store(true, Ordering::Relaxed);
 }
 
+/// Whether a byte waits at COM1: bit 0 of its line status register.
+pub fn has_input() -> bool {
+    cpu::in8(COM1 + 5) & 1 != 0
+}
+
 /// What [`print!`](crate::print) prints. Not `core::fmt`: a formatted number would cost a slow guest half
 /// a millisecond.
 pub trait Print {

@@ -5,26 +5,23 @@
 //!    └─ or it is dropped: nothing is left            └──► exchanged with what is there (replace)
 //! ```
 //!
-//! The directory is locked as long as its process lives: whoever writes to the same place next removes one whose lock is
-//! free.
+//! Whoever writes to the same place next removes what a killed process has left.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Bundle, Disk, Error, FORMAT, MANIFEST, Manifest, Sealed, failed};
 use crate::sys::file::{self, directory_of};
+use crate::sys::scratch::Scratch;
 
 /// A bundle that is being written. Dropped before [`publish`](Self::publish), it leaves nothing.
 pub struct Draft {
     target: PathBuf,
-    path: PathBuf,
-    /// The directory, locked: whose lock is free was left by a process that is gone.
-    _lock: File,
+    scratch: Scratch,
     files: BTreeMap<String, String>,
 }
 
@@ -43,16 +40,6 @@ pub fn written(target: &Path) -> u64 {
     drafts.map(|draft| entries(&draft.path()).map(bytes).sum()).max().unwrap_or(0)
 }
 
-/// Removes what killed processes have left of the same bundle.
-fn remove_stale(directory: &Path, prefix: &str) {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
-        if File::open(entry.path()).is_ok_and(|lock| lock.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 impl Draft {
     /// Begins a bundle that will stand at `target`, where nothing is.
     pub fn new(target: &Path) -> Result<Self, Error> {
@@ -68,32 +55,14 @@ impl Draft {
     }
 
     fn beside(target: &Path) -> Result<Self, Error> {
-        // One process may write several at once, even to one target, of which one will win.
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let prefix = prefix(target).ok_or_else(|| Error::NotBundle { path: target.into() })?;
-        remove_stale(directory_of(target), &prefix);
-        loop {
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let path = target.with_file_name(format!("{prefix}{}-{number}", std::process::id()));
-            DirBuilder::new().mode(0o700).create(&path).map_err(failed("create", &path))?;
-            // Before it was locked, somebody may have taken it for one that a killed process has left.
-            let file = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                file => file.map_err(failed("open", &path))?,
-            };
-            match file.try_lock() {
-                Ok(()) if path.exists() => {
-                    return Ok(Draft { target: target.into(), path, _lock: file, files: BTreeMap::new() });
-                }
-                Ok(()) | Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
-            }
-        }
+        let scratch = Scratch::new(directory_of(target), &prefix).map_err(failed("create", target))?;
+        Ok(Draft { target: target.into(), scratch, files: BTreeMap::new() })
     }
 
     /// Where files are to be written.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.scratch.path()
     }
 
     /// Where the bundle will stand.
@@ -109,7 +78,7 @@ impl Draft {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let path = self.path.join(name);
+        let path = self.path().join(name);
         let write = || {
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
             file.write_all(bytes)?;
@@ -122,7 +91,7 @@ impl Draft {
     pub fn publish(mut self, parent: Option<PathBuf>, disks: Vec<Disk>) -> Result<(), Error> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         self.seal(parent, disks, created)?;
-        file::rename_new(&self.path, &self.target).map_err(|source| match source.kind() {
+        file::rename_new(self.path(), &self.target).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => Error::Exists { path: self.target.clone() },
             _ => failed("rename", &self.target)(source),
         })?;
@@ -135,7 +104,7 @@ impl Draft {
     pub fn replace(mut self, parent: Option<PathBuf>, old: &Bundle) -> Result<(), Error> {
         let Manifest { disks, created, .. } = old.manifest();
         self.seal(parent, disks.clone(), *created)?;
-        file::exchange(&self.path, &self.target).map_err(failed("replace", &self.target))?;
+        file::exchange(self.path(), &self.target).map_err(failed("replace", &self.target))?;
         let directory = directory_of(&self.target);
         file::sync_directory(directory).map_err(failed("write", directory))
         // The old one has the draft's name now, and goes with it.
@@ -156,14 +125,8 @@ impl Draft {
             let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
             serde_json::to_vec(&Sealed { digest, bundle: serde_json::from_str(&text)? })
         };
-        let bytes = seal().map_err(|error| failed("write", &self.path.join(MANIFEST))(error.into()))?;
+        let bytes = seal().map_err(|error| failed("write", &self.path().join(MANIFEST))(error.into()))?;
         self.write(MANIFEST, &bytes)?;
-        file::sync_directory(&self.path).map_err(failed("write", &self.path))
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        file::sync_directory(self.path()).map_err(failed("write", self.path()))
     }
 }

@@ -2,11 +2,12 @@
 //! that must fail.
 //!
 //! `mode=write` and `mode=verify` do only one half, so that one boot can check what another wrote, and
-//! `mode=discard` and `mode=zero` do neither; `rounds=` repeats.
+//! `mode=discard` and `mode=zero` do neither; `rounds=` repeats, and `until=typed` goes on after that until a byte comes at
+//! COM1, and tells the number of rounds.
 
 use crate::memory::{Shared, pages};
 use crate::virtio::{self, Device, Irq, Queue, readable, writable};
-use crate::{Result, check, cmdline, print};
+use crate::{Result, check, cmdline, print, serial};
 
 const READ_ONLY: u64 = 1 << 5;
 const FLUSH: u64 = 1 << 9;
@@ -146,8 +147,12 @@ pub fn run() -> Result {
     let seed = cmdline::number("seed", 1);
     let mode = cmdline::value("mode");
     let wants = |part: &[u8]| mode.is_none_or(|mode| mode == part);
-    for round in 0..cmdline::number("rounds", 1) {
+    let rounds = cmdline::number("rounds", 1);
+    let until_typed = cmdline::value("until").is_some_and(|until| until == b"typed");
+    let mut round = 0;
+    while round < rounds || until_typed && !serial::has_input() {
         let seed = seed + round;
+        round += 1;
         if !read_only && wants(b"write") {
             disk.write(first, count, seed)?;
             disk.write(last, count, !seed)?;
@@ -160,6 +165,10 @@ pub fn run() -> Result {
             }
             disk.verify(last, count, !seed)?;
         }
+    }
+
+    if until_typed {
+        print!("blk: rounds ", round, "\n");
     }
 
     disk.identify()?;
