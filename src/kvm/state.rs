@@ -73,7 +73,7 @@ impl Vcpu {
         Ok(VcpuState {
             // First: KVM folds what is pending into it.
             mp_state: fd.get_mp_state().map_err(ioctl("read the run state"))?,
-            cpuid: self.cpuid()?,
+            cpuid: self.cpuid.clone(),
             regs: fd.get_regs().map_err(ioctl("read the general registers"))?,
             sregs: self.sregs()?,
             xcrs: fd.get_xcrs().map_err(ioctl("read the extended control registers"))?,
@@ -87,10 +87,10 @@ impl Vcpu {
     }
 
     /// Gives a fresh vCPU this state. The TSC goes on `tsc_ahead` cycles later than it was saved.
-    pub fn load(&self, state: &VcpuState, tsc_ahead: u64) -> Result<(), Error> {
-        let fd = &self.fd;
+    pub fn load(&mut self, state: &VcpuState, tsc_ahead: u64) -> Result<(), Error> {
         self.set_tsc_speed(state.tsc_khz)?;
         self.set_cpuid(&state.cpuid)?;
+        let fd = &self.fd;
         fd.set_regs(&state.regs).map_err(ioctl("set the general registers"))?;
         self.set_sregs(&state.sregs)?;
         // A host without XSAVE has none, and takes none.
@@ -129,11 +129,6 @@ impl Vcpu {
             return Ok(());
         }
         self.fd.set_tsc_khz(saved).map_err(|_| Error::Tsc { saved, here })
-    }
-
-    fn cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>, Error> {
-        let entries = self.fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
-        entries.map(|cpuid| cpuid.as_slice().to_vec()).map_err(ioctl("read the CPU features"))
     }
 
     /// Reads the registers among `indices` that exist; KVM stops at each that does not.

@@ -32,18 +32,23 @@ pub struct Vcpu {
     pub(super) fd: VcpuFd,
     /// 32-bit words that KVM's XSAVE has.
     pub(super) xsave_words: usize,
+    /// The identity and features it was given. KVM is not asked for them: what it tells has the state of control registers in it,
+    /// and where KVM cannot hide a feature it tells the host's.
+    pub(super) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 impl Vcpu {
     pub(super) fn new(fd: VcpuFd, xsave_words: usize) -> Self {
-        Vcpu { fd, xsave_words }
+        Vcpu { fd, xsave_words, cpuid: Vec::new() }
     }
 
     /// Gives the CPU its identity and features.
-    pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), Error> {
+    pub fn set_cpuid(&mut self, entries: &[kvm_cpuid_entry2]) -> Result<(), Error> {
         let doing = "set the CPU features";
         let cpuid = CpuId::from_entries(entries).map_err(|_| Error::TooMany { doing })?;
-        self.fd.set_cpuid2(&cpuid).map_err(ioctl(doing))
+        self.fd.set_cpuid2(&cpuid).map_err(ioctl(doing))?;
+        self.cpuid = entries.to_vec();
+        Ok(())
     }
 
     /// Special registers as they are now.

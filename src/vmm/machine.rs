@@ -85,8 +85,8 @@ impl Machine {
     pub fn power_on(&mut self) -> Result<(), Error> {
         self.guest.open()?;
         let vm = self.create()?;
-        let vcpus = self.vcpus(&vm)?;
-        self.load_guest(&vcpus)?;
+        let mut vcpus = self.vcpus(&vm)?;
+        self.load_guest(&mut vcpus)?;
         self.start(vm, vcpus)
     }
 
@@ -121,7 +121,7 @@ impl Machine {
 
     /// Loads the kernel with its tables and puts every vCPU at its start: the first at the kernel's entry, the
     /// others waiting to be called.
-    fn load_guest(&self, vcpus: &[Vcpu]) -> Result<(), Error> {
+    fn load_guest(&self, vcpus: &mut [Vcpu]) -> Result<(), Error> {
         let (kernel, initrd) = self.guest.open.as_ref().ok_or(Error::Off)?;
         vmgenid::renew(&self.memory, layout::VMGENID)?;
         vmclock::create(&self.memory, layout::VMCLOCK)?;
@@ -136,7 +136,7 @@ impl Machine {
             gib_pages: cpuid::has_gib_pages(&supported),
         };
         let start = boot::load(&self.memory, &config)?;
-        for (index, vcpu) in vcpus.iter().enumerate() {
+        for (index, vcpu) in vcpus.iter_mut().enumerate() {
             let identity = cpuid::Config {
                 vcpu: index as u32,
                 vcpus: self.config.vcpu_count,

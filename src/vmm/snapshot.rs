@@ -226,7 +226,7 @@ impl Machine {
         }
         let ahead = now().saturating_sub(state.time);
         powered.vm.load(&state.vm, ahead)?;
-        for (vcpu, state) in powered.vcpus.each().zip(&state.vcpus) {
+        for (mut vcpu, state) in powered.vcpus.each().zip(&state.vcpus) {
             let cycles = u128::from(ahead) * u128::from(state.tsc_khz()) / 1_000_000;
             vcpu.load(state, cycles as u64)?;
         }

@@ -63,3 +63,31 @@ fn all_are_the_same_over_three_generations() {
         goes_on_from(&world.restore("s3", "last"), world.captured("s0", at));
     }
 }
+
+/// One register of a leaf of the first vCPU's features: an entry is `struct kvm_cpuid_entry2` in bytes.
+fn features(world: &World, snapshot: &str, leaf: u32, register: usize) -> u32 {
+    let vcpus = vcpus(world, snapshot);
+    let entries = vcpus[0]["cpuid"].as_array().expect("a table").iter();
+    let mut entries = entries.map(|entry| {
+        let bytes = entry.as_array().expect("an entry").iter();
+        let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().expect("a byte") as u8).collect();
+        bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect::<Vec<_>>()
+    });
+    entries.find(|words| words[..2] == [leaf, 0]).map_or(0, |words| words[3 + register])
+}
+
+/// Whatever KVM makes of it: a host without the feature must be able to take the snapshot.
+#[test]
+fn features_that_are_hidden_are_not_in_it() {
+    need!(host::kvm());
+    const SSE2: u32 = 1 << 26;
+    const AVX: u32 = 1 << 28;
+    let world = World::new();
+    let source = counting(&world, "source").memory("16M").option("--cpu-mask", "x86-64-v2").start();
+    address(&source);
+    world.create("source", "one", &[]);
+    drop(source);
+    assert_eq!(features(&world, "one", 1, 3) & SSE2, SSE2, "sse2: leaf 1, EDX");
+    assert_eq!(features(&world, "one", 1, 2) & AVX, 0, "avx: leaf 1, ECX");
+    assert_eq!(features(&world, "one", 7, 1) & 1 << 16, 0, "avx512f: leaf 7, EBX");
+}
