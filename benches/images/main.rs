@@ -5,14 +5,15 @@
 //!                └─► overlay mounts for runc and crun      the bare-metal guest for what costs time
 //! ```
 //!
-//! Both sides have the same files and run in turn on this host. Guests with Linux need KVM with hardware behind it and are measured by
-//! `benches/boot` and `benches/clone`; here the guest is the bare-metal one, so that what is compared is what the tools cost.
+//! Both sides have the same files and run in turn on this host, where the guest is the bare-metal one, so that what is compared
+//! is what the tools cost. With Linux in the guest, both sides run where such guests do (`linux.rs`).
 
 #[path = "../common/mod.rs"]
 mod bench;
 mod capture;
 mod common;
 mod create;
+mod linux;
 mod many;
 mod plot;
 // Each uses its own part of these two.
@@ -49,7 +50,7 @@ struct Args {
     /// Most instances at once
     #[arg(long, default_value_t = 1000)]
     most: usize,
-    /// Measure only sizes, create, capture, transfer or many; may be repeated
+    /// Measure only sizes, create, capture, transfer, many or linux; may be repeated
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Write the figures to a file
@@ -58,6 +59,9 @@ struct Args {
     /// Write the plot to a file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// This is the ground of Linux guests: measure what the caller made ready
+    #[arg(long, hide = true)]
+    on_ground: bool,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -65,6 +69,11 @@ struct Args {
 
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
+    if args.on_ground {
+        let world = World::new()?;
+        let rows = linux::on_ground(&world, &system::kept(), args.runs)?;
+        return args.json.as_deref().map_or(Ok(()), |path| write(path, &rows));
+    }
     for program in ["docker-registry", "skopeo", "tar", "runc", "umoci", "cc"] {
         common::host::program(program)?;
     }
@@ -89,14 +98,19 @@ fn main() -> Result<(), Failure> {
     if wanted("many") {
         rows.extend(many::measure(&world, &system, args.most)?);
     }
+    if wanted("linux") {
+        rows.extend(linux::measure(&world, &system, args.runs)?);
+    }
     if let Some(path) = &args.svg {
         std::fs::write(path, plot::draw(&rows))?;
     }
-    if let Some(path) = &args.json {
-        let rows: Vec<_> = rows.iter().map(Row::json).collect();
-        std::fs::write(path, serde_json::to_string_pretty(&json!({ "load": load(), "rows": rows }))?)?;
-    }
-    Ok(())
+    args.json.as_deref().map_or(Ok(()), |path| write(path, &rows))
+}
+
+/// Writes the figures to a file.
+fn write(path: &Path, rows: &[Row]) -> Result<(), Failure> {
+    let rows: Vec<_> = rows.iter().map(Row::json).collect();
+    Ok(std::fs::write(path, serde_json::to_string_pretty(&json!({ "load": load(), "rows": rows }))?)?)
 }
 
 /// One thing that both sides do.
@@ -140,6 +154,23 @@ impl Row {
         };
         println!("{:44} {:4} | {} | {}", self.what, self.unit, side(&self.container), side(&self.machine));
         self
+    }
+
+    /// What [`Self::json`] made.
+    fn of_json(value: &serde_json::Value) -> Option<Self> {
+        let side = |side: &str| -> Option<Vec<(String, Figure)>> {
+            let one = |one: &serde_json::Value| {
+                let figure = Figure { p50: one["p50"].as_f64()?, p90: one["p90"].as_f64()? };
+                Some((one["how"].as_str()?.to_string(), figure))
+            };
+            value[side].as_array()?.iter().map(one).collect()
+        };
+        Some(Row {
+            what: value["what"].as_str()?.into(),
+            unit: ["MB", "ms", "KiB"].into_iter().find(|unit| value["unit"] == *unit)?,
+            container: side("container")?,
+            machine: side("rvmm")?,
+        })
     }
 
     fn json(&self) -> serde_json::Value {

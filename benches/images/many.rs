@@ -37,7 +37,7 @@ pub fn measure(world: &World, system: &System, most: usize) -> Result<Vec<Row>, 
     Ok(rows)
 }
 
-fn pss(pids: &[u64]) -> f64 {
+pub fn pss(pids: &[u64]) -> f64 {
     let of = |pid: &u64| {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:").map(str::to_string));

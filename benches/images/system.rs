@@ -35,9 +35,14 @@ pub fn run(command: &mut Command) -> Result<(), Failure> {
     }
 }
 
+/// Where the system is kept.
+pub fn kept() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/out/cache/bench-debian")
+}
+
 impl System {
     pub fn new(world: &World) -> Result<Self, Failure> {
-        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/out/cache/bench-debian");
+        let kept = kept();
         if !kept.join("etc/debian_version").exists() {
             println!("making a Debian with debootstrap");
             let beside = kept.with_extension("new");

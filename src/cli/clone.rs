@@ -3,14 +3,16 @@
 //! The snapshot is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
 //! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use log::warn;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::life::{Life, Ready};
 use super::output::{Failure, complain, print, print_json};
+use super::progress::Bar;
 use super::replace::{Marks, Replacements};
 use super::restore::memory_mode;
 use super::scratch::Scratch;
@@ -19,6 +21,7 @@ use crate::api::name::Name;
 use crate::config::VmConfig;
 use crate::console;
 use crate::memory::image::Mode;
+use crate::vmm::chain;
 use crate::vmm::snapshot::Restore;
 
 /// Machines that are started at the same time.
@@ -83,30 +86,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         configure(*number, name, &args, &restore)?;
     }
     let start = Instant::now();
-    let (mut machines, mut left_undone, mut failed) = (Vec::new(), Vec::new(), 0);
-    let mut under_way = std::collections::VecDeque::new();
-    let mut names = names.into_iter();
-    loop {
-        while under_way.len() < AT_ONCE
-            && let Some((number, name)) = names.next()
-        {
-            let started =
-                background::start(|ready| live(number, name.clone(), &args, &restore, ready, common))?;
-            under_way.push_back((name, started));
-        }
-        let Some((name, started)) = under_way.pop_front() else { break };
-        let pid = started.pid;
-        match started.wait() {
-            Ok(untold) => {
-                left_undone.extend(untold.map(|untold| format!("{name}: {untold}")));
-                machines.push(json!({ "name": name.as_str(), "pid": pid }));
-            }
-            Err(reason) => {
-                complain(common.json, exit::REFUSED, &format!("{name}: {reason}"));
-                failed += 1;
-            }
-        }
-    }
+    let Started { machines, left_undone, failed } = start_all(&names, &args, &restore, common);
     let elapsed = start.elapsed();
     drop(scratch);
     // Most likely it is the same for all: it is said once.
@@ -123,6 +103,46 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         print(format!("{} machines run after {:.1} ms", machines.len(), elapsed.as_secs_f64() * 1e3))?;
     }
     Ok(if failed == 0 { 0 } else { exit::REFUSED })
+}
+
+/// What became of all.
+#[derive(Default)]
+struct Started {
+    machines: Vec<Value>,
+    left_undone: Vec<String>,
+    failed: u32,
+}
+
+/// Starts the machines, some at a time. The failure of one is said and does not hurt the others.
+fn start_all(names: &[(u32, Name)], args: &Args, restore: &Restore, common: &Common) -> Started {
+    let mut all = Started::default();
+    let bar = Bar::new(common);
+    let mut under_way = VecDeque::new();
+    let mut waiting = names.iter();
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some((number, name)) = waiting.next()
+        {
+            let started =
+                background::start(|ready| live(*number, name.clone(), args, restore, ready, common));
+            under_way.push_back((name, started));
+        }
+        let Some((name, started)) = under_way.pop_front() else { return all };
+        let started = started.map_err(|failure| chain(failure.error.as_ref()));
+        match started.and_then(|started| Ok((started.pid, started.wait()?))) {
+            Ok((pid, untold)) => {
+                all.left_undone.extend(untold.map(|untold| format!("{name}: {untold}")));
+                all.machines.push(json!({ "name": name.as_str(), "pid": pid }));
+            }
+            Err(reason) => {
+                bar.iter().for_each(Bar::clear);
+                complain(common.json, exit::REFUSED, &format!("{name}: {reason}"));
+                all.failed += 1;
+            }
+        }
+        bar.iter()
+            .for_each(|bar| bar.say(|| format!("{} of {} machines run", all.machines.len(), names.len())));
+    }
 }
 
 /// Saves the machine that is to be cloned, unless `source` is a snapshot.

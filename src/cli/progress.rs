@@ -33,6 +33,11 @@ impl Bar {
 
     /// Shows how far the work is, now and then.
     pub fn show(&self, step: &Step) {
+        self.say(|| line(step));
+    }
+
+    /// Shows a line in place of the last one, now and then.
+    pub fn say(&self, line: impl FnOnce() -> String) {
         let Ok(mut state) = self.0.lock() else { return };
         let now = Instant::now();
         let start = *state.start.get_or_insert(now);
@@ -40,15 +45,20 @@ impl Bar {
             return;
         }
         (state.last, state.shown) = (Some(now), true);
-        let _ = write!(io::stderr(), "\r\x1b[K{}", line(step));
+        let _ = write!(io::stderr(), "\r\x1b[K{}", line());
+    }
+
+    /// Takes the line away, before something else is said there.
+    pub fn clear(&self) {
+        if self.0.lock().is_ok_and(|mut state| std::mem::take(&mut state.shown)) {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        if self.0.get_mut().is_ok_and(|state| state.shown) {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+        self.clear();
     }
 }
 

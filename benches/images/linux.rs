@@ -1,0 +1,282 @@
+//! Containers beside machines with Linux, on one ground: here where KVM has hardware behind it, else all of it in the lab.
+//!
+//! ```text
+//!   here:     one Debian ──► rvmm import ──► a store        measure ──► guest/lab ──► this program, --ground lab
+//!   ground:   runc, crun over overlay mounts of that Debian      rvmm run, commit, clone of the store's image
+//! ```
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::bench::{Failure, Samples, World, timed};
+use crate::create::{Container, specification};
+use crate::system::{System, run};
+use crate::{Figure, Row};
+
+/// What says that a process runs, and goes on saying it.
+const UP: &str = "up-and-running";
+/// The image.
+const IMAGE: &str = "debian:1";
+/// Bytes that are written before each capture.
+const CHANGE: usize = 1_000_000;
+
+/// What the ground needs, made where it is quick: it lies where the lab can see it.
+fn place() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/out/cache/bench-store")
+}
+
+/// Makes the store, and measures on a ground where Linux guests run.
+pub fn measure(world: &World, system: &System, runs: usize) -> Result<Vec<Row>, Failure> {
+    let store = place();
+    if !store.join("ready").exists() {
+        let _ = fs::remove_dir_all(&store);
+        let text = store.to_string_lossy().into_owned();
+        let rvmm = |arguments: &[&str]| run(world.rvmm().args(["--store", &text]).args(arguments));
+        rvmm(&["import", &system.root.to_string_lossy(), IMAGE, "--size", "2G"])?;
+        let made = |name: &str| made(name).to_string_lossy().into_owned();
+        rvmm(&["kernel", "add", &made("vmlinuz"), "--modules", &made("modules")])?;
+        fs::write(store.join("ready"), "")?;
+    }
+    let report = world.path("linux.json");
+    let report = report.file_name().ok_or("a name")?;
+    // Where both this machine and the lab can write.
+    let report = made("lab").join(report);
+    run_on_ground(runs, &report)?;
+    let rows: Value = serde_json::from_slice(&fs::read(&report)?)?;
+    fs::remove_file(&report)?;
+    let rows = rows["rows"].as_array().ok_or("no rows")?;
+    rows.iter().map(|row| Row::of_json(row).ok_or_else(|| "no row".into())).collect()
+}
+
+fn made(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/out").join(name)
+}
+
+fn run_on_ground(runs: usize, report: &Path) -> Result<(), Failure> {
+    let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/lab");
+    let mut command = Command::new(lab);
+    command.args(["--auto", "--time-limit", "7200", "--"]).arg(std::env::current_exe()?);
+    command.args(["--on-ground", "--runs", &runs.to_string(), "--json"]).arg(report);
+    match command.status()?.success() {
+        true => Ok(()),
+        false => Err("the measurement on the ground of Linux guests fails".into()),
+    }
+}
+
+/// What is measured there.
+pub fn on_ground(world: &World, root: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
+    let ground = Ground { world, store: place().to_string_lossy().into_owned(), root };
+    let mut rows = ground.create(runs)?;
+    rows.push(ground.capture(runs)?);
+    rows.extend(ground.many(&[1, 10])?);
+    Ok(rows)
+}
+
+struct Ground<'a> {
+    world: &'a World,
+    store: String,
+    root: &'a Path,
+}
+
+impl Ground<'_> {
+    fn rvmm(&self, arguments: &[&str]) -> Command {
+        let mut command = self.world.rvmm();
+        command.args(["--store", &self.store]).args(arguments);
+        command
+    }
+
+    fn does(&self, arguments: &[&str]) -> Result<(), Failure> {
+        run(&mut self.rvmm(arguments))
+    }
+
+    /// A machine in the background whose command says that it runs, for ever.
+    fn ticking(&self, name: &str) -> Result<(), Failure> {
+        let ticks = format!("while :; do echo {UP}; sleep 0.02; done");
+        let machine = ["run", "-d", "--net", "none", "--name", name, IMAGE, "--", "sh", "-c", &ticks];
+        self.does(&machine)?;
+        loop {
+            let logs = self.rvmm(&["logs", name]).output()?;
+            if String::from_utf8_lossy(&logs.stdout).contains(UP) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Failure> {
+        self.does(&["stop", "--force", name])?;
+        self.does(&["rm", name])
+    }
+
+    /// From nothing to a process that has said something, and to the end.
+    fn create(&self, runs: usize) -> Result<Vec<Row>, Failure> {
+        let (mut first, mut whole) = (Table::default(), Table::default());
+        let mut spec = specification(self.world, false)?;
+        spec["process"]["args"] = vec!["sh", "-c", &format!("echo {UP}")].into();
+        self.ticking("warm-source")?;
+        self.does(&["commit", "warm-source", "debian:warm", "--warm"])?;
+        self.remove("warm-source")?;
+        let mut left_out = Vec::new();
+        for round in 0..=runs {
+            for runtime in ["runc", "crun"] {
+                if left_out.contains(&runtime) {
+                    continue;
+                }
+                match self.container(runtime, &spec, round) {
+                    Ok(times) if round > 0 => add(&mut first, &mut whole, runtime, times),
+                    Ok(_) => {}
+                    Err(error) => {
+                        println!("{runtime} is left out: {error}");
+                        left_out.push(runtime);
+                    }
+                }
+            }
+            let echo = format!("echo {UP}");
+            let cold = ["run", "--rm", "--net", "none", IMAGE, "--", "sh", "-c", &echo];
+            let cold = first_word(Instant::now(), &mut self.rvmm(&cold), || Ok(()))?;
+            let name = format!("warm-{round}");
+            let warm = ["run", "--rm", "--name", &name, "debian:warm"];
+            let warm =
+                first_word(Instant::now(), &mut self.rvmm(&warm), || self.does(&["stop", "--force", &name]))?;
+            if round > 0 {
+                add(&mut first, &mut whole, "rvmm run", cold);
+                add(&mut first, &mut whole, "rvmm run, warm", warm);
+            }
+        }
+        let row = |what: &str, table| row(what, "ms", table).told();
+        Ok(vec![
+            row("Linux: creation to the first word of a process", first),
+            row("Linux: creation, run and removal", whole),
+        ])
+    }
+
+    fn container(&self, runtime: &str, spec: &Value, round: usize) -> Result<(f64, f64), Failure> {
+        let start = Instant::now();
+        let container = Container::new(self.world, format!("{runtime}-{round}"), &[self.root], spec)?;
+        let (first, _) = first_word(start, container.run(runtime).arg(&container.id), || Ok(()))?;
+        drop(container);
+        Ok((first, milliseconds(start)))
+    }
+
+    /// A version of a machine that runs, after a change.
+    fn capture(&self, runs: usize) -> Result<Row, Failure> {
+        let mut table = Table::default();
+        let upper = self.world.path("captured");
+        fs::create_dir_all(&upper)?;
+        self.ticking("source")?;
+        for round in 0..=runs {
+            // A container's version is the archive of its upper directory, packed: less than any tool does.
+            let data = crate::system::noise(round as u64 + 900, CHANGE);
+            fs::write(upper.join("data"), &data)?;
+            let pack = || crate::system::pack(&upper, &self.world.path("captured.tar.gz"));
+            let (packed, result) = timed(pack);
+            result?;
+            let write = format!("head -c {CHANGE} /dev/urandom >/srv/data");
+            self.does(&["exec", "source", "sh", "-c", &write])?;
+            let tag = format!("debian:v{round}");
+            let (disk, report) = timed(|| self.report(&["commit", "source", &tag, "-m", "captured"]));
+            let pause = report?["pause_us"].as_f64().unwrap_or(f64::NAN) / 1e3;
+            let (warm, result) = timed(|| self.does(&["commit", "source", "debian:hot", "--warm"]));
+            result?;
+            if round > 0 {
+                put(&mut table, "tar and gzip of the upper directory", packed);
+                put(&mut table, "rvmm commit", disk);
+                put(&mut table, "rvmm commit, pause", pause);
+                put(&mut table, "rvmm commit --warm", warm);
+            }
+        }
+        self.remove("source")?;
+        Ok(row("Linux: capture of 1 MB of changes", "ms", table).told())
+    }
+
+    fn report(&self, arguments: &[&str]) -> Result<Value, Failure> {
+        let output = self.rvmm(&["--json"]).args(arguments).output()?;
+        match output.status.success() {
+            true => Ok(serde_json::from_slice(&output.stdout)?),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
+        }
+    }
+
+    /// Memory of many instances of the warm image.
+    fn many(&self, counts: &[usize]) -> Result<Vec<Row>, Failure> {
+        let mut rows = Vec::new();
+        for &count in counts {
+            let mut names = Vec::new();
+            let (time, result) = timed(|| -> Result<(), Failure> {
+                for number in 0..count {
+                    let name = format!("many-{number}");
+                    self.does(&["run", "-d", "--rm", "--name", &name, "debian:warm"])?;
+                    names.push(name);
+                }
+                Ok(())
+            });
+            result?;
+            let told = self.report(&["ps"])?;
+            let pids = told.as_array().into_iter().flatten().filter_map(|one| one["pid"].as_u64());
+            let pids: Vec<u64> = pids.collect();
+            let memory = vec![("rvmm run -d, warm".into(), Figure::once(crate::many::pss(&pids)))];
+            let each = vec![("rvmm run -d, warm".into(), Figure::once(time / count as f64))];
+            let row = |what: &str, unit, machine| {
+                let what = format!("Linux: {what}, each of {count}");
+                Row { what, unit, container: Vec::new(), machine }.told()
+            };
+            rows.push(row("memory (PSS)", "KiB", memory));
+            rows.push(row("start", "ms", each));
+            self.does(&["stop", "--all", "--force"])?;
+        }
+        Ok(rows)
+    }
+}
+
+/// Runs a command: milliseconds from `start` until it says [`UP`], and, when `then` was done, to its end.
+fn first_word(
+    start: Instant,
+    command: &mut Command,
+    then: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(f64, f64), Failure> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().ok_or("a pipe")?).lines();
+    let said = lines.any(|line| line.is_ok_and(|line| line.contains(UP)));
+    let first = milliseconds(start);
+    if !said {
+        let output = child.wait_with_output()?;
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_string().into());
+    }
+    then()?;
+    lines.for_each(drop);
+    child.wait()?;
+    Ok((first, milliseconds(start)))
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+type Table = Vec<(String, Samples)>;
+
+fn put(table: &mut Table, name: &str, value: f64) {
+    match table.iter_mut().find(|(known, _)| known == name) {
+        Some((_, samples)) => samples.0.push(value),
+        None => table.push((name.into(), Samples(vec![value]))),
+    }
+}
+
+fn add(first: &mut Table, whole: &mut Table, name: &str, times: (f64, f64)) {
+    put(first, name, times.0);
+    put(whole, name, times.1);
+}
+
+fn side(table: Table) -> Vec<(String, Figure)> {
+    table.into_iter().map(|(name, samples)| (name, Figure::of(&samples))).collect()
+}
+
+/// A row with rvmm's columns on its side and the others on the other.
+fn row(what: &str, unit: &'static str, table: Table) -> Row {
+    let (machine, container) = side(table).into_iter().partition(|(name, _)| name.starts_with("rvmm"));
+    Row { what: what.into(), unit, container, machine }
+}
