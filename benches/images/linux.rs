@@ -1,7 +1,7 @@
 //! Containers beside machines with Linux, on one ground: here where KVM has hardware behind it, else all of it in the lab.
 //!
 //! ```text
-//!   here:     one Debian ──► rvmm import ──► a store        measure ──► guest/lab ──► this program, --ground lab
+//!   here:     one Debian ──► rvmm import ──► a store        measure ──► guest/lab ──► this program, --inside
 //!   ground:   runc, crun over overlay mounts of that Debian      rvmm run, commit, clone of the store's image
 //! ```
 
@@ -46,7 +46,7 @@ pub fn measure(world: &World, system: &System, runs: usize) -> Result<Vec<Row>, 
     let report = report.file_name().ok_or("a name")?;
     // Where both this machine and the lab can write.
     let report = made("lab").join(report);
-    run_on_ground(runs, &report)?;
+    run_inside(runs, &report)?;
     let rows: Value = serde_json::from_slice(&fs::read(&report)?)?;
     fs::remove_file(&report)?;
     let rows = rows["rows"].as_array().ok_or("no rows")?;
@@ -57,11 +57,11 @@ fn made(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/out").join(name)
 }
 
-fn run_on_ground(runs: usize, report: &Path) -> Result<(), Failure> {
+fn run_inside(runs: usize, report: &Path) -> Result<(), Failure> {
     let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/lab");
     let mut command = Command::new(lab);
     command.args(["--auto", "--time-limit", "7200", "--"]).arg(std::env::current_exe()?);
-    command.args(["--on-ground", "--runs", &runs.to_string(), "--json"]).arg(report);
+    command.args(["--inside", "--runs", &runs.to_string(), "--json"]).arg(report);
     match command.status()?.success() {
         true => Ok(()),
         false => Err("the measurement on the ground of Linux guests fails".into()),
@@ -69,7 +69,7 @@ fn run_on_ground(runs: usize, report: &Path) -> Result<(), Failure> {
 }
 
 /// What is measured there.
-pub fn on_ground(world: &World, root: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
+pub fn inside(world: &World, root: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
     let ground = Ground { world, store: place().to_string_lossy().into_owned(), root };
     let mut rows = ground.create(runs)?;
     rows.push(ground.capture(runs)?);

@@ -59,9 +59,9 @@ struct Args {
     /// Write the plot to a file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// This is the ground of Linux guests: measure what the caller made ready
+    /// This is the run inside the lab
     #[arg(long, hide = true)]
-    on_ground: bool,
+    inside: bool,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -69,9 +69,9 @@ struct Args {
 
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
-    if args.on_ground {
+    if args.inside {
         let world = World::new()?;
-        let rows = linux::on_ground(&world, &system::kept(), args.runs)?;
+        let rows = linux::inside(&world, &system::kept(), args.runs)?;
         return args.json.as_deref().map_or(Ok(()), |path| write(path, &rows));
     }
     for program in ["docker-registry", "skopeo", "tar", "runc", "umoci", "cc"] {
