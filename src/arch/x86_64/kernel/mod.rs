@@ -12,7 +12,7 @@ mod cache;
 mod elf;
 mod error;
 #[cfg(test)]
-pub(super) mod fake;
+pub(crate) mod fake;
 mod identify;
 mod payload;
 pub(super) mod source;
