@@ -1,15 +1,18 @@
 //! What a machine was asked to be. Key names are those of Firecracker's configuration file where it has one.
 
+mod foreign;
 mod replace;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::arch::x86_64::cpuid::Mask;
 use crate::console;
-use crate::devices::virtio;
+use crate::devices::virtio::{self, block};
 use crate::memory::Pages;
 use crate::options;
 
@@ -67,6 +70,22 @@ pub enum Error {
         /// The known key that looks most like it.
         nearest: &'static str,
     },
+    /// Two disks that could not be told apart.
+    #[error("Two disks are called {name}: give one of them another name with id=NAME")]
+    SameName {
+        /// Their name.
+        name: String,
+    },
+    /// A serial number that the guest would not see whole.
+    #[error(
+        "The serial number `{serial}` of disk {name} is longer than 20 bytes: give it a shorter one with serial=TEXT"
+    )]
+    Serial {
+        /// The disk.
+        name: String,
+        /// What is too long.
+        serial: String,
+    },
 }
 
 impl VmConfig {
@@ -88,14 +107,34 @@ impl VmConfig {
         let name = || path.display().to_string();
         let text = fs::read(path).map_err(|source| Error::Read { path: name(), source })?;
         let form = |source| Error::Form { path: name(), source };
-        let keys: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text).map_err(form)?;
+        let mut keys: serde_json::Map<String, Value> = serde_json::from_slice(&text).map_err(form)?;
+        let is_foreign = foreign::leave_out(&mut keys);
         let known: Vec<&str> = OWN.iter().chain(virtio::Configs::KEYS).copied().collect();
         if let Some(key) = keys.keys().find(|key| !known.contains(&key.as_str())) {
             let nearest = options::nearest(key, &known).unwrap_or_default();
             return Err(Error::UnknownKey { path: name(), key: key.clone(), nearest });
         }
-        // From the text and not from `keys`, so that an error says its line.
-        serde_json::from_slice(&text).map_err(form)
+        match is_foreign {
+            true => serde_json::from_value(Value::Object(keys)).map_err(form),
+            // From the text and not from `keys`, so that an error says its line.
+            false => serde_json::from_slice(&text).map_err(form),
+        }
+    }
+
+    /// Checks of a new machine what cannot be seen from one value alone.
+    pub fn check(&self) -> Result<(), Error> {
+        let mut names = HashSet::new();
+        for (index, disk) in self.devices.block.iter().enumerate() {
+            let name = disk.name(index);
+            let serial = disk.serial.clone().unwrap_or_else(|| name.clone());
+            if serial.len() > block::SERIAL_LEN {
+                return Err(Error::Serial { name, serial });
+            }
+            if !names.insert(name.clone()) {
+                return Err(Error::SameName { name });
+            }
+        }
+        Ok(())
     }
 }
 

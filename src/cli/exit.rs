@@ -6,7 +6,8 @@ use crate::vmm::Outcome;
 pub const REFUSED: u8 = 1;
 /// Nothing was started: bad usage, a missing file, a machine that is not possible here.
 pub const USAGE: u8 = 125;
-const FAILED: u8 = 126;
+/// KVM or rvmm failed.
+pub const FAILED: u8 = 126;
 const PANIC: u8 = 127;
 const TRIPLE_FAULT: u8 = 128;
 const STOPPED: u8 = 130;

@@ -74,10 +74,6 @@ impl Life {
             paused: self.paused,
             lost: Some(lost(entry.as_ref(), common)),
         };
-        std::panic::set_hook(Box::new(|panic| {
-            terminal::restore();
-            eprintln!("rvmm: internal error: {panic}");
-        }));
         let outcome = self.run(config, restore, environment, entry.as_ref());
         terminal::restore();
         let outcome = outcome?;
@@ -100,6 +96,10 @@ impl Life {
         });
         let (wanted, there) = (config.machine_config.mem_size_mib, host::memory_mib());
         let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
+        // Nobody guesses it: it is told whatever the log tells.
+        if let Some(place) = vmm.console() {
+            let _ = writeln!(io::stderr(), "rvmm: the console is at {place}");
+        }
         if wanted > there {
             warn!(
                 "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"

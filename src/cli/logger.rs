@@ -51,8 +51,8 @@ impl Log for Logger {
 
     fn log(&self, record: &Record) {
         let (time, level) = (self.start.elapsed().as_secs_f64(), record.level().as_str().to_lowercase());
-        // One write for the line: lines of several threads do not mix. A carriage return, for the terminal may be raw.
-        let line = format!("rvmm {time:.3} {level}: {}\r\n", record.args());
+        // One write for the line: lines of several threads do not mix.
+        let line = format!("rvmm {time:.3} {level}: {}\n", record.args());
         let _ = match &self.file {
             Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),
             None => io::stderr().write_all(line.as_bytes()),

@@ -190,6 +190,7 @@ pub fn main() -> ExitCode {
         Err(status) => return ExitCode::from(status),
     };
     let common = cli.common;
+    output::end_on_panic(common.json);
     let result = logger::start(common.log_level, common.log_file.as_deref())
         .map_err(Failure::usage)
         .and_then(|()| match cli.command {

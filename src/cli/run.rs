@@ -44,7 +44,7 @@ pub struct Args {
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
-    /// RAM, with unit M or G [default: 256M]
+    /// RAM in MiB, or with its unit: 512M, 2G [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
     memory: Option<u64>,
     /// Back RAM with reserved huge pages of 2 MiB
@@ -56,7 +56,8 @@ pub struct Args {
     /// Where the serial console is: stdio, off, file=PATH, pty, socket=PATH, or log for `rvmm logs` and `attach` [default: stdio]
     #[arg(long, value_name = "PLACE")]
     pub(super) console: Option<console::Config>,
-    /// Read the machine from a file with Firecracker's keys; options on the command line win
+    /// Read the machine from a file with Firecracker's keys; options on the command line win, and disks, interfaces or other
+    /// devices that are given here are instead of all of their kind there
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// End the machine when the guest restarts
@@ -92,9 +93,13 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
 }
 
 /// Makes the configuration of the file and the options, over what an image wants.
-pub(super) fn configure(args: Args, image: Option<VmConfig>) -> Result<VmConfig, Failure> {
+pub(super) fn configure(mut args: Args, image: Option<VmConfig>) -> Result<VmConfig, Failure> {
     let mut config = match (image, &args.config, &args.kernel) {
-        (Some(config), ..) => config,
+        (Some(mut config), ..) => {
+            // The image's own disk comes first.
+            args.devices.block.splice(0..0, std::mem::take(&mut config.devices.block));
+            config
+        }
         (None, Some(path), _) => VmConfig::read(path).map_err(Failure::usage)?,
         (None, None, Some(_)) => VmConfig::new(BootSource::default()),
         (None, None, None) => {
@@ -113,36 +118,33 @@ pub(super) fn configure(args: Args, image: Option<VmConfig>) -> Result<VmConfig,
     config.boot_source.initrd_path = args.initrd.or(config.boot_source.initrd_path);
     config.no_reboot |= args.no_reboot;
     config.portable |= args.portable;
-    config.devices.extend(args.devices);
+    config.devices.replace(args.devices);
     let own = config.devices.block.iter_mut().filter(|disk| disk.base.is_empty());
     own.for_each(|disk| disk.keep_overlay |= args.keep_overlay);
-    let root = root(&config.devices);
+    config.check().map_err(Failure::usage)?;
     complete(&mut config.devices);
-    let boot_args = &mut config.boot_source.boot_args;
-    if let Some(only) = args.cmdline_only {
-        *boot_args = only;
-    } else {
-        if boot_args.is_empty() {
-            *boot_args = format!("{CMDLINE}{root}");
-        }
-        if let Some(more) = args.cmdline {
-            *boot_args = format!("{boot_args} {more}");
-        }
-    }
+    let boot_args = std::mem::take(&mut config.boot_source.boot_args);
+    config.boot_source.boot_args = match args.cmdline_only {
+        Some(only) => only,
+        None => cmdline(boot_args, &config.devices.block, args.cmdline),
+    };
     Ok(config)
 }
 
-/// Where the guest finds its root file system: on the disk that says so, else on the first.
-fn root(devices: &virtio::Configs) -> String {
-    let disks = &devices.block;
-    let index = disks.iter().position(|disk| disk.is_root_device).unwrap_or(0);
-    match (disks.get(index), u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index))) {
-        (Some(disk), Some(letter)) => {
-            let access = if disk.is_read_only { "ro" } else { "rw" };
-            format!(" root=/dev/vd{} {access}", char::from(letter))
-        }
-        _ => String::new(),
+/// The defaults, or what the file says; where the root file system is, if that is not said; what the user adds.
+fn cmdline(boot_args: String, disks: &[block::Config], more: Option<String>) -> String {
+    // A file that has its own arguments must say which disk it is, as for Firecracker.
+    let marked = disks.iter().position(|disk| disk.is_root_device);
+    let root = if boot_args.is_empty() { marked.or(Some(0)) } else { marked };
+    let mut words = if boot_args.is_empty() { vec![CMDLINE.into()] } else { vec![boot_args] };
+    if !words[0].split(' ').any(|word| word.starts_with("root="))
+        && let Some((index, disk)) = root.and_then(|index| Some((index, disks.get(index)?)))
+    {
+        let access = if disk.is_read_only { "ro" } else { "rw" };
+        words.push(format!("root=/dev/{} {access}", block::Config::default().name(index)));
     }
+    words.extend(more);
+    words.join(" ")
 }
 
 /// Adds what every machine has unless the user says otherwise: a network where that needs no privileges, a

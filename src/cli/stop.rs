@@ -3,7 +3,7 @@
 //! ```text
 //!                    Stop                  the guest switches itself off, or its machine's --stop-timeout passes ──► gone
 //!   --timeout S      PowerButton, S s, Kill                                                                      ──► gone
-//!   --force          Kill, or SIGKILL for a process that does not answer                                         ──► gone
+//!   --force          Kill, or SIGKILL for a process that does not answer or end                                  ──► gone
 //! ```
 
 use std::thread;
@@ -89,9 +89,13 @@ fn act(machine: &Machine, action: &str) -> Result<Value, Error> {
 
 /// Ends a machine at once.
 fn force(machine: &Machine) -> Result<(), Error> {
-    if let Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })) = act(machine, "Kill") {
-        machine.kill().map_err(Error::Kill)?;
+    let killed = act(machine, "Kill");
+    let answers = !matches!(killed, Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })));
+    // One that answers may yet hang in its end: nobody may read its standard error.
+    if answers && wait(machine, TEARDOWN).is_ok() {
+        return Ok(());
     }
+    machine.kill().map_err(Error::Kill)?;
     wait(machine, TEARDOWN)
 }
 

@@ -1,6 +1,7 @@
 //! Host side of the guest's console: where its output goes and where its input comes from.
 
 pub mod log;
+mod output;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -13,8 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Options};
-use crate::sys::terminal;
+use crate::sys::{socket, terminal};
 use log::Log;
+
+pub use output::Output;
 
 /// Where the console is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +118,7 @@ pub type Client = Arc<Mutex<Option<UnixStream>>>;
 /// An open console.
 pub struct Console {
     /// Where the guest's output goes.
-    pub output: Box<dyn Write + Send>,
+    pub output: Output,
     /// Where input comes from.
     pub input: Option<Input>,
     /// Where a person finds it, if that is not plain.
@@ -127,8 +130,8 @@ pub struct Console {
 /// # Errors
 /// When a file, a socket or a terminal cannot be had.
 pub fn open(config: &Config, directory: Option<&Path>) -> Result<Console, Error> {
-    let (output, input, place): (Box<dyn Write + Send>, _, _) = match config {
-        Config::Off => (Box::new(io::sink()), None, None),
+    let (output, input, place) = match config {
+        Config::Off => (Output::line(io::sink()), None, None),
         Config::Stdio => {
             let stdin = io::stdin();
             let escapes = terminal::is_terminal(stdin.as_fd());
@@ -138,26 +141,26 @@ pub fn open(config: &Config, directory: Option<&Path>) -> Result<Console, Error>
             let fd = stdin.as_fd().try_clone_to_owned()?;
             // Not `io::stdout()`, whose lock and buffer would make a second copy of every byte.
             let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            (Box::new(output), Some(Input::Stream { fd, escapes }), None)
+            (Output::stream(output), Some(Input::Stream { fd, escapes }), None)
         }
         Config::File(path) => {
             let file = OpenOptions::new().append(true).create(true).open(path);
             let file = file.map_err(|source| Error::File { path: path.display().to_string(), source })?;
-            (Box::new(file), None, None)
+            (Output::stream(file), None, None)
         }
         Config::Pty => {
-            let (fd, path) = terminal::open_pty()?;
-            let output = File::from(fd.try_clone()?);
-            (Box::new(output), Some(Input::Stream { fd, escapes: false }), Some(path))
+            let (program, user, path) = terminal::open_pty()?;
+            let output = PtyOutput { program: program.try_clone()?.into(), _user: user };
+            (Output::line(output), Some(Input::Stream { fd: program, escapes: false }), Some(path))
         }
         Config::Socket(path) => {
             let (input, client) = listen(path)?;
-            (Box::new(SocketOutput { client, log: None }), Some(input), Some(path.display().to_string()))
+            (Output::line(SocketOutput { client, log: None }), Some(input), Some(path.display().to_string()))
         }
         Config::Log => {
             let directory = directory.ok_or(Error::NoDirectory)?;
             let (input, client) = listen(&directory.join(SOCKET))?;
-            (Box::new(SocketOutput { client, log: Some(Log::new(directory)) }), Some(input), None)
+            (Output::line(SocketOutput { client, log: Some(Log::new(directory)) }), Some(input), None)
         }
     };
     Ok(Console { output, input, place })
@@ -165,13 +168,29 @@ pub fn open(config: &Config, directory: Option<&Path>) -> Result<Console, Error>
 
 fn listen(path: &Path) -> Result<(Input, Client), Error> {
     let listen = || {
-        let listener = UnixListener::bind(path)?;
+        let listener = socket::listen(path)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     };
     let listener = listen().map_err(|source| Error::Socket { path: path.display().to_string(), source })?;
     let client = Client::default();
     Ok((Input::Listener { listener, client: Arc::clone(&client) }, client))
+}
+
+/// Output to a pseudo-terminal. Its user's side is held open: while nobody has it open, the program's side fails (pty(7)).
+struct PtyOutput {
+    program: File,
+    _user: OwnedFd,
+}
+
+impl Write for PtyOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.program.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Output to whoever is connected, and to a log. A client that does not read loses bytes; it never holds the guest up.

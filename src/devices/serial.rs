@@ -1,18 +1,16 @@
 //! Serial port, a 16550A UART (vm-superio has its registers): the guest's console.
 
-use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::console::Output;
 use crate::irq::Irq;
 use crate::snapshot::{self, Persist, Saved};
-
-/// Where the guest's output goes.
-pub type Output = Box<dyn Write + Send>;
 
 /// Tells the console's input side that the guest has taken all bytes.
 struct Drained(EventFd);
@@ -26,15 +24,21 @@ impl SerialEvents for Drained {
     }
 }
 
-type Uart = vm_superio::Serial<Irq, Drained, Output>;
+/// The registers. What the guest sends goes through a buffer, so that nobody waits for the output with the lock in hand.
+type Uart = vm_superio::Serial<Irq, Drained, Vec<u8>>;
 
 /// The serial port.
-pub struct Serial(Mutex<Uart>);
+pub struct Serial {
+    uart: Mutex<Uart>,
+    output: Output,
+    wanted: Arc<AtomicBool>,
+}
 
 impl Serial {
-    /// A port that writes to `output`, interrupts through `irq` and signals `drained` when it takes input again.
-    pub fn new(irq: Irq, drained: EventFd, output: Output) -> Self {
-        Serial(Mutex::new(Uart::with_events(irq, Drained(drained), output)))
+    /// A port that writes to `output`, interrupts through `irq` and signals `drained` when it takes input again. A vCPU waits
+    /// for room in the output unless vCPUs are `wanted` elsewhere.
+    pub fn new(irq: Irq, drained: EventFd, output: Output, wanted: Arc<AtomicBool>) -> Self {
+        Serial { uart: Mutex::new(Uart::with_events(irq, Drained(drained), Vec::new())), output, wanted }
     }
 
     /// Gives the guest input; returns how many bytes found room.
@@ -42,10 +46,14 @@ impl Serial {
         self.uart().enqueue_raw_bytes(bytes).unwrap_or(0)
     }
 
-    /// Writes to the output beside the guest, for example what the monitor has to say.
+    /// Writes to the output for a vCPU.
     pub fn output(&self, bytes: &[u8]) {
-        let mut uart = self.uart();
-        let _ = uart.writer_mut().write_all(bytes).and_then(|()| uart.writer_mut().flush());
+        self.output.write(bytes, || !self.wanted.load(Ordering::SeqCst));
+    }
+
+    /// Writes to the output what the monitor has to say, which waits for nothing.
+    pub fn tell(&self, bytes: &[u8]) {
+        self.output.write(bytes, || false);
     }
 
     /// Back to power-on.
@@ -55,7 +63,7 @@ impl Serial {
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,8 +71,7 @@ impl Serial {
 fn set(uart: &mut Uart, state: SerialState) -> Result<(), &'static str> {
     let irq = uart.interrupt_evt().try_clone().map_err(|_| "its interrupt cannot be shared")?;
     let drained = uart.events().0.try_clone().map_err(|_| "its event cannot be shared")?;
-    let output = std::mem::replace(uart.writer_mut(), Box::new(std::io::sink()));
-    *uart = Uart::from_state(&state, irq, Drained(drained), output)
+    *uart = Uart::from_state(&state, irq, Drained(drained), Vec::new())
         .map_err(|_| "its input buffer is too long")?;
     Ok(())
 }
@@ -76,8 +83,13 @@ impl BusDevice for Serial {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        // A console that is gone must not stop the guest.
-        let _ = self.uart().write(offset as u8, data[0]);
+        let mut uart = self.uart();
+        let _ = uart.write(offset as u8, data[0]);
+        let sent = std::mem::take(uart.writer_mut());
+        drop(uart);
+        if !sent.is_empty() {
+            self.output(&sent);
+        }
     }
 }
 

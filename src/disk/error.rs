@@ -72,6 +72,12 @@ pub enum Error {
         /// Where it is.
         path: PathBuf,
     },
+    /// The file is named like a qcow2 image and does not begin like one.
+    #[error("Disk {} is named like a qcow2 image and is none: say `format=raw` if it is a raw disk, or rename it", path.display())]
+    Misnamed {
+        /// Where it is.
+        path: PathBuf,
+    },
     /// The file is not a qcow2 image that can be used.
     #[error("Disk {} cannot be used as qcow2: {reason}", path.display())]
     Qcow2 {

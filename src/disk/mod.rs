@@ -131,7 +131,31 @@ pub trait Disk: Send {
     }
 }
 
+/// The error of a failed sync. The host tells it once and forgets what it could not write (fsync(2)): trying again would
+/// succeed for nothing, so it never counts as [`is_full`] and the guest hears it.
+fn sync_failed(error: io::Error) -> io::Error {
+    if is_full(&error) {
+        io::Error::other(format!("what was written is not durable: {error}"))
+    } else {
+        error
+    }
+}
+
 /// Whether there would be enough room for the same request later: the host has no space or quota left.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_sync_is_not_tried_again() {
+        for errno in [libc::ENOSPC, libc::EDQUOT] {
+            assert!(is_full(&io::Error::from_raw_os_error(errno)));
+            assert!(!is_full(&sync_failed(io::Error::from_raw_os_error(errno))));
+        }
+        assert_eq!(sync_failed(io::Error::from_raw_os_error(libc::EIO)).raw_os_error(), Some(libc::EIO));
+    }
 }

@@ -62,20 +62,24 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format of a file of which the user did not say it: qcow2 if it both is named so and begins so, else raw.
-    /// What is in a file alone decides nothing: a guest can write a qcow2 header into its raw disk.
-    pub fn by_name(path: &Path) -> Self {
-        if !qcow2::has_magic(path) {
-            return Format::Raw;
+    /// The format of a file of which the user did not say it: qcow2 if it is named so, else raw. What is in a file decides
+    /// nothing, for a guest can write a qcow2 header into its raw disk.
+    ///
+    /// # Errors
+    /// It is named like a qcow2 image and is none: as a raw disk it could become one.
+    pub fn by_name(path: &Path) -> Result<Self, Error> {
+        match (path.extension() == Some(OsStr::new("qcow2")), qcow2::has_magic(path)) {
+            (true, true) => Ok(Format::Qcow2),
+            (true, false) if path.is_file() => Err(Error::Misnamed { path: path.into() }),
+            (false, true) => {
+                log::warn!(
+                    "disk {} begins like a qcow2 image and is used as raw: say `format=qcow2` if it is one",
+                    path.display()
+                );
+                Ok(Format::Raw)
+            }
+            _ => Ok(Format::Raw),
         }
-        if path.extension() == Some(OsStr::new("qcow2")) {
-            return Format::Qcow2;
-        }
-        log::warn!(
-            "disk {} begins like a qcow2 image and is used as raw: say `format=qcow2` if it is one",
-            path.display()
-        );
-        Format::Raw
     }
 }
 
@@ -95,7 +99,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
     if !config.base.is_empty() {
         return Ok(Box::new(open_image(config)?));
     }
-    let format = config.format.unwrap_or_else(|| Format::by_name(path));
+    let format = config.format.map_or_else(|| Format::by_name(path), Ok)?;
     let below = Config { read_only: true, ..config.clone() };
     let stack = match (format, config.overlay.as_ref().filter(|_| !config.read_only)) {
         (Format::Raw, None) if config.layers.is_empty() => {

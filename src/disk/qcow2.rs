@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::{DenyImplicitOpenGate, FormatAccess, ShallowMapping, StorageOpenOptions};
 
-use super::{Config, Disk, Done, Error, Format, Geometry, Request, SECTOR, raw};
+use super::{Config, Disk, Done, Error, Format, Geometry, Request, SECTOR, raw, sync_failed};
 use crate::memory::Buffers;
 use crate::sys::file::{self, Hole};
 
@@ -61,7 +61,7 @@ impl Qcow2 {
             }
             Request::Flush => {
                 self.image.flush()?;
-                self.image.sync()
+                self.image.sync().map_err(sync_failed)
             }
             Request::Discard { offset, len } => self.give_back(offset, len, |image| {
                 image.discard_to_any(offset, len).or_else(|error| match error.kind() {
@@ -216,7 +216,7 @@ fn open_image(
         (Some(given), _) => {
             let format = match format {
                 Some(format) => backing_format(&format, path, &given.display().to_string())?,
-                None => Format::by_name(given),
+                None => Format::by_name(given)?,
             };
             Some(open_backing(given, format, depth)?)
         }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::target::Target;
-use super::{Config, Disk, Done, Engine, Error, Geometry, Request, SECTOR, holder};
+use super::{Config, Disk, Done, Engine, Error, Geometry, Request, SECTOR, holder, sync_failed};
 use crate::memory::Buffers;
 use crate::sys::file::{self, Hole, Lock};
 use crate::sys::uring::{Completed, Operation, Ring};
@@ -299,7 +299,7 @@ fn settle(
             };
             (Request::Write { offset, buffers: pieces }, result)
         }
-        (Operation::Sync, result) => (Request::Flush, result.map(drop)),
+        (Operation::Sync, result) => (Request::Flush, result.map(drop).map_err(sync_failed)),
         (Operation::Hole { .. }, result) => {
             let request = context.request.unwrap_or(Request::Flush);
             let result = match result {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::Request;
+use super::{Request, sync_failed};
 use crate::memory::Buffers;
 use crate::sys::file::{self, Hole};
 
@@ -48,7 +48,7 @@ impl Target {
         match *request {
             Request::Read { offset, ref buffers } => self.read(offset, buffers),
             Request::Write { offset, ref buffers } => self.write(offset, buffers),
-            Request::Flush => self.file.sync_data(),
+            Request::Flush => self.file.sync_data().map_err(sync_failed),
             Request::Discard { offset, len } => self.discard(offset, len),
             Request::WriteZeroes { offset, len, unmap } => self.write_zeroes(offset, len, unmap),
         }

@@ -138,9 +138,13 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, Error> {
         .map_err(ioctl("list the CPU features it supports"))
 }
 
+/// APIC identifiers that are one CPU's each: an interrupt to number 255 goes to all (KVM_CAP_X2APIC_API is not used), and
+/// the guest is told of no way to send one to a higher number.
+const MAX_VCPUS: u32 = 255;
+
 /// Checks that a machine can have `wanted` vCPUs here.
 pub fn check_vcpus(kvm: &Kvm, wanted: u32) -> Result<(), Error> {
-    let limit = kvm.get_max_vcpus() as u32;
+    let limit = MAX_VCPUS.min(kvm.get_max_vcpus() as u32);
     match (1..=limit).contains(&wanted) {
         true => Ok(()),
         false => Err(Error::Vcpus { wanted, limit }),

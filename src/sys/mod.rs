@@ -4,6 +4,7 @@ pub mod clock;
 pub mod file;
 pub mod frozen;
 pub mod host;
+pub mod poll;
 pub mod process;
 pub mod random;
 pub mod release;

@@ -1,7 +1,9 @@
 //! The user's terminal: raw while a guest has it, as it was before on every way out.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, PoisonError};
 
 /// Terminals that are raw now, with the settings to give back.
@@ -23,24 +25,34 @@ pub fn size(fd: BorrowedFd) -> Option<(u16, u16)> {
 /// Makes the terminal raw: every key goes to the guest, nothing is echoed, output is not changed.
 /// It stays so until [`restore`].
 pub fn make_raw(fd: BorrowedFd) -> io::Result<()> {
-    let fd = fd.as_raw_fd();
-    // SAFETY: all zeroes is a valid value of this plain structure; the calls fill it or fail.
-    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
-    // SAFETY: `settings` is ours.
-    if unsafe { libc::tcgetattr(fd, &mut settings) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let before = settings;
+    let before = settings(fd)?;
+    let mut settings = before;
     // SAFETY: `settings` is ours and was filled.
     unsafe { libc::cfmakeraw(&mut settings) };
     // Newlines of the monitor's own messages still start at the left.
     settings.c_oflag |= before.c_oflag & (libc::OPOST | libc::ONLCR);
-    // SAFETY: as above.
-    if unsafe { libc::tcsetattr(fd, libc::TCSANOW, &settings) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    RAW.lock().unwrap_or_else(PoisonError::into_inner).push((fd, before));
+    set(fd, libc::TCSANOW, &settings)?;
+    RAW.lock().unwrap_or_else(PoisonError::into_inner).push((fd.as_raw_fd(), before));
     Ok(())
+}
+
+/// What is set now.
+fn settings(fd: BorrowedFd) -> io::Result<libc::termios> {
+    // SAFETY: all zeroes is a valid value of this plain structure; the call fills it or fails.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: `settings` is ours.
+    match unsafe { libc::tcgetattr(fd.as_raw_fd(), &mut settings) } {
+        0 => Ok(settings),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn set(fd: BorrowedFd, when: libc::c_int, settings: &libc::termios) -> io::Result<()> {
+    // SAFETY: `settings` came from a terminal and lives for the call.
+    match unsafe { libc::tcsetattr(fd.as_raw_fd(), when, settings) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Gives every raw terminal its settings back. Safe to call more than once.
@@ -54,26 +66,16 @@ pub fn restore() {
 /// Reads a line that is not shown: a password. `None` when the user has no mind to (`Ctrl-C`, `Ctrl-D`).
 pub fn read_secret(terminal: &mut (impl io::Read + AsFd)) -> io::Result<Option<String>> {
     const CANCEL: u8 = 3;
-    let fd = terminal.as_fd().as_raw_fd();
-    // SAFETY: all zeroes is a valid value of this plain structure; the call fills it or fails.
-    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
-    // SAFETY: `settings` is ours.
-    if unsafe { libc::tcgetattr(fd, &mut settings) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let before = settings;
+    let before = settings(terminal.as_fd())?;
+    let mut settings = before;
     // Ctrl-C ends the line and not the program, which could not show again what is typed.
     settings.c_lflag &= !(libc::ECHO | libc::ISIG);
     settings.c_lflag |= libc::ECHONL;
     settings.c_cc[libc::VEOL] = CANCEL;
-    // SAFETY: `settings` is ours and was filled.
-    if unsafe { libc::tcsetattr(fd, libc::TCSAFLUSH, &settings) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    set(terminal.as_fd(), libc::TCSAFLUSH, &settings)?;
     let mut line = vec![0; 4096];
     let read = terminal.read(&mut line);
-    // SAFETY: `before` came from this terminal.
-    unsafe { libc::tcsetattr(fd, libc::TCSANOW, &before) };
+    let _ = set(terminal.as_fd(), libc::TCSANOW, &before);
     line.truncate(read?);
     if line.last().is_none_or(|&last| last == CANCEL) {
         return Ok(None);
@@ -82,10 +84,11 @@ pub fn read_secret(terminal: &mut (impl io::Read + AsFd)) -> io::Result<Option<S
     Ok(Some(text.trim_end_matches(['\r', '\n']).into()))
 }
 
-/// A new pseudo-terminal: its controlling side, and the path of the side for a user. The user's side starts raw.
-pub fn open_pty() -> io::Result<(OwnedFd, String)> {
+/// A new pseudo-terminal: the program's side, which never blocks, and the user's, which is raw, with its path.
+pub fn open_pty() -> io::Result<(OwnedFd, OwnedFd, String)> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: plain call; the result is checked.
-    let fd = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    let fd = unsafe { libc::posix_openpt(flags | libc::O_NONBLOCK) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -102,5 +105,12 @@ pub fn open_pty() -> io::Result<(OwnedFd, String)> {
         return Err(io::Error::last_os_error());
     }
     let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-    Ok((fd, String::from_utf8_lossy(&name[..end]).into_owned()))
+    let path = String::from_utf8_lossy(&name[..end]).into_owned();
+    let user = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path)?;
+    // Else what the guest says would be echoed, and come back to it as if somebody had typed it.
+    let mut settings = settings(user.as_fd())?;
+    // SAFETY: `settings` is ours and was filled.
+    unsafe { libc::cfmakeraw(&mut settings) };
+    set(user.as_fd(), libc::TCSANOW, &settings)?;
+    Ok((fd, user.into(), path))
 }

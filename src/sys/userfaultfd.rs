@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::frozen::PAGE;
+use super::poll;
 
 // From linux/userfaultfd.h: _IO, _IOR and _IOWR of type 0xaa. libc does not have them.
 const NEW: libc::c_ulong = 0xaa00;
@@ -80,11 +81,8 @@ impl Userfaultfd {
 
     /// The address of a page that somebody waits for; `None` if nobody comes within `patience`.
     pub fn wait(&self, patience: Duration) -> io::Result<Option<usize>> {
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one structure, which lives for the call.
-        if unsafe { libc::poll(&mut poll, 1, patience.as_millis() as libc::c_int) } < 0 {
-            let error = io::Error::last_os_error();
-            return if error.kind() == ErrorKind::Interrupted { Ok(None) } else { Err(error) };
+        if !poll::readable(self.0.as_fd(), patience)? {
+            return Ok(None);
         }
         let mut message = Message::default();
         let size = size_of::<Message>();

@@ -66,9 +66,6 @@ pub(super) fn machine(
     let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();
     let notifier = outbox.notifier();
     let console = host_console::open(&config.console, directory.as_deref())?;
-    if let Some(place) = &console.place {
-        log::warn!("the console is at {place}");
-    }
     let platform = Platform::new(console.output)?;
     let mut buses = Buses::default();
     platform.attach(&mut buses, &notifier)?;
@@ -108,6 +105,7 @@ pub(super) fn machine(
         origin,
         lazy,
         outbox: outbox.clone(),
+        console: console.place,
     };
     match restore {
         Some(restore) => {

@@ -144,7 +144,7 @@ impl ConsoleInput {
         match command {
             Command::End => self.outbox.send(Message::Terminate { force: true }),
             Command::PowerButton => self.outbox.send(Message::Terminate { force: false }),
-            Command::Help => self.serial.output(HELP),
+            Command::Help => self.serial.tell(HELP),
         }
     }
 

@@ -46,6 +46,8 @@ pub struct Machine {
     /// Fills memory while the machine runs.
     pub(super) lazy: Option<Lazy>,
     pub(super) outbox: Outbox,
+    /// Where a person finds the console, if that is not plain.
+    pub(super) console: Option<String>,
 }
 
 /// What KVM holds of a machine that is on.
@@ -111,7 +113,8 @@ impl Machine {
     fn start(&mut self, vm: Vm, vcpus: Vec<Vcpu>) -> Result<(), Error> {
         let outbox = self.outbox.clone();
         let report = move |index, exit| outbox.send(Message::Exit(index, exit));
-        self.powered = Some(Powered { vcpus: Vcpus::start(vcpus, &self.buses, report)?, vm });
+        let attention = Arc::clone(&self.platform.vcpus_wanted);
+        self.powered = Some(Powered { vcpus: Vcpus::start(vcpus, &self.buses, attention, report)?, vm });
         Ok(())
     }
 

@@ -118,7 +118,7 @@ pub struct Milestone {
     pub at: Instant,
 }
 
-/// The milestone before the first guest instruction.
+/// The milestone when vCPUs are first let go: before the first guest instruction by the time that a thread takes to wake up.
 pub const FIRST_RUN: u8 = 0xff;
 
 /// A monitor with its machine.
@@ -136,6 +136,7 @@ pub struct Vmm {
     /// The socket that leads to the guest's agent.
     agent: Option<PathBuf>,
     milestones: Vec<Milestone>,
+    first_run: Option<Instant>,
     /// What the guest's command ended with.
     exit_status: Option<u8>,
 }
@@ -177,6 +178,7 @@ impl Vmm {
             paused,
             agent,
             milestones: Vec::new(),
+            first_run: None,
             exit_status: None,
         })
     }
@@ -186,6 +188,11 @@ impl Vmm {
         self.inbox.outbox().clone()
     }
 
+    /// Where a person finds the console, if that is not plain.
+    pub fn console(&self) -> Option<&str> {
+        self.machine.console.as_deref()
+    }
+
     /// What was reached, in order.
     pub fn milestones(&self) -> &[Milestone] {
         &self.milestones
@@ -193,7 +200,6 @@ impl Vmm {
 
     /// Runs the machine until it ends.
     pub fn run(&mut self) -> Outcome {
-        self.milestones.push(Milestone { code: FIRST_RUN, at: Instant::now() });
         if !self.paused {
             self.resume();
         }
@@ -261,7 +267,10 @@ impl Vmm {
                 if let Err(error) = off.and_then(|()| self.machine.power_on()) {
                     return Some(Outcome::Failed(format!("the restart failed: {}", chain(&error))));
                 }
-                self.resume();
+                // Somebody may have paused it meanwhile.
+                if self.state == RunState::Running {
+                    self.machine.resume();
+                }
             }
             Notice::Stalled { reason } => {
                 warn!("the machine is paused: {reason}");
@@ -334,10 +343,11 @@ impl Vmm {
     }
 
     fn describe(&self) -> serde_json::Value {
-        let uptime = self.milestones.first().map_or(Duration::ZERO, |first| first.at.elapsed());
+        let uptime = self.first_run.map_or(Duration::ZERO, |first| first.elapsed());
         json!({
             "state": self.state,
             "stalled": self.stalled,
+            "console": self.machine.console,
             "pid": std::process::id(),
             "uptime_ms": uptime.as_millis() as u64,
             "stop_timeout_ms": self.grace.as_millis() as u64,
@@ -370,6 +380,11 @@ impl Vmm {
         if self.stalled.take().is_some() {
             self.machine.retry();
         }
+        if self.first_run.is_none() {
+            let first = Milestone { code: FIRST_RUN, at: Instant::now() };
+            self.first_run = Some(first.at);
+            self.milestones.push(first);
+        }
         self.machine.resume();
         self.state = RunState::Running;
     }
@@ -386,3 +401,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,19 +3,21 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::vcpus::Buses;
 use crate::arch::x86_64::layout;
 use crate::bus::{BusDevice, Overlap};
+use crate::console::Output;
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_status::ExitStatus;
 use crate::devices::ged::Ged;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::Pvpanic;
-use crate::devices::serial::{Output, Serial};
+use crate::devices::serial::Serial;
 use crate::irq::Irq;
 use crate::kvm::{self, Vm};
 use crate::notice::Notifier;
@@ -28,6 +30,8 @@ pub struct Platform {
     pub serial_drained: EventFd,
     /// The event device, which presses the power button.
     pub ged: Arc<Ged>,
+    /// The vCPUs are to come back: no device keeps them.
+    pub vcpus_wanted: Arc<AtomicBool>,
     serial_irq: Irq,
     ged_irq: Irq,
 }
@@ -36,10 +40,13 @@ impl Platform {
     /// Makes the devices.
     pub fn new(output: Output) -> io::Result<Self> {
         let (serial_irq, ged_irq, serial_drained) = (Irq::new()?, Irq::new()?, EventFd::new(EFD_NONBLOCK)?);
+        let vcpus_wanted = Arc::new(AtomicBool::new(true));
+        let (irq, drained) = (serial_irq.try_clone()?, serial_drained.try_clone()?);
         Ok(Platform {
-            serial: Arc::new(Serial::new(serial_irq.try_clone()?, serial_drained.try_clone()?, output)),
+            serial: Arc::new(Serial::new(irq, drained, output, Arc::clone(&vcpus_wanted))),
             ged: Arc::new(Ged::new(ged_irq.try_clone()?)),
             serial_drained,
+            vcpus_wanted,
             serial_irq,
             ged_irq,
         })
@@ -52,7 +59,7 @@ impl Platform {
             (layout::SERIAL, self.serial.clone()),
             (layout::I8042, Arc::new(I8042(notifier()))),
             (layout::DEBUG_CONSOLE, Arc::new(DebugConsole(self.serial.clone()))),
-            (layout::BOOT_TIMER, Arc::new(BootTimer(notifier()))),
+            (layout::BOOT_TIMER, Arc::new(BootTimer::new(notifier()))),
             (layout::PVPANIC, Arc::new(Pvpanic(notifier()))),
             (layout::EXIT_STATUS, Arc::new(ExitStatus(notifier()))),
             (layout::POWER, Arc::new(Power(notifier()))),

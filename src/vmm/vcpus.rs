@@ -38,8 +38,9 @@ struct Progress {
 struct Shared {
     progress: Mutex<Progress>,
     changed: Condvar,
-    /// Set whenever the goal is not to run: looked at after every exit without taking the lock.
-    attention: AtomicBool,
+    /// Set whenever the goal is not to run: looked at after every exit without taking the lock, and by devices that keep a
+    /// vCPU waiting.
+    attention: Arc<AtomicBool>,
 }
 
 impl Shared {
@@ -95,16 +96,18 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a paused thread for each vCPU. `report` is called on a vCPU's thread when it cannot run on;
-    /// the thread waits then to be told what to do.
+    /// Starts a paused thread for each vCPU. `attention` tells devices when the threads are wanted back. `report` is called on
+    /// a vCPU's thread when it cannot run on; the thread waits then to be told what to do.
     pub fn start(
         vcpus: Vec<Vcpu>,
         buses: &Arc<Buses>,
+        attention: Arc<AtomicBool>,
         report: impl Fn(usize, Exit) + Send + Sync + 'static,
     ) -> Result<Self, StartError> {
         catch_kicks();
         let progress = Mutex::new(Progress { goal: Goal::Pause, resting: 0 });
-        let shared = Arc::new(Shared { progress, changed: Condvar::new(), attention: AtomicBool::new(true) });
+        attention.store(true, Ordering::SeqCst);
+        let shared = Arc::new(Shared { progress, changed: Condvar::new(), attention });
         let report = Arc::new(report);
         let mut started = Vcpus { threads: Vec::with_capacity(vcpus.len()), shared };
         for (index, vcpu) in vcpus.into_iter().enumerate() {

@@ -1,14 +1,16 @@
 //! Where the serial console can be.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, PipeReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::bare::guest;
-use crate::common::machine::Machine;
+use crate::common::machine::{Machine, Running};
 use crate::common::{eventually, host};
 use crate::need;
 
@@ -54,6 +56,104 @@ fn a_new_terminal() {
     let path = told.split_whitespace().find(|word| word.starts_with("/dev/pts/")).expect("a path");
     read_until(File::open(path).expect("a terminal"), "counter ");
     assert_eq!(machine.said(), "");
+}
+
+/// The terminal of a machine that is named `one` and whose console is one.
+fn terminal(machine: &Running) -> String {
+    machine.complains("/dev/pts/");
+    let inspected: Value = serde_json::from_str(&machine.command(&["inspect", "one"]).out).expect("JSON");
+    inspected[0]["console"].as_str().expect("a path").into()
+}
+
+#[test]
+fn a_new_terminal_for_one_person_after_another() {
+    need!(host::kvm());
+    let machine = guest("echo").option("--name", "one").option("--console", "pty");
+    // The path is told whatever the log tells.
+    let machine = machine.option("--log-level", "off").start();
+    let path = terminal(&machine);
+    for (keys, heard) in [("ab", "heard b"), ("q", "heard 3 in all")] {
+        let mut person = File::options().read(true).write(true).open(&path).expect("a terminal");
+        person.write_all(keys.as_bytes()).expect("a terminal");
+        // What the guest says does not come back to it.
+        read_until(&person, heard);
+    }
+    machine.finish().powered_off();
+}
+
+#[test]
+fn a_line_that_nobody_reads_loses_bytes_and_does_not_hold_the_guest_up() {
+    need!(host::kvm());
+    let test = "counter every=1 fpu=off rounds=5000";
+    guest(test).option("--console", "pty").run().powered_off();
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("console");
+    let machine = guest(test).option("--console", format!("socket={}", path.display())).start();
+    let _client = connect(&path);
+    machine.finish().powered_off();
+}
+
+/// A machine that says more than anybody reads: it waits for room in the pipe that is its standard output.
+fn unheard() -> (Running, PipeReader) {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let machine = guest("counter every=1 fpu=off").option("--name", "one").stdout(writer).start();
+    let mut there: libc::c_int = 0;
+    let full = eventually(|| {
+        // SAFETY: the kernel writes one `int`; the other call takes numbers.
+        let room = unsafe {
+            libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &raw mut there);
+            libc::fcntl(reader.as_raw_fd(), libc::F_GETPIPE_SZ)
+        };
+        // A pipe has room if it has room for a page.
+        there > room - 4096
+    });
+    assert!(full, "{there} bytes in the pipe");
+    (machine, reader)
+}
+
+#[test]
+fn a_machine_whose_output_nobody_reads_can_be_paused_and_goes_on() {
+    need!(host::kvm());
+    let (machine, reader) = unheard();
+    for command in ["pause", "resume"] {
+        assert_eq!(machine.command(&[command, "one"]).status, 0, "{command}");
+    }
+    // Not a byte is lost.
+    let lines =
+        BufReader::new(reader).lines().skip_while(|line| !line.as_ref().expect("text").contains(" timer "));
+    let counts = lines.map(|line| {
+        let line = line.expect("text");
+        line.split(' ').nth(1).expect("a number").parse::<u64>().expect(&line)
+    });
+    counts.take(5000).reduce(|before, now| {
+        assert_eq!(now, before + 1);
+        now
+    });
+}
+
+#[test]
+fn a_machine_whose_output_nobody_reads_can_be_stopped() {
+    need!(host::kvm());
+    let (machine, _reader) = unheard();
+    assert_eq!(machine.command(&["stop", "--force", "one"]).status, 0);
+    machine.finish().ended(130, "stopped");
+    let (machine, _reader) = unheard();
+    machine.terminate();
+    assert!(eventually(|| !machine.signal_is_pending(libc::SIGTERM)), "the first signal is taken");
+    machine.terminate();
+    machine.finish().ended(130, "stopped");
+}
+
+#[test]
+fn a_socket_in_the_place_of_one_that_is_left_over() {
+    need!(host::kvm());
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("console");
+    for _ in 0..2 {
+        let machine = guest(TALKATIVE).option("--console", format!("socket={}", path.display())).start();
+        read_until(connect(&path), "counter ");
+        machine.kill();
+    }
 }
 
 #[test]

@@ -141,9 +141,15 @@ fn disks() {
     let good = files.file("good", [0; 512]);
     disk(&good, ",redonly").refused(&["redonly", "did you mean `ro`"]);
     disk(&good, ",formt=raw").refused(&["did you mean `format`"]);
+    disk(&good, ",serial=0123456789abcdefghijk").refused(&["0123456789abcdefghijk", "20 bytes"]);
+    disk(&good, ",id=a-name-of-more-than-20-bytes").refused(&["20 bytes", "serial=TEXT"]);
     disk(&good, ",format=vmdk").refused(&["vmdk", "raw or qcow2"]);
     disk(&good, ",format=qcow2").refused(&["good"]);
     disk(&good, ",cache=none").refused(&["writeback"]);
+    // Else a guest could write a header into its raw disk, and find an image of its own making at the next start.
+    let misnamed = files.file("raw.qcow2", [0; 512]);
+    disk(&misnamed, "").refused(&["raw.qcow2", "format=raw"]);
+    guest("hello").disk(&misnamed, ",format=raw").run().passed("hello");
     disk(Path::new(""), "").refused(&["missing"]);
     disk(Path::new(""), ",ro").refused(&["missing"]);
 }
@@ -173,6 +179,8 @@ fn a_disk_that_is_in_use() {
     let text = path.to_string_lossy();
     let (writable, read_only) = (text.as_ref(), format!("{text},ro"));
     with(&["--disk", writable, "--disk", writable]).refused(&["vdb", "in use", "itself"]);
+    let named = format!("{text},ro,id=vdb");
+    with(&["--disk", &named, "--disk", &read_only]).refused(&["Two disks", "vdb", "id=NAME"]);
 
     let writer = guest("hello end=hlt").disk(&path, "").start();
     writer.says("OK hello");
@@ -192,6 +200,7 @@ fn cpus_and_memory() {
     need!(host::kvm());
     with(&["--cpus", "0"]).refused(&["vCPUs", "not 0"]);
     with(&["--cpus", "100000"]).refused(&["vCPUs", "not 100000"]);
+    with(&["--cpus", "256"]).refused(&["vCPUs", "not 256"]);
     with(&["--cpus", "two"]).refused(&["two"]);
     with(&["--cpus", "-1"]).refused(&["-1"]);
     with(&["--memory", "0"]).refused(&["512M"]);
@@ -281,12 +290,69 @@ fn a_good_configuration_file_boots() {
     machine.run().passed("blk").said("blk: id mine\n");
 }
 
+/// The configuration of a bare guest, with more keys.
+fn config(files: &Files, arguments: &str, more: &str) -> PathBuf {
+    let kernel = kernel().display();
+    let boot =
+        format!(r#"{{"kernel_image_path": "{kernel}", "boot_args": "{arguments}", "initrd_path": null}}"#);
+    files.file("vm.json", format!(r#"{{"boot-source": {boot}, {more}}}"#))
+}
+
+#[test]
+fn firecrackers_other_keys_have_no_effect_and_that_is_said() {
+    need!(host::kvm());
+    let files = Files::new();
+    let disk = files.file("disk", vec![0; 1 << 20]);
+    let (disk, log) = (disk.display(), files.path("log"));
+    let more = format!(
+        r#""drives": [{{"drive_id": "a", "path_on_host": "{disk}", "is_root_device": false, "partuuid": null,
+                        "rate_limiter": {{"bandwidth": null}}}}],
+           "machine-config": {{"vcpu_count": 1, "mem_size_mib": 64, "smt": false, "track_dirty_pages": true}},
+           "cpu-config": null, "balloon": null, "vsock": null, "entropy": null, "metrics": null,
+           "logger": {{"log_path": "/nowhere", "level": "Info"}}"#
+    );
+    let machine = Machine::rvmm().arg("--json").option("--net", "none").option("--log-file", &log);
+    machine.option("--config", config(&files, "test=blk", &more)).run().passed("blk").said("blk: id a\n");
+    let said = fs::read_to_string(log).expect("a log");
+    for key in ["`logger`", "`drives.rate_limiter`", "`machine-config.track_dirty_pages`"] {
+        assert!(said.contains(key), "{key}: {said}");
+    }
+    assert_eq!((said.lines().count(), said.contains('\r')), (3, false), "{said}");
+    let more = format!(r#""drives": [{{"path_on_host": "{disk}", "partuuid": "0eaa91a0-01"}}]"#);
+    Machine::rvmm().option("--config", config(&files, "", &more)).run().refused(&["partuuid"]);
+}
+
+#[test]
+fn options_win_over_the_file() {
+    need!(host::kvm());
+    let files = Files::new();
+    let disk = |name: &str| files.file(name, vec![0; 1 << 20]).display().to_string();
+    let (of_file, other) = (disk("of_file"), disk("other"));
+    let more = format!(
+        r#""drives": [{{"drive_id": "of-file", "path_on_host": "{of_file}"}},
+                      {{"drive_id": "root", "path_on_host": "{other}", "is_root_device": true, "is_read_only": true}}],
+           "network-interfaces": [{{"iface_id": "eth0", "host_dev_name": "no-such-tap"}}],
+           "entropy": {{"source": "/nonexistent"}}, "vsock": {{"guest_cid": 7, "uds_path": "/nonexistent/s"}}"#
+    );
+    let run = |arguments: &str, options: &[&str]| {
+        let machine = Machine::rvmm().arg("--json").option("--config", config(&files, arguments, &more));
+        let machine =
+            ["--net", "none", "--rng", "/dev/zero", "--vsock", "none"].iter().fold(machine, Machine::arg);
+        options.iter().fold(machine, Machine::arg).run()
+    };
+    // One that gives nothing but zeroes, and no second one.
+    run("test=rng slot=2", &[]).said("FAIL rng");
+    run("test=blk", &["--disk", &format!("{other},id=mine")]).passed("blk").said("blk: id mine\n");
+    run("test=hello", &[]).passed("hello").said("cmdline: test=hello root=/dev/vdb ro\n");
+    run("test=hello root=/dev/vdz", &["--cmdline", "more"]).said("cmdline: test=hello root=/dev/vdz more\n");
+}
+
 #[test]
 fn command_lines() {
     need!(host::kvm());
     Machine::command_line(&["--kernal", "x"]).run().refused(&["--kernal", "'--kernel'"]);
     Machine::command_line(&["rnu"]).run().refused(&["rnu"]);
-    with(&["--cmdline", &"x".repeat(5000)]).refused(&["command line", "4095"]);
+    with(&["--cmdline", &"x".repeat(5000)]).refused(&["command line", "2047"]);
     with(&["--cmdline", "a", "--cmdline-only", "b"]).refused(&["--cmdline-only"]);
     with(&["--name", "a/b"]).refused(&["a/b", "letters"]);
     with(&["--stop-timeout", "soon"]).refused(&["soon", "number of seconds"]);

@@ -25,6 +25,7 @@ pub struct Machine {
     home: Arc<TempDir>,
     words: Vec<String>,
     stdin: Option<Stdio>,
+    stdout: Option<Stdio>,
     limit: Duration,
 }
 
@@ -53,7 +54,7 @@ impl Machine {
 
     fn from(command: Command) -> Self {
         let home = Arc::new(TempDir::new().expect("a scratch directory"));
-        Machine { command, home, words: Vec::new(), stdin: None, limit: PATIENCE }
+        Machine { command, home, words: Vec::new(), stdin: None, stdout: None, limit: PATIENCE }
     }
 
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
@@ -94,6 +95,12 @@ impl Machine {
         self
     }
 
+    /// Where the guest's output goes, instead of to this test.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
     /// How long it may run before it counts as hanging.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -118,10 +125,10 @@ impl Machine {
             .env("RVMM_RUNTIME_DIR", self.home.path().join("run"))
             .env("XDG_CACHE_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
             .stdin(self.stdin.unwrap_or_else(Stdio::null))
-            .stdout(Stdio::piped())
+            .stdout(self.stdout.unwrap_or_else(Stdio::piped))
             .stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("an rvmm that starts");
-        let out = Stream::new(child.stdout.take().expect("a pipe"));
+        let out = child.stdout.take().map_or_else(|| Stream::new(std::io::empty()), Stream::new);
         let err = Stream::new(child.stderr.take().expect("a pipe"));
         let stdin = child.stdin.take();
         Running { child, stdin, out, err, home: self.home, deadline: Instant::now() + self.limit }

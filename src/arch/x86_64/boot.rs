@@ -34,6 +34,9 @@ pub struct Config<'a> {
 pub fn load(memory: &Memory, config: &Config) -> Result<Start, Error> {
     check_cmdline(config.cmdline)?;
     let entry = config.kernel.load(memory, config.preference)?;
+    if let Protocol::BzImage { header, .. } = &entry.protocol {
+        check_length(config.cmdline, header.cmdline_size as usize)?;
+    }
     let limit = match &entry.protocol {
         Protocol::BzImage { header, .. } => u64::from(header.initrd_addr_max) + 1,
         _ => layout::HOLE_START,
@@ -65,13 +68,17 @@ fn reset_code() -> [u8; 9] {
 
 /// Refuses a command line that does not fit or that a kernel would misread.
 pub fn check_cmdline(cmdline: &str) -> Result<(), Error> {
-    let limit = layout::COMMAND_LINE_SIZE - 1;
-    if cmdline.len() > limit {
-        return Err(Error::CmdlineLength { length: cmdline.len(), limit });
-    }
+    check_length(cmdline, layout::COMMAND_LINE_SIZE - 1)?;
     match cmdline.char_indices().find(|(_, character)| !matches!(character, ' '..='~' | '\t')) {
         Some((offset, character)) => Err(Error::CmdlineCharacter { character, offset }),
         None => Ok(()),
+    }
+}
+
+fn check_length(cmdline: &str, limit: usize) -> Result<(), Error> {
+    match cmdline.len() {
+        length if length > limit => Err(Error::CmdlineLength { length, limit }),
+        _ => Ok(()),
     }
 }
 

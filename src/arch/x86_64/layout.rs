@@ -33,8 +33,8 @@ pub const BOOT_STACK: u64 = 0x8ff0;
 pub const PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
 /// Kernel command line.
 pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
-/// Bytes of the command line at most, with its final zero.
-pub const COMMAND_LINE_SIZE: usize = 4096;
+/// Bytes of the command line at most, with its final zero: Linux on x86 cuts what is longer (COMMAND_LINE_SIZE).
+pub const COMMAND_LINE_SIZE: usize = 2048;
 /// End of the RAM that real-mode software may use.
 pub const LOW_RAM_END: u64 = 0xa_0000;
 /// ACPI tables; a scan for the root pointer finds it here.

@@ -64,8 +64,8 @@ pub enum Error {
         /// First address that it must not reach.
         limit: u64,
     },
-    /// The command line is longer than its place.
-    #[error("Kernel command line has {length} bytes, at most {limit} fit")]
+    /// The command line is longer than the kernel reads.
+    #[error("Kernel command line has {length} bytes, and the kernel reads {limit}: shorten it")]
     CmdlineLength {
         /// Its length in bytes.
         length: usize,

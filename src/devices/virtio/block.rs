@@ -16,7 +16,7 @@ mod watch;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_GEOMETRY, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
 };
 
@@ -34,6 +34,7 @@ use crate::sys::slab::Slab;
 use watch::Watch;
 
 pub use config::{Cache, Config, Source};
+pub use request::ID_LEN as SERIAL_LEN;
 
 const QUEUE_SIZE: u16 = 256;
 /// Requests that are handed to the disk together.
@@ -43,6 +44,16 @@ const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 
 /// Offset of `writeback` in the configuration space.
 const WRITEBACK: usize = 32;
+
+/// What partition tools of old are told, as by every disk of the last decades (ATA-8 ACS, "CHS").
+const HEADS: u8 = 16;
+const SECTORS_PER_TRACK: u8 = 63;
+const MAX_CYLINDERS: u64 = 16383;
+
+fn cylinders(size: u64) -> u16 {
+    let track = disk::SECTOR * u64::from(SECTORS_PER_TRACK);
+    (size / (track * u64::from(HEADS))).clamp(1, MAX_CYLINDERS) as u16
+}
 
 /// A block device over any disk.
 pub struct Block {
@@ -128,6 +139,8 @@ impl Block {
         put(0, &(geometry.size / disk::SECTOR).to_le_bytes());
         // The header and the status take a descriptor each.
         put(12, &(u32::from(QUEUE_SIZE) - 2).to_le_bytes());
+        put(16, &cylinders(geometry.size).to_le_bytes());
+        put(18, &[HEADS, SECTORS_PER_TRACK]);
         put(20, &(disk::SECTOR as u32).to_le_bytes());
         put(24, &[blocks_per_physical.trailing_zeros() as u8]);
         put(26, &(blocks_per_physical as u16).to_le_bytes());
@@ -307,7 +320,8 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let always = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_TOPOLOGY;
+        let layout = 1 << VIRTIO_BLK_F_GEOMETRY | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_TOPOLOGY;
+        let always = 1 << VIRTIO_BLK_F_SEG_MAX | layout;
         let more = if self.disk.geometry().read_only {
             1 << VIRTIO_BLK_F_RO
         } else {

@@ -190,9 +190,11 @@ macro_rules! devices {
             /// Keys in the configuration file.
             pub const KEYS: &[&str] = &[$($key),*];
 
-            /// Adds the devices of `more` behind those here.
-            pub fn extend(&mut self, more: Configs) {
-                $(self.$module.extend(more.$module);)*
+            /// Takes the devices of `other` instead of those here, of every kind of which it has some.
+            pub fn replace(&mut self, other: Configs) {
+                $(if !other.$module.is_empty() {
+                    self.$module = other.$module;
+                })*
             }
 
             /// Makes every device, with where its work is to be done. The context's `index` is set here.

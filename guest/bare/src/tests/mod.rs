@@ -5,6 +5,7 @@ pub mod smp;
 mod blk;
 mod counter;
 mod dirty;
+mod echo;
 mod hello;
 mod hostile;
 mod irq;
@@ -15,6 +16,7 @@ mod mmio;
 mod net;
 mod pio;
 mod rng;
+mod stamp;
 mod timer;
 mod user;
 
@@ -26,6 +28,7 @@ pub fn find(name: &[u8]) -> Option<fn() -> Result> {
         b"blk" => blk::run,
         b"counter" => counter::run,
         b"dirty" => dirty::run,
+        b"echo" => echo::run,
         b"hello" => hello::run,
         b"hostile" => hostile::run,
         b"irq" => irq::run,
@@ -37,6 +40,7 @@ pub fn find(name: &[u8]) -> Option<fn() -> Result> {
         b"pio" => pio::run,
         b"rng" => rng::run,
         b"smp" => smp::run,
+        b"stamp" => stamp::run,
         b"timer" => timer::run,
         b"user" => user::run,
         _ => return None,

@@ -12,7 +12,7 @@ mod cache;
 mod elf;
 mod error;
 #[cfg(test)]
-pub(super) mod fake;
+pub(crate) mod fake;
 mod identify;
 mod payload;
 pub(super) mod source;
@@ -143,7 +143,15 @@ fn unpack(source: Source, cache: Option<&Path>) -> Result<(Source, Image), Error
     if let Some(known) = cache.as_ref().and_then(|(cache, digest)| elf(cache.find(digest)?)) {
         return Ok(known);
     }
-    let kernel = Source::Bytes(compression.decompress(&payload)?);
+    let kernel = match compression.decompress(&payload) {
+        Err(Error::Payload { compression, source: error }) => {
+            log::warn!(
+                "the kernel's {compression} payload is left to its own decompressor, for it does not decompress here: {error}"
+            );
+            return Ok((source, Image::BzImage(image)));
+        }
+        kernel => Source::Bytes(kernel?),
+    };
     let packed = match (Elf::parse(&kernel), &kernel) {
         (Ok(elf), Source::Bytes(bytes)) => Source::Bytes(elf.pack(bytes)),
         _ => return Ok((source, Image::BzImage(image))),
