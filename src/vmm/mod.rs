@@ -8,6 +8,7 @@
 //! ```
 
 mod build;
+mod capture;
 mod console;
 mod disk;
 mod freeze;
@@ -20,6 +21,7 @@ mod signals;
 pub mod snapshot;
 mod vcpus;
 mod workers;
+mod writers;
 
 use std::io;
 use std::path::PathBuf;
@@ -42,11 +44,13 @@ use crate::notice::Notice;
 use crate::{bus, console as host_console};
 
 pub use build::{Environment, Lost};
+use capture::Capture;
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
 use request::{Request, Response, RunState, Save};
-use snapshot::{Capture, Plan, Restore};
+use snapshot::Restore;
 use workers::{Subscriber, Wake};
+use writers::Writers;
 
 /// Why a machine could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +87,12 @@ pub enum Error {
     /// A saved machine.
     #[error(transparent)]
     Load(#[from] snapshot::LoadError),
+    /// The copy of the memory for a snapshot.
+    #[error("Cannot freeze the machine's memory")]
+    Fork(#[source] io::Error),
+    /// What is asked is not possible now.
+    #[error(transparent)]
+    Request(#[from] request::Error),
     /// The machine is switched off.
     #[error("The machine is switched off")]
     Off,
@@ -122,12 +132,18 @@ pub struct Milestone {
 pub const FIRST_RUN: u8 = 0xff;
 
 /// A monitor with its machine.
+///
+/// Fields are dropped from top to bottom: who waits for the monitor hears that it is gone, then what was captured is written,
+/// then the machine ends.
 pub struct Vmm {
+    inbox: Inbox,
+    writers: Writers,
     machine: Machine,
     config: VmConfig,
-    inbox: Inbox,
     events: EventManager<Subscriber>,
     state: RunState,
+    /// What it was before it began to end.
+    before: RunState,
     /// Why the machine was paused by itself.
     stalled: Option<String>,
     deadline: signals::Deadline,
@@ -166,11 +182,13 @@ impl Vmm {
             events.add_subscriber(subscriber);
         }
         Ok(Vmm {
+            inbox,
+            writers: Writers::default(),
             machine,
             config,
-            inbox,
             events,
             state: RunState::Paused,
+            before: RunState::Paused,
             stalled: None,
             deadline,
             grace,
@@ -221,6 +239,18 @@ impl Vmm {
             Message::Failed(reason) => Some(Outcome::Failed(reason)),
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
+            Message::Capture(save, writer) => {
+                let _ = writer.send(self.capture(save));
+                None
+            }
+            Message::Written { whole: true } => Some(Outcome::Stopped),
+            Message::Written { whole: false } => {
+                self.state = RunState::Paused;
+                if self.before == RunState::Running {
+                    self.resume();
+                }
+                None
+            }
             Message::Request(Request::Save(save), sender) => {
                 match Request::Save(save.clone()).check(self.state) {
                     Err(error) => drop(sender.send(Err(error))),
@@ -293,7 +323,7 @@ impl Vmm {
         (Ok(json!({ "state": self.state })), outcome)
     }
 
-    /// Takes a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
+    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
     fn save(&mut self, save: Save, frozen: Option<Frozen>, answer: Sender<Response>) {
         // What is not there yet cannot be saved: the request comes again when it is.
         if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
@@ -308,29 +338,29 @@ impl Vmm {
             }
             return;
         }
-        let captured = self.capture(save);
-        let frozen = frozen.map(|frozen| frozen.paths.clone());
-        match captured {
-            Ok((plan, capture)) => capture.write(plan, frozen, self.inbox.outbox().clone(), answer),
-            Err(error) => {
-                let _ = answer.send(Err(request::Error::Save(chain(&error))));
-            }
+        let (ram, outbox, whoever) = (capture::ram(&self.machine.memory), self.outbox(), answer.clone());
+        let work = move || capture::save(&save, ram, frozen, &outbox, &answer);
+        if let Err(error) = self.writers.start("snapshot", work) {
+            let reason = format!("no thread can be started: {error}");
+            let _ = whoever.send(Err(request::Error::Save(reason)));
         }
     }
 
-    fn capture(&mut self, save: Save) -> Result<(Plan, Capture), Error> {
-        let mut plan = Plan::new(save, &self.machine.memory)?;
+    /// Captures what is in the machine, which runs on unless it is to end.
+    fn capture(&mut self, save: Save) -> Result<Capture, Error> {
+        let stop = save.stop;
+        // Its file systems are frozen already, if they are to be.
+        Request::Save(Save { freeze: false, ..save }).check(self.state)?;
         let start = Instant::now();
         self.machine.pause();
         let capture = Capture::take(&self.machine, &self.config, start);
-        if self.state == RunState::Running {
-            // A machine that is to end does nothing more that the snapshot would not have.
-            match plan.stop && capture.is_ok() {
-                true => (self.state, plan.resume_if_not_written) = (RunState::Paused, true),
-                false => self.machine.resume(),
-            }
+        if stop && capture.is_ok() {
+            // It does nothing more that the snapshot would not have.
+            (self.before, self.state) = (self.state, RunState::Ending);
+        } else if self.state == RunState::Running {
+            self.machine.resume();
         }
-        Ok((plan, capture?))
+        capture
     }
 
     fn describe(&self) -> serde_json::Value {
@@ -349,7 +379,7 @@ impl Vmm {
     /// Asks the guest to switch itself off, and gives it some time. A machine that is paused cannot hear it, and a
     /// second wish is not kept waiting.
     fn press_power_button(&mut self) -> Option<Outcome> {
-        if self.state == RunState::Paused || self.deadline.is_set() {
+        if self.state != RunState::Running || self.deadline.is_set() {
             return Some(Outcome::Stopped);
         }
         info!(
@@ -363,7 +393,9 @@ impl Vmm {
 
     fn pause(&mut self) {
         self.machine.pause();
-        self.state = RunState::Paused;
+        if self.state == RunState::Running {
+            self.state = RunState::Paused;
+        }
     }
 
     fn resume(&mut self) {

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bound;
 mod clone;
 mod counter;
 mod disk;

@@ -33,7 +33,7 @@ use crate::sys::slab::Slab;
 
 use watch::Watch;
 
-pub use config::{Cache, Config, Source};
+pub use config::{Cache, Config, Source, scratch};
 
 const QUEUE_SIZE: u16 = 256;
 /// Requests that are handed to the disk together.
