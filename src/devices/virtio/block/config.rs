@@ -191,6 +191,7 @@ impl Config {
             base: self.base.clone(),
             layers: self.layers.clone(),
             keep_overlay: self.keep_overlay,
+            private: self.source == Source::Snapshot,
             overlay: self.overlay.as_ref().map(|path| match path.is_dir() {
                 true => Place::Nameless(path.clone()),
                 false => Place::File(path.clone()),
