@@ -10,6 +10,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,14 +18,14 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
-use super::request::{self, Response, Save};
+use super::request::{self, Request, Response, RunState, Save};
 use super::snapshot::{CONFIG, LoadError, STATE, State, settled};
-use super::{Error, chain};
+use super::{Error, Vmm, chain};
 use crate::agent;
 use crate::config::VmConfig;
 use crate::disk::Contents;
 use crate::memory::Memory;
-use crate::memory::image::{self, Chain, INDEX_FILE, Origin};
+use crate::memory::image::{self, Chain, INDEX_FILE, Lazy, Origin};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::sys::frozen::Frozen;
 
@@ -122,24 +123,58 @@ impl Capture {
     }
 }
 
+impl Vmm {
+    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
+    pub(super) fn save(&mut self, save: Save, frozen: Option<agent::Frozen>, answer: Sender<Response>) {
+        // What is not there yet cannot be saved: the request comes again when it is.
+        if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
+            let outbox = self.outbox();
+            let work = move || {
+                filled.wait();
+                outbox.send(Message::Request(Request::Save(save), answer));
+            };
+            // The sender that a thread could not take is gone, and whoever waits hears that.
+            if let Err(error) = thread::Builder::new().name("save-later".into()).spawn(work) {
+                log::error!("cannot start the thread that waits for memory: {error}");
+            }
+            return;
+        }
+        let (ram, outbox, whoever) = (ram(&self.machine.memory), self.outbox(), answer.clone());
+        let work = move || {
+            let saved = write(&save, ram, frozen, &outbox);
+            let _ = answer.send(saved.map_err(|error| request::Error::Save(chain(error.as_ref()))));
+        };
+        if let Err(error) = self.writers.start("snapshot", work) {
+            let reason = format!("no thread can be started: {error}");
+            let _ = whoever.send(Err(request::Error::Save(reason)));
+        }
+    }
+
+    /// Captures what is in the machine, which runs on unless it is to end.
+    pub(super) fn capture(&mut self, save: Save) -> Result<Capture, Error> {
+        let stop = save.stop;
+        // Its file systems are frozen already, if they are to be.
+        Request::Save(Save { freeze: false, ..save }).check(self.state)?;
+        let start = Instant::now();
+        self.machine.pause();
+        let capture = Capture::take(&self.machine, &self.config, start);
+        if stop && capture.is_ok() {
+            // It does nothing more that the snapshot would not have.
+            (self.before, self.state) = (self.state, RunState::Ending);
+        } else if self.state == RunState::Running {
+            self.machine.resume();
+        }
+        capture
+    }
+}
+
 /// Bytes of RAM.
-pub(super) fn ram(memory: &Memory) -> u64 {
+fn ram(memory: &Memory) -> u64 {
     memory.iter().map(|region| region.len()).sum()
 }
 
-/// Saves a machine with so many bytes of RAM, on a thread of its own, then answers. `frozen` are the guest's file systems,
-/// which are thawed when the capture is taken.
-pub(super) fn save(
-    save: &Save,
-    ram: u64,
-    frozen: Option<agent::Frozen>,
-    outbox: &Outbox,
-    answer: &Sender<Response>,
-) {
-    let saved = write(save, ram, frozen, outbox);
-    let _ = answer.send(saved.map_err(|error| request::Error::Save(chain(error.as_ref()))));
-}
-
+/// Saves a machine with so many bytes of RAM. `frozen` are the guest's file systems, which are thawed when the capture is
+/// taken.
 fn write(
     save: &Save,
     ram: u64,

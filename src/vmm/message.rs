@@ -73,7 +73,8 @@ impl Outbox {
 
 /// Where messages are taken from.
 pub struct Inbox {
-    receiver: Receiver<Message>,
+    /// `None` when nobody listens any more.
+    receiver: Option<Receiver<Message>>,
     outbox: Outbox,
 }
 
@@ -81,6 +82,7 @@ impl Inbox {
     /// A new, empty channel.
     pub fn new() -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
+        let receiver = Some(receiver);
         Ok(Inbox { receiver, outbox: Outbox { sender, wake: Arc::new(EventFd::new(EFD_NONBLOCK)?) } })
     }
 
@@ -91,7 +93,12 @@ impl Inbox {
 
     /// The next message, if one is there.
     pub fn take(&self) -> Option<Message> {
-        self.receiver.try_recv().ok()
+        self.receiver.as_ref()?.try_recv().ok()
+    }
+
+    /// Listens no more: whoever waits for an answer hears that there is none.
+    pub fn close(&mut self) {
+        self.receiver = None;
     }
 
     /// Drops what devices, vCPUs and memory have sent and keeps the rest.

@@ -25,7 +25,6 @@ mod writers;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -33,21 +32,18 @@ use log::{info, warn};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::agent::Frozen;
 use crate::config::VmConfig;
 use crate::devices::ged::Event;
 use crate::devices::virtio;
 use crate::kvm::{self, Exit};
 use crate::memory;
-use crate::memory::image::Lazy;
 use crate::notice::Notice;
 use crate::{bus, console as host_console};
 
 pub use build::{Environment, Lost};
-use capture::Capture;
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
-use request::{Request, Response, RunState, Save};
+use request::{Request, Response, RunState};
 use snapshot::Restore;
 use workers::{Subscriber, Wake};
 use writers::Writers;
@@ -132,14 +128,11 @@ pub struct Milestone {
 pub const FIRST_RUN: u8 = 0xff;
 
 /// A monitor with its machine.
-///
-/// Fields are dropped from top to bottom: who waits for the monitor hears that it is gone, then what was captured is written,
-/// then the machine ends.
 pub struct Vmm {
-    inbox: Inbox,
-    writers: Writers,
     machine: Machine,
+    writers: Writers,
     config: VmConfig,
+    inbox: Inbox,
     events: EventManager<Subscriber>,
     state: RunState,
     /// What it was before it began to end.
@@ -182,10 +175,10 @@ impl Vmm {
             events.add_subscriber(subscriber);
         }
         Ok(Vmm {
-            inbox,
-            writers: Writers::default(),
             machine,
+            writers: Writers::default(),
             config,
+            inbox,
             events,
             state: RunState::Paused,
             before: RunState::Paused,
@@ -209,8 +202,15 @@ impl Vmm {
         &self.milestones
     }
 
-    /// Runs the machine until it ends.
+    /// Runs the machine until it ends, and what was captured of it is written.
     pub fn run(&mut self) -> Outcome {
+        let outcome = self.run_machine();
+        self.inbox.close();
+        self.writers.finish();
+        outcome
+    }
+
+    fn run_machine(&mut self) -> Outcome {
         self.milestones.push(Milestone { code: FIRST_RUN, at: Instant::now() });
         if !self.paused {
             self.resume();
@@ -321,46 +321,6 @@ impl Vmm {
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
         (Ok(json!({ "state": self.state })), outcome)
-    }
-
-    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
-    fn save(&mut self, save: Save, frozen: Option<Frozen>, answer: Sender<Response>) {
-        // What is not there yet cannot be saved: the request comes again when it is.
-        if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
-            let outbox = self.outbox();
-            let work = move || {
-                filled.wait();
-                outbox.send(Message::Request(Request::Save(save), answer));
-            };
-            // The sender that a thread could not take is gone, and whoever waits hears that.
-            if let Err(error) = std::thread::Builder::new().name("save-later".into()).spawn(work) {
-                log::error!("cannot start the thread that waits for memory: {error}");
-            }
-            return;
-        }
-        let (ram, outbox, whoever) = (capture::ram(&self.machine.memory), self.outbox(), answer.clone());
-        let work = move || capture::save(&save, ram, frozen, &outbox, &answer);
-        if let Err(error) = self.writers.start("snapshot", work) {
-            let reason = format!("no thread can be started: {error}");
-            let _ = whoever.send(Err(request::Error::Save(reason)));
-        }
-    }
-
-    /// Captures what is in the machine, which runs on unless it is to end.
-    fn capture(&mut self, save: Save) -> Result<Capture, Error> {
-        let stop = save.stop;
-        // Its file systems are frozen already, if they are to be.
-        Request::Save(Save { freeze: false, ..save }).check(self.state)?;
-        let start = Instant::now();
-        self.machine.pause();
-        let capture = Capture::take(&self.machine, &self.config, start);
-        if stop && capture.is_ok() {
-            // It does nothing more that the snapshot would not have.
-            (self.before, self.state) = (self.state, RunState::Ending);
-        } else if self.state == RunState::Running {
-            self.machine.resume();
-        }
-        capture
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -126,3 +126,21 @@ impl Request {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_to_end_takes_nothing_else() {
+        let save = |freeze| Request::Save(Save { target: "/one".into(), base: None, stop: false, freeze });
+        let others = [Request::Pause, Request::Resume, Request::PowerButton, save(false), save(true)];
+        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into() }]) {
+            let error = request.check(RunState::Ending).unwrap_err().to_string();
+            assert!(error.starts_with("The machine is ending: it cannot "), "{error}");
+        }
+        for request in [Request::Describe, Request::Stop { force: false }, Request::Stop { force: true }] {
+            request.check(RunState::Ending).unwrap();
+        }
+    }
+}

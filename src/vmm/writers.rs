@@ -1,9 +1,9 @@
-//! Threads that write what a machine had in it. It stays, with all that they read, until they are done.
+//! Threads that write what a machine had in it. Its disks stay as they are until that is done.
 
 use std::io;
 use std::thread::{self, JoinHandle};
 
-/// The threads. Whoever drops this waits for them.
+/// The threads.
 #[derive(Default)]
 pub(super) struct Writers(Vec<JoinHandle<()>>);
 
@@ -14,10 +14,9 @@ impl Writers {
         self.0.push(thread::Builder::new().name(name.into()).spawn(work)?);
         Ok(())
     }
-}
 
-impl Drop for Writers {
-    fn drop(&mut self) {
+    /// Waits for all of them.
+    pub fn finish(&mut self) {
         for thread in self.0.drain(..) {
             let _ = thread.join();
         }

@@ -18,3 +18,4 @@ mod registers;
 mod replaced;
 mod time;
 mod world;
+mod written;

@@ -58,7 +58,7 @@ impl Contents {
 
     /// Seals what is not sealed yet: this capture's layer, and those of earlier ones that are not written, or failed.
     fn seal(&self) -> Result<(), Error> {
-        let failed = |source| Error::Io { action: "write a layer of disk", path: self.path.clone(), source };
+        let failed = |source| Error::Io { action: "write a layer of", path: self.path.clone(), source };
         let mut sealings = self.layers.iter().filter_map(|layer| layer.sealing.as_ref());
         sealings.try_for_each(|sealing| sealing.finish()).map_err(failed)
     }
@@ -66,7 +66,7 @@ impl Contents {
     /// Stores all layers of disk number `index` in `directory` and returns their names, the lowest first. What never changes is linked if it
     /// can be; the rest is copied, holes as holes. All is durable when it returns.
     pub fn store(self, directory: &Path, index: usize) -> Result<Vec<PathBuf>, Error> {
-        let failed = |source| Error::Io { action: "copy disk", path: self.path.clone(), source };
+        let failed = |source| Error::Io { action: "copy", path: self.path.clone(), source };
         let mut names = Vec::with_capacity(self.layers.len());
         self.seal()?;
         for (number, layer) in self.layers.iter().enumerate() {
