@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use rvmm::memory::image::{Chain, Error, Mode, Origin, PAGES_FILE, Written, write};
 use rvmm::memory::{Memory, Pages, allocate};
+use rvmm::sys::directory::Directory;
 use rvmm::sys::frozen::{Frozen, PAGE, Page};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -21,11 +22,23 @@ impl Random {
 
 const RANGES: [(GuestAddress, u64); 2] = [(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 2 << 20)];
 
-fn capture(memory: &Memory, origin: &Origin, base: Option<&Chain>) -> (tempfile::TempDir, Written) {
+/// An image in a directory of its own.
+struct Image(tempfile::TempDir, Written);
+
+/// What images describe together, the top first.
+fn chain<'a>(images: impl IntoIterator<Item = &'a Image>) -> Chain {
+    let mut chain = Chain::default();
+    for Image(directory, written) in images {
+        chain.push(&Directory::open(directory.path()).unwrap(), &written.index, true).unwrap();
+    }
+    chain
+}
+
+fn capture(memory: &Memory, origin: &Origin, base: Option<&Chain>) -> Image {
     let directory = tempfile::tempdir().unwrap();
     let frozen = Frozen::fork().unwrap();
     let written = write(&frozen, memory, origin, base, directory.path(), &mut |_, _| {}).unwrap();
-    (directory, written)
+    Image(directory, written)
 }
 
 fn contents(memory: &Memory) -> Vec<u8> {
@@ -50,16 +63,14 @@ fn generations_come_back_exactly() {
     let mut random = Random(7);
     let mut memory = allocate(&RANGES, Pages::Transparent).unwrap();
     let mut origin = Origin::default();
-    let mut directories: Vec<tempfile::TempDir> = Vec::new();
+    let mut images: Vec<Image> = Vec::new();
     for generation in 0..10 {
         scribble(&memory, &mut random, 300);
         let before = contents(&memory);
-        let paths: Vec<_> = directories.iter().rev().map(|directory| directory.path()).collect();
-        let base = Chain::open(&paths).unwrap();
-        let base = (!paths.is_empty()).then_some(&base);
-        directories.push(capture(&memory, &origin, base).0);
-        let paths: Vec<_> = directories.iter().rev().map(|directory| directory.path()).collect();
-        let chain = Chain::open(&paths).unwrap();
+        let base = chain(images.iter().rev());
+        let base = (!images.is_empty()).then_some(&base);
+        images.push(capture(&memory, &origin, base));
+        let chain = chain(images.iter().rev());
         chain.verify(|_| {}).unwrap();
         (memory, origin) =
             chain.map(&RANGES, if generation % 3 == 2 { &Mode::Copy } else { &Mode::Cow }).unwrap();
@@ -67,8 +78,8 @@ fn generations_come_back_exactly() {
     }
     // A whole image of a machine that was restored ten times stands for itself.
     let before = contents(&memory);
-    let (whole, _) = capture(&memory, &origin, None);
-    let (memory, _) = Chain::open(&[whole.path()]).unwrap().map(&RANGES, &Mode::Cow).unwrap();
+    let whole = capture(&memory, &origin, None);
+    let (memory, _) = chain([&whole]).map(&RANGES, &Mode::Cow).unwrap();
     assert!(contents(&memory) == before);
 }
 
@@ -76,24 +87,23 @@ fn generations_come_back_exactly() {
 fn a_difference_holds_exactly_what_differs() {
     let memory = allocate(&RANGES, Pages::Transparent).unwrap();
     memory.write_slice(&[1; 8 * 4096], GuestAddress(4096)).unwrap();
-    let (base, written) = capture(&memory, &Origin::default(), None);
-    assert_eq!((written.data, written.zero), (8 * 4096, 0));
+    let base = capture(&memory, &Origin::default(), None);
+    assert_eq!((base.1.data, base.1.zero), (8 * 4096, 0));
     memory.write_slice(&[0; 4096], GuestAddress(4096)).unwrap();
     memory.write_slice(&[1; 4096], GuestAddress(2 * 4096)).unwrap();
     memory.write_slice(&[2; 4096], GuestAddress(1 << 32)).unwrap();
-    let chain = Chain::open(&[base.path()]).unwrap();
-    let (_, written) = capture(&memory, &Origin::default(), Some(&chain));
-    assert_eq!((written.data, written.zero), (4096, 4096));
+    let top = capture(&memory, &Origin::default(), Some(&chain([&base])));
+    assert_eq!((top.1.data, top.1.zero), (4096, 4096));
 }
 
 #[test]
 fn damaged_pages_are_found() {
     let memory = allocate(&RANGES, Pages::Transparent).unwrap();
     memory.write_slice(&[1; 8192], GuestAddress(3 << 20)).unwrap();
-    let (image, _) = capture(&memory, &Origin::default(), None);
-    let pages = File::options().write(true).open(image.path().join(PAGES_FILE)).unwrap();
+    let image = capture(&memory, &Origin::default(), None);
+    let pages = File::options().write(true).open(image.0.path().join(PAGES_FILE)).unwrap();
     pages.write_all_at(&[2], (3 << 20) + 5000).unwrap();
-    let error = Chain::open(&[image.path()]).unwrap().verify(|_| {}).unwrap_err();
+    let error = chain([&image]).verify(|_| {}).unwrap_err();
     assert!(matches!(error, Error::Pages { offset: 0x20_0000, .. }), "{error}");
 }
 

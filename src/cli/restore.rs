@@ -30,6 +30,9 @@ pub struct Args {
     /// The snapshot
     #[arg(value_name = "DIR")]
     snapshot: PathBuf,
+    /// Where a snapshot that it stands on is now, if it is not where it was
+    #[arg(long, value_name = "DIR")]
+    base: Vec<PathBuf>,
     /// Name of the machine, as `rvmm ps` shows it
     #[arg(long, value_name = "NAME")]
     name: Option<Name>,
@@ -69,7 +72,7 @@ pub fn memory_mode(text: &str) -> Result<Mode, options::Error> {
 /// Restores a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
-    let restore = Restore::open_in(&args.snapshot, args.memory_mode).map_err(Failure::usage)?;
+    let restore = Restore::open_on(&args.snapshot, args.memory_mode, &args.base).map_err(Failure::usage)?;
     let mut config = restore.config().clone();
     config.console = args.console;
     args.replacements.apply(&mut config, &Marks(&[]))?;

@@ -13,7 +13,7 @@ use crate::api::name::Name;
 use crate::arch::x86_64::cpuid::Mask;
 use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
 use crate::console;
-use crate::devices::virtio;
+use crate::devices::virtio::{self, block};
 use crate::net::user as net;
 use crate::options;
 

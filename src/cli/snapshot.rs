@@ -193,13 +193,12 @@ fn rebase(args: &Rebase, common: &Common) -> Result<u8, Failure> {
 fn inspect(path: &Path) -> Result<u8, Failure> {
     let bundle = Bundle::open(path).map_err(Failure::refused)?;
     let restore = Restore::open(path).map_err(Failure::refused)?;
-    let chain: Value = json!(bundle.memory().map_err(Failure::refused)?);
     print_json(&json!({
         "bundle": bundle.manifest(),
         "config": restore.config(),
         "ram_bytes": restore.memory().ram(),
         "data_bytes": restore.memory().data(),
-        "memory": chain,
+        "memory": restore.memory().directories().collect::<Vec<_>>(),
     }))?;
     Ok(0)
 }

@@ -32,6 +32,8 @@ pub struct Config {
     pub layers: Vec<PathBuf>,
     /// Leave the overlays of a disk that was frozen beside it at the end.
     pub keep_overlay: bool,
+    /// The file is a snapshot's: nobody ever changes it.
+    pub private: bool,
 }
 
 impl Config {
@@ -47,6 +49,7 @@ impl Config {
             base: Vec::new(),
             layers: Vec::new(),
             keep_overlay: false,
+            private: false,
         }
     }
 }
@@ -107,7 +110,8 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
         }
         (Format::Raw, Some(Place::Nameless(directory))) => {
             let raw = open_raw(&below)?;
-            let base = Base { files: vec![Arc::clone(raw.file())], disk: Box::new(raw), path };
+            let files = vec![Arc::clone(raw.file())];
+            let base = Base { files, disk: Box::new(raw), private: config.private, path };
             Stack::over(base, &config.layers, Above::Nameless(directory.clone()), config.engine)?
         }
         _ if !config.layers.is_empty() => {
@@ -150,7 +154,7 @@ fn open_image(config: &Config) -> Result<Stack, Error> {
             return Err(Error::Overlay { path: file.clone(), reason });
         }
     };
-    Stack::over(Base { disk, files, path }, &config.layers, above, config.engine)
+    Stack::over(Base { disk, files, private: true, path }, &config.layers, above, config.engine)
 }
 
 fn open_raw(config: &Config) -> Result<Raw, Error> {

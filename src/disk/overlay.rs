@@ -9,6 +9,7 @@
 //!            └─ part of a block that is not here: read it from the base, change it, write it to the top
 //!
 //!  flush:  top is synced ─► pages of the map that changed before are written ─► top is synced
+//!          the first one after the base was written to syncs it, too, and the directory that has the overlay's name
 //!  seal:   nothing is written here any more (at once); made durable and marked later, on any thread
 //! ```
 //!
@@ -55,6 +56,12 @@ pub struct Overlay {
     map: Map,
     /// Gone with the machine: nothing has to be durable.
     nameless: bool,
+    /// The base has nothing that a flush would have to make durable.
+    base_is_durable: bool,
+    /// The directory in which its name is not durable yet.
+    unnamed: Option<PathBuf>,
+    /// Nothing is written any more.
+    sealing: Option<Arc<Sealing>>,
     under_way: Slab<parts::Parent>,
     /// Changes that wait for another change of the same blocks.
     waiting: VecDeque<(u64, Request)>,
@@ -76,6 +83,7 @@ pub(super) struct Fresh {
     top: Raw,
     layout: Layout,
     nameless: bool,
+    unnamed: Option<PathBuf>,
 }
 
 impl Fresh {
@@ -86,14 +94,15 @@ impl Fresh {
         let file = file::nameless(sys::directory_of(path)).map_err(failed)?;
         // Nobody else knows it. Where files cannot be locked, the disk's own lock has said so.
         let _ = sys::lock(&file, Lock::Exclusive);
-        let fresh = Self::format(file, path, size, engine)?;
+        let named = |fresh| Fresh { unnamed: Some(sys::directory_of(path).into()), ..fresh };
+        let fresh = named(Self::format(file, path, size, engine)?);
         match sys::link(fresh.top.file(), path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {}
             linked => return linked.map(|()| fresh).map_err(failed),
         }
         // A file system that names nothing afterwards.
         File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        Self::format(raw::open_locked(path, true)?, path, size, engine)
+        Self::format(raw::open_locked(path, true)?, path, size, engine).map(named)
     }
 
     /// Without a name in `directory`, for a disk of `size` bytes.
@@ -110,13 +119,19 @@ impl Fresh {
             path: path.into(),
             source,
         })?;
-        Ok(Fresh { top: Raw::new(file, path, false, engine)?, layout, nameless: false })
+        Ok(Fresh { top: Raw::new(file, path, false, engine)?, layout, nameless: false, unnamed: None })
     }
 
     /// Puts it over a disk of its size.
     pub fn over(self, base: Box<dyn Disk>) -> Overlay {
         let map = Map::new(self.layout.blocks());
-        Overlay { nameless: self.nameless, ..Overlay::new(self.top, self.layout, map, base) }
+        let Fresh { top, layout, nameless, unnamed } = self;
+        Overlay { nameless, unnamed, ..Overlay::new(top, layout, map, base) }
+    }
+
+    /// The same, over a disk that was written to until now.
+    pub fn over_written(self, base: Box<dyn Disk>) -> Overlay {
+        Overlay { base_is_durable: false, ..self.over(base) }
     }
 }
 
@@ -167,6 +182,9 @@ impl Overlay {
             geometry,
             map,
             nameless: false,
+            base_is_durable: true,
+            unnamed: None,
+            sealing: None,
             under_way: Slab::default(),
             waiting: VecDeque::new(),
             flushing: flush::Flushing::default(),

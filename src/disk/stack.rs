@@ -11,6 +11,8 @@
 //! disk next merges them first.
 
 mod contents;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -25,20 +27,23 @@ use std::time::UNIX_EPOCH;
 
 use super::overlay::file::load;
 use super::overlay::map::BLOCK;
-use super::overlay::{Fresh, Sealing, State};
+use super::overlay::{Fresh, State};
 use super::target::Target;
 use super::{Disk, Done, Engine, Error, Geometry, Overlay, Raw, Request, raw};
 use crate::sys::file::{self, Lock};
 
 pub use contents::Contents;
+use contents::Layer;
 
 /// The disk of a machine.
 pub struct Stack {
     top: Top,
-    /// The files of all layers, the lowest first, the writable one last.
-    layers: Vec<Arc<File>>,
+    /// All layers, the lowest first, the writable one last.
+    layers: Vec<Layer>,
     /// How many of them are what the others stand on.
     base: usize,
+    /// Nobody else ever changes those.
+    private: bool,
     next: Next,
     path: PathBuf,
     /// What stands beside the user's disk is not merged at the end.
@@ -70,6 +75,8 @@ pub struct Base<'a> {
     pub disk: Box<dyn Disk>,
     /// All files that it is in, the one at `path` first.
     pub files: Vec<Arc<File>>,
+    /// They are a snapshot's or the store's: nobody ever changes them.
+    pub private: bool,
     /// The name of the disk in messages.
     pub path: &'a Path,
 }
@@ -87,6 +94,12 @@ impl Stack {
     /// from now on are merged at the end, unless they are to be kept.
     pub fn user(raw: Raw, path: &Path, keep: bool) -> Result<Self, Error> {
         let file = Arc::clone(raw.file());
+        if file.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
+            let reason = "it is a block device, beside which nothing can be kept: start the machine with `overlay=DIR` for it";
+            return Ok(Stack::solid(Box::new(raw), path, reason));
+        }
+        // Whoever opens it by another name must find what stands beside it.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.into());
         match raw.geometry().read_only {
             false => merge_all(&file, path)?,
             true if overlays(path).is_empty() => {}
@@ -96,18 +109,19 @@ impl Stack {
             ),
         }
         let top = Top::Plain(Box::new(raw));
-        Ok(Stack { top, layers: vec![file], base: 1, next: Next::Beside(1), path: path.into(), keep })
+        let (layers, next) = (vec![Layer::from(file)], Next::Beside(1));
+        Ok(Stack { top, layers, base: 1, private: false, next, path: path.into(), keep })
     }
 
     /// A disk that cannot be frozen, and why.
     pub fn solid(disk: Box<dyn Disk>, path: &Path, reason: &'static str) -> Self {
         let (top, next) = (Top::Plain(disk), Next::Never(reason));
-        Stack { top, layers: Vec::new(), base: 0, next, path: path.into(), keep: false }
+        Stack { top, layers: Vec::new(), base: 0, private: false, next, path: path.into(), keep: false }
     }
 
     /// A base with sealed overlays, both of which never change, and writable layers over them.
     pub fn over(base: Base, sealed: &[PathBuf], above: Above, engine: Option<Engine>) -> Result<Self, Error> {
-        let mut layers = base.files;
+        let mut layers: Vec<_> = base.files.into_iter().map(Layer::from).collect();
         let count = layers.len();
         let mut below = base.disk;
         for layer in sealed {
@@ -115,7 +129,7 @@ impl Stack {
             if !overlay.geometry().read_only {
                 return Err(Error::Overlay { path: layer.clone(), reason: "it is not sealed".into() });
             }
-            layers.push(Arc::clone(overlay.file()));
+            layers.push(Layer::from(Arc::clone(overlay.file())));
             below = Box::new(overlay);
         }
         let (top, next) = match above {
@@ -127,7 +141,7 @@ impl Stack {
                 let last = kept.pop();
                 for (_, path) in kept {
                     let overlay = sealed_overlay(&path, below, engine)?;
-                    layers.push(Arc::clone(overlay.file()));
+                    layers.push(Layer::from(Arc::clone(overlay.file())));
                     below = Box::new(overlay);
                 }
                 let (top, number) = match last {
@@ -135,7 +149,7 @@ impl Stack {
                         let overlay = Overlay::open(&path, below, engine)?;
                         match overlay.geometry().read_only {
                             true => {
-                                layers.push(Arc::clone(overlay.file()));
+                                layers.push(Layer::from(Arc::clone(overlay.file())));
                                 let path = directory.join(format!("overlay-{}", number + 1));
                                 (Overlay::create(&path, Box::new(overlay), engine)?, number + 2)
                             }
@@ -147,9 +161,10 @@ impl Stack {
                 (top, Next::Kept(directory, number))
             }
         };
-        layers.push(Arc::clone(top.file()));
+        layers.push(Layer::from(Arc::clone(top.file())));
         let top = Top::Overlay(Box::new(top));
-        Ok(Stack { top, layers, base: count, next, path: base.path.into(), keep: false })
+        let private = base.private;
+        Ok(Stack { top, layers, base: count, private, next, path: base.path.into(), keep: false })
     }
 
     fn disk(&self) -> &dyn Disk {
@@ -226,22 +241,26 @@ impl Disk for Stack {
             return Ok(None);
         }
         let fresh = self.next_layer()?;
-        let (below, sealing): (Box<dyn Disk>, _) = match std::mem::replace(&mut self.top, Top::Nothing) {
+        let below: Box<dyn Disk> = match std::mem::replace(&mut self.top, Top::Nothing) {
             Top::Overlay(mut overlay) => match overlay.seal() {
-                Ok(sealing) => (overlay, Some(sealing)),
+                Ok(sealing) => {
+                    if let Some(layer) = self.layers.last_mut() {
+                        layer.sealing = Some(sealing);
+                    }
+                    overlay
+                }
                 Err(source) => {
                     self.top = Top::Overlay(overlay);
                     return Err(Error::Io { action: "freeze disk", path: self.path.clone(), source });
                 }
             },
-            Top::Plain(disk) => (disk, None),
+            Top::Plain(disk) => disk,
             Top::Nothing => unreachable!("a layer is missing"),
         };
-        let top = fresh.over(below);
-        let user = matches!(self.next, Next::Beside(_));
+        let top = fresh.over_written(below);
         let (layers, base) = (self.layers.clone(), self.base);
-        let contents = Contents { layers, base, user, sealing, path: self.path.clone() };
-        self.layers.push(Arc::clone(top.file()));
+        let contents = Contents { layers, base, private: self.private, path: self.path.clone() };
+        self.layers.push(Layer::from(Arc::clone(top.file())));
         self.top = Top::Overlay(Box::new(top));
         Ok(Some(contents))
     }
@@ -251,7 +270,9 @@ impl Drop for Stack {
     fn drop(&mut self) {
         // All layers let go of their locks. Should somebody else take the disk now, it is merged there.
         self.top = Top::Nothing;
-        let (Next::Beside(2..), Some(raw)) = (&self.next, self.layers.first()) else { return };
+        let (Next::Beside(2..), Some(Layer { file: raw, .. })) = (&self.next, self.layers.first()) else {
+            return;
+        };
         if self.keep {
             let first = beside(&self.path, 1);
             log::warn!(
@@ -276,7 +297,7 @@ fn sealed_overlay(path: &Path, below: Box<dyn Disk>, engine: Option<Engine>) -> 
     let mut overlay = Overlay::open(path, below, engine)?;
     if !overlay.geometry().read_only {
         // Its machine was killed before it was durable.
-        let sealed = overlay.seal().and_then(Sealing::finish);
+        let sealed = overlay.seal().and_then(|sealing| sealing.finish());
         sealed.map_err(|source| Error::Io { action: "seal overlay", path: path.into(), source })?;
     }
     Ok(overlay)
@@ -352,5 +373,7 @@ fn merge(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
         merged.map_err(failed("merge"))?;
     }
     raw.sync_all().map_err(failed("merge"))?;
-    fs::remove_file(path).map_err(failed("remove"))
+    fs::remove_file(path).map_err(failed("remove"))?;
+    // Or it comes back after a power failure, older than what is in the disk by then.
+    file::sync_directory(file::directory_of(path)).map_err(failed("remove"))
 }

@@ -11,6 +11,7 @@
 //! ```
 
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -52,10 +53,9 @@ impl Store {
             state: serde_json::from_slice(&state).map_err(form)?,
         };
         let state = self.put(lease, STATE, &serde_json::to_vec(&document).map_err(form)?)?;
-        let mut index = File::open(snapshot.join(INDEX_FILE)).map_err(Error::io("open", snapshot))?;
-        let index = self.put_file(lease, MEMORY_INDEX, &mut index)?;
+        let index = self.put(lease, MEMORY_INDEX, &bundle.read(INDEX_FILE)?)?;
         let path = snapshot.join(PAGES_FILE);
-        let pages = File::open(&path).map_err(Error::io("open", &path))?;
+        let pages = bundle.directory().file(PAGES_FILE).map_err(Error::io("open", &path))?;
         let pack = || {
             let (size, mut at, mut changes) = (pages.metadata()?.len(), 0, Vec::new());
             while let Some(start) = next_data(&pages, at)?.filter(|&start| start < size) {
@@ -100,14 +100,14 @@ impl Store {
         draft.add(STATE_FILE, document.state.get().as_bytes())?;
         let place = |name: &str| draft.path().join(name);
         let make = |path: &PathBuf| {
-            let file = File::options().read(true).write(true).create_new(true).open(path);
+            let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
             file.map_err(Error::io("make", path))
         };
         self.tell("unpacking memory", 0, None);
         let memory = make(&place(PAGES_FILE))?;
         layer::read(&self.open_blob(&pages.digest)?, &memory, limit)?;
         memory.sync_all().map_err(Error::io("sync", &path))?;
-        fs::write(place(INDEX_FILE), self.read_document(index)?).map_err(Error::io("write", &path))?;
+        draft.add(INDEX_FILE, &self.read_document(index)?)?;
         match draft.publish(None, Vec::new()) {
             // Somebody else was faster.
             Err(bundle::Error::Exists { .. }) => {}

@@ -214,8 +214,17 @@ impl Vm {
     /// Gives a fresh machine this state. Its clock goes on later by the time that has passed since it was saved: by the host's
     /// wall clock if KVM has told it and takes it, else by `ahead` nanoseconds.
     pub fn load(&self, state: &VmState, ahead: u64) -> Result<(), Error> {
-        for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
-            self.fd.set_irqchip(chip).map_err(ioctl("set the interrupt chip"))?;
+        let doing = "set the interrupt chip";
+        let chips = [
+            (&state.pic_master, KVM_IRQCHIP_PIC_MASTER),
+            (&state.pic_slave, KVM_IRQCHIP_PIC_SLAVE),
+            (&state.ioapic, KVM_IRQCHIP_IOAPIC),
+        ];
+        for (chip, id) in chips {
+            if chip.chip_id != id {
+                return Err(Error::Ioctl { doing, source: kvm_ioctls::Error::new(libc::EINVAL) });
+            }
+            self.fd.set_irqchip(chip).map_err(ioctl(doing))?;
         }
         self.fd.set_pit2(&state.pit).map_err(ioctl("set the timer"))?;
         let counts = self.fd.check_extension_int(Cap::AdjustClock) as u32 & KVM_CLOCK_REALTIME != 0;

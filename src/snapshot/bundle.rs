@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  NAME/
-//!    bundle.json     {"digest": "<BLAKE3 of the rest>", "bundle": {format, parent, disks, digests of the files below}}
+//!    bundle.json     {"digest": "<BLAKE3 of the rest>", "bundle": {format, parent, disks, digests of files below}}
 //!    config.json     the machine that was asked for
 //!    state.json      what every part of the machine had in it
 //!    memory          guest RAM (memory/image), whole or what differs from the parent's
@@ -12,21 +12,36 @@
 //!
 //! It is written beside its place under another name, made durable and renamed. Paths in it are relative to it. It
 //! holds the guest's memory, secrets included: only its owner can read it.
+//!
+//! What a bundle stands on is known by its identity, wherever it is: the digest of its manifest, which has the digests of
+//! all that it says of memory and state. One that is rewritten and describes the same keeps its identity.
+//!
+//! Format 1 had no identities, and its manifest did not have the digest of the index.
 
 mod draft;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::memory::image::{self, Chain, INDEX_FILE};
+use crate::sys::directory::Directory;
+
 pub use draft::{Draft, written};
 
 /// Format of `bundle.json`.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// The oldest format that is read.
+const OLDEST: u32 = 1;
 const MANIFEST: &str = "bundle.json";
+/// More bytes than a file that is read whole ever has: every vCPU has less than 64 KiB of state.
+const LARGEST: u64 = 64 << 20;
+/// The same for an index of memory: 16 bytes for every other page of 512 GiB.
+const LARGEST_INDEX: u64 = 1 << 30;
 /// Longest chain of parents.
 const MAX_DEPTH: usize = 1000;
 
@@ -64,7 +79,7 @@ pub enum Error {
         reason: String,
     },
     /// The bundle is of a later format.
-    #[error("{path} has format {found}, this rvmm knows {FORMAT}")]
+    #[error("{path} has format {found}, this rvmm knows {OLDEST} to {FORMAT}")]
     Format {
         /// The bundle.
         path: PathBuf,
@@ -79,6 +94,25 @@ pub enum Error {
         /// The base.
         base: PathBuf,
     },
+    /// It was rewritten, or removed, while it was read.
+    #[error("{path} was replaced while it was read")]
+    Replaced {
+        /// The bundle.
+        path: PathBuf,
+    },
+    /// Another bundle is where the parent was.
+    #[error(
+        "{path} stands on another snapshot than the one at {parent}: say with --base where that one is now"
+    )]
+    Parent {
+        /// The bundle.
+        path: PathBuf,
+        /// Where the parent was.
+        parent: PathBuf,
+    },
+    /// The memory image.
+    #[error(transparent)]
+    Image(#[from] image::Error),
     /// The chain of parents has no end.
     #[error("{path} has more than {MAX_DEPTH} parents, or is its own")]
     Depth {
@@ -120,6 +154,12 @@ pub struct Manifest {
     pub created: u64,
     /// The bundle that memory is a difference to, relative to this one.
     pub parent: Option<PathBuf>,
+    /// Its identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_identity: Option<String>,
+    /// The identity of the bundle that was rewritten as this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
     /// The disks.
     pub disks: Vec<Disk>,
     /// BLAKE3 of the files that are always read whole, in hexadecimal.
@@ -138,20 +178,31 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::File { doing, path: path.into(), source }
 }
 
-/// A bundle that is there.
+/// What a bundle stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// The way to it, relative to the bundle.
+    pub path: PathBuf,
+    /// Its identity.
+    pub identity: String,
+}
+
+/// A bundle that is there. Its directory is held open: all that is read belongs together, also when another bundle takes
+/// its place meanwhile.
 #[derive(Clone, Debug)]
 pub struct Bundle {
-    path: PathBuf,
+    directory: Arc<Directory>,
     manifest: Manifest,
+    identity: String,
 }
 
 impl Bundle {
     /// Opens the bundle at `path` and checks what it says of itself.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = path.join(MANIFEST);
-        let text = fs::read(&file).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound if path.is_dir() => Error::NotBundle { path: path.into() },
-            io::ErrorKind::NotFound => failed("open", path)(source),
+        let directory = Directory::open(path).map_err(failed("open", path))?;
+        let text = directory.read(MANIFEST, LARGEST).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::NotBundle { path: path.into() },
             _ => failed("read", &file)(source),
         })?;
         let damaged = |reason: String| Error::Damaged { path: file.clone(), reason };
@@ -165,21 +216,35 @@ impl Bundle {
             format: u32,
         }
         let Version { format } = serde_json::from_str(inner).map_err(|error| damaged(error.to_string()))?;
-        if format != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&format) {
             return Err(Error::Format { path: path.into(), found: format });
         }
         let manifest: Manifest = serde_json::from_str(inner).map_err(|error| damaged(error.to_string()))?;
         let layers = manifest.disks.iter().flat_map(|disk| &disk.layers).map(PathBuf::as_path);
         let mut files = manifest.files.keys().map(Path::new).chain(layers);
-        match files.find(|file| file.file_name() != Some(file.as_os_str())) {
-            Some(file) => Err(damaged(format!("{} is not a file in it", file.display()))),
-            None => Ok(Bundle { path: path.into(), manifest }),
+        if let Some(file) = files.find(|file| file.file_name() != Some(file.as_os_str())) {
+            return Err(damaged(format!("{} is not a file in it", file.display())));
         }
+        if format > 1 && manifest.parent.is_some() != manifest.parent_identity.is_some() {
+            return Err(damaged("it does not say which bundle it stands on".into()));
+        }
+        let identity = manifest.identity.clone().unwrap_or(sealed.digest);
+        Ok(Bundle { directory: Arc::new(directory), manifest, identity })
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.directory.path()
+    }
+
+    /// The directory, held open.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// What it is known by to those that stand on it.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// What it says of itself.
@@ -189,47 +254,85 @@ impl Bundle {
 
     /// Reads a file that was written with [`Draft::add`] and checks it.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
-        let path = self.path.join(name);
-        let bytes = fs::read(&path).map_err(failed("read", &path))?;
+        let path = self.path().join(name);
+        let limit = if name == INDEX_FILE { LARGEST_INDEX } else { LARGEST };
+        let bytes = self.directory.read(name, limit);
+        let bytes = bytes.map_err(|error| self.lost(failed("read", &path)(error)))?;
         match self.manifest.files.get(name) {
             Some(digest) if *digest == blake3::hash(&bytes).to_hex().as_str() => Ok(bytes),
+            None if self.manifest.format == 1 && name == INDEX_FILE => Ok(bytes),
             _ => Err(Error::Damaged { path, reason: "its digest does not fit".into() }),
         }
     }
 
-    /// The directories whose memory images make up this bundle's memory, its own first.
-    pub fn memory(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut directories = vec![self.path.clone()];
-        let mut parent = self.parent()?;
-        while let Some(bundle) = parent {
-            if directories.len() > MAX_DEPTH {
-                return Err(Error::Depth { path: self.path.clone() });
+    /// The memory that it describes, with the images of all that it stands on. `others` are bundles that may be among
+    /// them and are not where they were; the pages may be elsewhere.
+    pub fn memory(&self, others: &[Bundle], pages_are_here: bool) -> Result<Chain, Error> {
+        let mut chain = Chain::default();
+        let mut next = Some(self.clone());
+        while let Some(bundle) = next {
+            if chain.depth() > MAX_DEPTH {
+                return Err(Error::Depth { path: self.path().into() });
             }
-            directories.push(bundle.path.clone());
-            parent = bundle.parent()?;
+            let index = bundle.read(INDEX_FILE)?;
+            let pushed = chain.push(&bundle.directory, &index, pages_are_here);
+            pushed.map_err(|error| bundle.lost(error.into()))?;
+            next = bundle.parent(others)?;
         }
-        Ok(directories)
+        Ok(chain)
     }
 
-    fn parent(&self) -> Result<Option<Bundle>, Error> {
+    /// Why something of it could not be read.
+    fn lost(&self, error: Error) -> Error {
+        if self.directory.is_in_place() { error } else { Error::Replaced { path: self.path().into() } }
+    }
+
+    fn parent(&self, others: &[Bundle]) -> Result<Option<Bundle>, Error> {
         let Some(parent) = &self.manifest.parent else { return Ok(None) };
-        let path = self.path.join(parent);
+        let wanted = self.manifest.parent_identity.as_ref();
+        if let Some(found) = others.iter().find(|other| Some(&other.identity) == wanted) {
+            return Ok(Some(found.clone()));
+        }
+        let path = self.path().join(parent);
         // The plain path, or a long chain gets a path that is longer than the host takes.
         let path = path.canonicalize().map_err(failed("open the parent", &path))?;
-        Bundle::open(&path).map(Some)
+        let found = Bundle::open(&path)?;
+        match wanted.is_none_or(|wanted| *wanted == found.identity) {
+            true => Ok(Some(found)),
+            false => Err(Error::Parent { path: self.path().into(), parent: path }),
+        }
+    }
+
+    /// Refuses layers of disks that are not regular files in it. One that is missing may be replaced by another disk.
+    pub fn check_disks(&self) -> Result<(), Error> {
+        for layer in self.manifest.disks.iter().flat_map(|disk| &disk.layers) {
+            match self.directory.file(&layer.to_string_lossy()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("open", &self.path().join(layer))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What the bundle in the directory `from`, which is absolute and plain as this one's path, says when it stands on this
+    /// one.
+    pub fn as_parent_of(&self, from: &Path) -> Parent {
+        Parent { path: relative(from, self.path()), identity: self.identity.clone() }
     }
 
     /// The layers of a disk, the lowest first: what it stands on, and overlays.
     pub fn disk(&self, id: &str) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
         let disk = self.manifest.disks.iter().find(|disk| disk.id == id)?;
-        let mut layers: Vec<_> = disk.layers.iter().map(|layer| self.path.join(layer)).collect();
+        let mut layers: Vec<_> = disk.layers.iter().map(|layer| self.path().join(layer)).collect();
         let above = layers.split_off(disk.base.min(layers.len()));
         Some((layers, above))
     }
 }
 
 /// The way from the directory `from` to `to`, both absolute and plain.
-pub fn relative(from: &Path, to: &Path) -> PathBuf {
+fn relative(from: &Path, to: &Path) -> PathBuf {
     let common = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
     let up = from.components().skip(common).map(|_| Path::new(".."));
     let down = to.components().skip(common).map(|part| Path::new(part.as_os_str()));

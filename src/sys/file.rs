@@ -263,6 +263,13 @@ pub fn unlock(file: &File) {
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
 }
 
+/// Whether this user can write to a file, or make files in a directory (access(2)).
+pub fn can_write(path: &Path) -> bool {
+    // SAFETY: the path is a C string that lives until after the call.
+    CString::new(path.as_os_str().as_bytes())
+        .is_ok_and(|path| unsafe { libc::access(path.as_ptr(), libc::W_OK) } == 0)
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()

@@ -50,6 +50,9 @@ pub(super) fn machine(
     outbox: &Outbox,
     lost: Option<Lost>,
 ) -> Result<(Machine, Vec<Subscriber>), Error> {
+    if let Some(restore) = restore {
+        restore.check(config)?;
+    }
     let kvm = kvm::open()?;
     let vcpus = config.machine_config.vcpu_count;
     kvm::check_vcpus(&kvm, vcpus)?;

@@ -8,7 +8,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -36,11 +35,12 @@ impl Vmm {
                 return;
             }
         };
+        let whoever = answer.clone();
         let work = move || {
             let _ = answer.send(link(contents, &target, pause));
         };
-        if let Err(error) = thread::Builder::new().name("save-disk".into()).spawn(work) {
-            log::error!("cannot start the thread that saves a disk: {error}");
+        if let Err(error) = self.writers.start("save-disk", work) {
+            let _ = whoever.send(refuse(format!("no thread can be started: {error}")));
         }
     }
 

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::Error;
+use super::capture::Capture;
 use super::request::{Request, Response, Save};
 use crate::agent::Frozen;
 use crate::kvm::Exit;
@@ -29,6 +31,13 @@ pub enum Message {
     },
     /// Somebody asks for something.
     Request(Request, Sender<Response>),
+    /// A snapshot is to be written: what is in the machine now is to be captured.
+    Capture(Save, Sender<Result<Capture, Error>>),
+    /// The snapshot of a machine that is to end then is written, or could not be.
+    Written {
+        /// It is.
+        whole: bool,
+    },
     /// The guest's file systems hold still, as it was asked for: now the machine is to be saved.
     Frozen(Save, Frozen, Sender<Response>),
 }
@@ -64,7 +73,8 @@ impl Outbox {
 
 /// Where messages are taken from.
 pub struct Inbox {
-    receiver: Receiver<Message>,
+    /// `None` when nobody listens any more.
+    receiver: Option<Receiver<Message>>,
     outbox: Outbox,
 }
 
@@ -72,6 +82,7 @@ impl Inbox {
     /// A new, empty channel.
     pub fn new() -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
+        let receiver = Some(receiver);
         Ok(Inbox { receiver, outbox: Outbox { sender, wake: Arc::new(EventFd::new(EFD_NONBLOCK)?) } })
     }
 
@@ -82,13 +93,20 @@ impl Inbox {
 
     /// The next message, if one is there.
     pub fn take(&self) -> Option<Message> {
-        self.receiver.try_recv().ok()
+        self.receiver.as_ref()?.try_recv().ok()
     }
 
-    /// Drops what devices and vCPUs have sent and keeps the rest.
+    /// Listens no more: whoever waits for an answer hears that there is none.
+    pub fn close(&mut self) {
+        self.receiver = None;
+    }
+
+    /// Drops what devices, vCPUs and memory have sent and keeps the rest.
     pub fn forget_guest(&self) {
-        let outside = |message: &Message| matches!(message, Message::Terminate { .. } | Message::Request(..));
-        let kept: Vec<_> = std::iter::from_fn(|| self.take()).filter(outside).collect();
+        let inside = |message: &Message| {
+            matches!(message, Message::Notice(..) | Message::Exit(..) | Message::Failed(_))
+        };
+        let kept: Vec<_> = std::iter::from_fn(|| self.take()).filter(|message| !inside(message)).collect();
         kept.into_iter().for_each(|message| self.outbox.send(message));
     }
 

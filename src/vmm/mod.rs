@@ -8,6 +8,7 @@
 //! ```
 
 mod build;
+mod capture;
 mod console;
 mod disk;
 mod freeze;
@@ -20,10 +21,10 @@ mod signals;
 pub mod snapshot;
 mod vcpus;
 mod workers;
+mod writers;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -31,22 +32,21 @@ use log::{info, warn};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::agent::Frozen;
 use crate::config::VmConfig;
 use crate::devices::ged::Event;
 use crate::devices::virtio;
 use crate::kvm::{self, Exit};
 use crate::memory;
-use crate::memory::image::Lazy;
 use crate::notice::Notice;
 use crate::{bus, console as host_console};
 
 pub use build::{Environment, Lost};
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
-use request::{Request, Response, RunState, Save};
-use snapshot::{Capture, Plan, Restore};
+use request::{Request, Response, RunState};
+use snapshot::Restore;
 use workers::{Subscriber, Wake};
+use writers::Writers;
 
 /// Why a machine could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,12 @@ pub enum Error {
     /// A saved machine.
     #[error(transparent)]
     Load(#[from] snapshot::LoadError),
+    /// The copy of the memory for a snapshot.
+    #[error("Cannot freeze the machine's memory")]
+    Fork(#[source] io::Error),
+    /// What is asked is not possible now.
+    #[error(transparent)]
+    Request(#[from] request::Error),
     /// The machine is switched off.
     #[error("The machine is switched off")]
     Off,
@@ -124,10 +130,13 @@ pub const FIRST_RUN: u8 = 0xff;
 /// A monitor with its machine.
 pub struct Vmm {
     machine: Machine,
+    writers: Writers,
     config: VmConfig,
     inbox: Inbox,
     events: EventManager<Subscriber>,
     state: RunState,
+    /// What it was before it began to end.
+    before: RunState,
     /// Why the machine was paused by itself.
     stalled: Option<String>,
     deadline: signals::Deadline,
@@ -168,10 +177,12 @@ impl Vmm {
         }
         Ok(Vmm {
             machine,
+            writers: Writers::default(),
             config,
             inbox,
             events,
             state: RunState::Paused,
+            before: RunState::Paused,
             stalled: None,
             deadline,
             grace,
@@ -198,8 +209,15 @@ impl Vmm {
         &self.milestones
     }
 
-    /// Runs the machine until it ends.
+    /// Runs the machine until it ends, and what was captured of it is written.
     pub fn run(&mut self) -> Outcome {
+        let outcome = self.run_machine();
+        self.inbox.close();
+        self.writers.finish();
+        outcome
+    }
+
+    fn run_machine(&mut self) -> Outcome {
         if !self.paused {
             self.resume();
         }
@@ -227,6 +245,18 @@ impl Vmm {
             Message::Failed(reason) => Some(Outcome::Failed(reason)),
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
+            Message::Capture(save, writer) => {
+                let _ = writer.send(self.capture(save));
+                None
+            }
+            Message::Written { whole: true } => Some(Outcome::Stopped),
+            Message::Written { whole: false } => {
+                self.state = RunState::Paused;
+                if self.before == RunState::Running {
+                    self.resume();
+                }
+                None
+            }
             Message::Request(Request::Save(save), sender) => {
                 match Request::Save(save.clone()).check(self.state) {
                     Err(error) => drop(sender.send(Err(error))),
@@ -302,46 +332,6 @@ impl Vmm {
         (Ok(json!({ "state": self.state })), outcome)
     }
 
-    /// Takes a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
-    fn save(&mut self, save: Save, frozen: Option<Frozen>, answer: Sender<Response>) {
-        // What is not there yet cannot be saved: the request comes again when it is.
-        if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
-            let outbox = self.outbox();
-            let work = move || {
-                filled.wait();
-                outbox.send(Message::Request(Request::Save(save), answer));
-            };
-            // The sender that a thread could not take is gone, and whoever waits hears that.
-            if let Err(error) = std::thread::Builder::new().name("save-later".into()).spawn(work) {
-                log::error!("cannot start the thread that waits for memory: {error}");
-            }
-            return;
-        }
-        let captured = self.capture(save);
-        let frozen = frozen.map(|frozen| frozen.paths.clone());
-        match captured {
-            Ok((plan, capture)) => capture.write(plan, frozen, self.inbox.outbox().clone(), answer),
-            Err(error) => {
-                let _ = answer.send(Err(request::Error::Save(chain(&error))));
-            }
-        }
-    }
-
-    fn capture(&mut self, save: Save) -> Result<(Plan, Capture), Error> {
-        let mut plan = Plan::new(save, &self.machine.memory)?;
-        let start = Instant::now();
-        self.machine.pause();
-        let capture = Capture::take(&self.machine, &self.config, start);
-        if self.state == RunState::Running {
-            // A machine that is to end does nothing more that the snapshot would not have.
-            match plan.stop && capture.is_ok() {
-                true => (self.state, plan.resume_if_not_written) = (RunState::Paused, true),
-                false => self.machine.resume(),
-            }
-        }
-        Ok((plan, capture?))
-    }
-
     fn describe(&self) -> serde_json::Value {
         let uptime = self.first_run.map_or(Duration::ZERO, |first| first.elapsed());
         json!({
@@ -359,7 +349,7 @@ impl Vmm {
     /// Asks the guest to switch itself off, and gives it some time. A machine that is paused cannot hear it, and a
     /// second wish is not kept waiting.
     fn press_power_button(&mut self) -> Option<Outcome> {
-        if self.state == RunState::Paused || self.deadline.is_set() {
+        if self.state != RunState::Running || self.deadline.is_set() {
             return Some(Outcome::Stopped);
         }
         info!(
@@ -373,7 +363,9 @@ impl Vmm {
 
     fn pause(&mut self) {
         self.machine.pause();
-        self.state = RunState::Paused;
+        if self.state == RunState::Running {
+            self.state = RunState::Paused;
+        }
     }
 
     fn resume(&mut self) {

@@ -4,6 +4,7 @@
 //!              Describe  Save  Save, frozen  SaveDisk  Pause  Resume  PowerButton  Stop
 //!   running       x       x         x           x        x              x           x
 //!   paused        x       x                     x                x                   x
+//!   ending        x                                                                 x
 //! ```
 
 use std::fmt;
@@ -58,6 +59,8 @@ pub enum RunState {
     Running,
     /// vCPUs are stopped.
     Paused,
+    /// It stands still until its snapshot is written, and ends then.
+    Ending,
 }
 
 impl fmt::Display for RunState {
@@ -65,6 +68,7 @@ impl fmt::Display for RunState {
         f.write_str(match self {
             RunState::Running => "running",
             RunState::Paused => "paused",
+            RunState::Ending => "ending",
         })
     }
 }
@@ -97,13 +101,12 @@ pub enum Error {
 impl Request {
     /// Whether a machine in `state` takes this request: the one table.
     pub fn check(&self, state: RunState) -> Result<(), Error> {
-        let allowed = match (self, state) {
-            (Request::Save(Save { freeze: true, .. }), state) => state == RunState::Running,
-            (Request::Describe | Request::Save(_) | Request::SaveDisk { .. } | Request::Stop { .. }, _) => {
-                true
-            }
-            (Request::Pause | Request::PowerButton, state) => state == RunState::Running,
-            (Request::Resume, state) => state == RunState::Paused,
+        let allowed = match self {
+            Request::Describe | Request::Stop { .. } => true,
+            Request::Save(Save { freeze: true, .. }) => state == RunState::Running,
+            Request::Save(_) | Request::SaveDisk { .. } => state != RunState::Ending,
+            Request::Pause | Request::PowerButton => state == RunState::Running,
+            Request::Resume => state == RunState::Paused,
         };
         match allowed {
             true => Ok(()),
@@ -120,6 +123,24 @@ impl Request {
             Request::Save(Save { freeze: true, .. }) => "freeze its file systems",
             Request::Save(_) | Request::SaveDisk { .. } => "be saved",
             Request::Stop { .. } => "be stopped",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_to_end_takes_nothing_else() {
+        let save = |freeze| Request::Save(Save { target: "/one".into(), base: None, stop: false, freeze });
+        let others = [Request::Pause, Request::Resume, Request::PowerButton, save(false), save(true)];
+        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into() }]) {
+            let error = request.check(RunState::Ending).unwrap_err().to_string();
+            assert!(error.starts_with("The machine is ending: it cannot "), "{error}");
+        }
+        for request in [Request::Describe, Request::Stop { force: false }, Request::Stop { force: true }] {
+            request.check(RunState::Ending).unwrap();
         }
     }
 }

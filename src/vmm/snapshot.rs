@@ -1,43 +1,31 @@
-//! Saving a whole machine while it runs, and giving a machine what was saved.
-//!
-//! ```text
-//!  run ──► stop vCPUs ─ hold devices still ─ read state ─ fork ──► run on
-//!                                                          └─► writer thread: memory, state ─► bundle ─► answer
-//!          └────────────────── pause ────────────────────────┘
-//! ```
+//! The state of a whole machine, and giving a machine what was saved.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
-use super::request::{Request, Response, Save};
-use super::{Error, Lost, request};
+use super::{Error, Lost};
 use crate::arch::x86_64::cpuid;
 use crate::config::VmConfig;
-use crate::devices::virtio::block::Source;
+use crate::devices::virtio::block::{self, Source};
 use crate::devices::virtio::vsock;
 use crate::disk::{Contents, Format};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
-use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as Pages};
-use crate::snapshot::bundle::{self, Bundle, Draft};
+use crate::memory::image::{self, Chain, Lazy, Mode, Source as Pages};
+use crate::snapshot::bundle::{self, Bundle};
 use crate::snapshot::{Persist, Saved};
-use crate::sys::frozen::Frozen;
 use crate::sys::host;
 
 /// File of the machine's state in a bundle.
-const STATE: &str = "state.json";
+pub(super) const STATE: &str = "state.json";
 /// File of the configuration.
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 
 /// The state of a machine, without its memory and its disks.
 #[derive(Serialize, Deserialize)]
@@ -83,6 +71,14 @@ pub enum LoadError {
         /// How many there should be.
         wanted: usize,
     },
+    /// A disk of the configuration is not in the bundle.
+    #[error(
+        "The snapshot has no disk `{name}`, which its machine writes to: say with --disk which one it is to have"
+    )]
+    NoDisk {
+        /// The disk.
+        name: String,
+    },
     /// The guest counts on what this host has not.
     #[error("The machine was saved on another host: this one lacks {missing}")]
     Cpu {
@@ -110,7 +106,17 @@ impl Restore {
 
     /// Opens the bundle at `path`, for a machine that gets its memory in this way.
     pub fn open_in(path: &Path, mode: Mode) -> Result<Self, LoadError> {
+        Restore::open_on(path, mode, &[])
+    }
+
+    /// The same for a bundle that may stand on those at `bases`, which are not where they were.
+    pub fn open_on(path: &Path, mode: Mode, bases: &[PathBuf]) -> Result<Self, LoadError> {
+        settled(|| Restore::open_once(path, mode.clone(), bases))
+    }
+
+    fn open_once(path: &Path, mode: Mode, bases: &[PathBuf]) -> Result<Self, LoadError> {
         let bundle = Bundle::open(path)?;
+        let bases = bases.iter().map(|base| Bundle::open(base)).collect::<Result<Vec<_>, _>>()?;
         let form = |file| move |source| LoadError::Form { file, path: path.into(), source };
         let mut config: VmConfig = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
         for (index, drive) in config.devices.block.iter_mut().enumerate() {
@@ -123,17 +129,21 @@ impl Restore {
                 drive.keep_overlay &= drive.base.is_empty();
                 drive.format = Some(Format::Raw);
                 (drive.source, drive.backing) = (Source::Snapshot, None);
-                // What the machine writes is never seen, on the file system where it can become a layer by a link.
-                drive.overlay = Some(path.into());
+                drive.overlay = Some(block::scratch(path));
             }
         }
+        bundle.check_disks()?;
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
-        let images = bundle.memory()?;
-        let memory = match &mode {
-            Mode::Lazy(Some(_)) => Chain::open_indices(&images)?,
-            _ => Chain::open(&images)?,
-        };
+        let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
         Ok(Restore { config, state, memory, mode })
+    }
+
+    /// Refuses a configuration that lets the machine write to a disk of which only the configuration knows: what it had on
+    /// it is not in the bundle, and nobody here has named it.
+    pub(super) fn check(&self, config: &VmConfig) -> Result<(), LoadError> {
+        let mut drives = config.devices.block.iter().enumerate();
+        let unknown = drives.find(|(_, drive)| drive.source == Source::User && !drive.is_read_only);
+        unknown.map_or(Ok(()), |(index, drive)| Err(LoadError::NoDisk { name: drive.name(index) }))
     }
 
     /// How the machine gets its memory.
@@ -181,9 +191,19 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
 }
 
+/// Opens bundles, again if one of them was rewritten meanwhile (rebase) and its files are gone.
+pub(super) fn settled<T>(open: impl Fn() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    loop {
+        match open() {
+            Err(LoadError::Bundle(bundle::Error::Replaced { .. })) => {}
+            opened => return opened,
+        }
+    }
+}
+
 impl Machine {
     /// Reads the state of all but memory and disks. Everything stands still.
-    fn save(&self) -> Result<State, Error> {
+    pub(super) fn save(&self) -> Result<State, Error> {
         let powered = self.powered()?;
         let msrs = kvm::state::msr_indices(&self.kvm)?;
         Ok(State {
@@ -198,7 +218,7 @@ impl Machine {
     }
 
     /// Freezes the disks, by name.
-    fn freeze_contents(&self) -> Result<Vec<(String, Contents)>, Error> {
+    pub(super) fn freeze_contents(&self) -> Result<Vec<(String, Contents)>, Error> {
         let mut disks = Vec::new();
         for function in &self.functions {
             disks.extend(lock(function).freeze_contents()?);
@@ -238,126 +258,5 @@ impl Machine {
         }
         self.new_generation();
         Ok(())
-    }
-}
-
-/// Where a capture goes: made before the machine is stopped, so that what cannot be written disturbs nobody.
-pub(super) struct Plan {
-    draft: Draft,
-    /// The base with its memory.
-    base: Option<(PathBuf, Chain)>,
-    /// End the machine when the bundle is written.
-    pub stop: bool,
-    /// The machine stands still until then, and goes on if the bundle cannot be written.
-    pub resume_if_not_written: bool,
-}
-
-impl Plan {
-    /// Makes room for a bundle and opens its base.
-    pub fn new(save: Save, memory: &Memory) -> Result<Self, LoadError> {
-        let draft = Draft::new(&save.target)?;
-        let open = |path: PathBuf| {
-            let bundle = Bundle::open(&path)?;
-            let plain = path.canonicalize();
-            let plain = plain.map_err(|source| bundle::Error::File { doing: "find", path, source })?;
-            let chain = Chain::open(&bundle.memory()?)?;
-            chain.check_size(memory.iter().map(|region| region.len()).sum())?;
-            Ok::<_, LoadError>((plain, chain))
-        };
-        let base = save.base.map(open).transpose()?;
-        Ok(Plan { draft, base, stop: save.stop, resume_if_not_written: false })
-    }
-}
-
-/// A capture that has been taken and is still to be written.
-pub(super) struct Capture {
-    frozen: Frozen,
-    disks: Vec<(String, Contents)>,
-    memory: Arc<Memory>,
-    origin: Origin,
-    state: State,
-    config: VmConfig,
-    pause: Duration,
-}
-
-impl Capture {
-    /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns.
-    pub fn take(machine: &Machine, config: &VmConfig, paused: Instant) -> Result<Self, Error> {
-        machine.functions.iter().for_each(|function| lock(function).freeze());
-        let taken = machine.save().and_then(|state| Ok((state, machine.freeze_contents()?, Frozen::fork()?)));
-        machine.retry();
-        let (state, disks, frozen) = taken?;
-        Ok(Capture {
-            frozen,
-            disks,
-            memory: Arc::clone(&machine.memory),
-            origin: machine.origin.clone(),
-            state,
-            config: config.clone(),
-            pause: paused.elapsed(),
-        })
-    }
-
-    /// Writes the bundle on a thread of its own, then answers; a machine that is to stop is stopped then.
-    /// `frozen` are the guest's file systems that held still.
-    pub fn write(self, plan: Plan, frozen: Option<Vec<String>>, outbox: Outbox, answer: Sender<Response>) {
-        let work = move || {
-            let (stop, resume) = (plan.stop, plan.resume_if_not_written);
-            let mut result = self.bundle(plan);
-            if let (Ok(report), Some(frozen)) = (&mut result, frozen) {
-                report["frozen"] = frozen.into();
-            }
-            let written = result.is_ok();
-            let _ = answer.send(result.map_err(|error| request::Error::Save(super::chain(error.as_ref()))));
-            if stop && written {
-                outbox.send(Message::Terminate { force: true });
-            } else if resume && let Err(error) = outbox.request(Request::Resume) {
-                log::warn!("the machine stays paused: {error}");
-            }
-        };
-        if let Err(error) = thread::Builder::new().name("snapshot".into()).spawn(work) {
-            log::error!("cannot start the thread that writes a snapshot: {error}");
-        }
-    }
-
-    fn bundle(self, plan: Plan) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
-        let start = Instant::now();
-        let Plan { mut draft, base, .. } = plan;
-        let mut config = self.config;
-        config.make_absolute();
-        draft.add(CONFIG, &serde_json::to_vec_pretty(&config)?)?;
-        draft.add(STATE, &serde_json::to_vec(&self.state)?)?;
-        let written = image::write(
-            &self.frozen,
-            &self.memory,
-            &self.origin,
-            base.as_ref().map(|(_, chain)| chain),
-            draft.path(),
-            &mut |_, _| {},
-        )?;
-        drop(self.frozen);
-        let mut disks = Vec::with_capacity(self.disks.len());
-        for (index, (id, contents)) in self.disks.into_iter().enumerate() {
-            let base = contents.base();
-            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)?, base });
-        }
-        let parent = match &base {
-            Some((base, _)) => {
-                // The draft stands beside its target, so the way from one is the way from the other.
-                let from = draft.path().canonicalize()?;
-                Some(bundle::relative(&from, base))
-            }
-            None => None,
-        };
-        let target = draft.target().to_path_buf();
-        draft.publish(parent, disks)?;
-        Ok(json!({
-            "path": target,
-            "pause_us": self.pause.as_micros() as u64,
-            "write_us": start.elapsed().as_micros() as u64,
-            "ram_bytes": written.ram,
-            "data_bytes": written.data,
-            "zero_bytes": written.zero,
-        }))
     }
 }

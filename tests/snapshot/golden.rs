@@ -124,8 +124,8 @@ fn those_of_later_versions_are_refused_by_name() {
         state["vcpus"][0]["msrs"].as_array_mut().expect("registers").push(json!([0x1234_5678, 1]));
     });
     assert!(error.contains("0x12345678"), "{error}");
-    reformat(&original, 2);
-    refused(&world.command(&["restore", &world.text("one")]), &["format 2", "knows 1"]);
+    reformat(&original, 3);
+    refused(&world.command(&["restore", &world.text("one")]), &["format 3", "knows 1 to 2"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use rvmm::memory::image::INDEX_FILE;
 use rvmm::snapshot::bundle::{Bundle, Draft};
 use rvmm::vmm::snapshot::Restore;
 use rvmm::vmm::{Environment, Vmm};
@@ -73,6 +74,9 @@ pub fn forge(original: &Path, target: &Path, files: &[(&str, Vec<u8>)]) {
     let mut draft = Draft::new(target).expect("a place");
     for (name, bytes) in files {
         draft.add(name, bytes).expect("a file");
+    }
+    if !draft.path().join(INDEX_FILE).exists() {
+        draft.add(INDEX_FILE, &bundle.read(INDEX_FILE).expect("an index")).expect("a file");
     }
     for file in fs::read_dir(original).expect("a snapshot").flatten() {
         let to = draft.path().join(file.file_name());

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bound;
 mod clone;
 mod counter;
 mod disk;
@@ -17,3 +18,4 @@ mod registers;
 mod replaced;
 mod time;
 mod world;
+mod written;

@@ -127,7 +127,7 @@ fn lists_say_what_is_there() {
         assert!(words.iter().all(|word| line.contains(word)), "{words:?} in {line}");
     }
     let one = listed(&world, "s1");
-    assert_eq!((&one["ram_bytes"], &one["format"]), (&Value::from(64 << 20), &Value::from(1)));
+    assert_eq!((&one["ram_bytes"], &one["format"]), (&Value::from(64 << 20), &Value::from(2)));
     assert!(one["disk_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20 && bytes < 32 << 20), "{one}");
     assert!(listed(&world, "s2")["error"].is_string());
     assert!(eventually(|| world.does(&["snapshot", "ls", &world.text("s1")]).lines().count() == 2));

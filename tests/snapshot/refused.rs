@@ -119,10 +119,10 @@ fn what_is_no_snapshot() {
 }
 
 /// A small file system of our own.
-struct Small(String);
+pub struct Small(String);
 
 impl Small {
-    fn mount(path: String) -> Offer<Self> {
+    pub fn mount(path: String) -> Offer<Self> {
         fs::create_dir_all(&path).map_err(|error| error.to_string())?;
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none", &path]).output();
         let mount = mount.map_err(|error| format!("no mount: {error}"))?;

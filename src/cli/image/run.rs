@@ -256,6 +256,7 @@ fn resumed(warm: &Restore, base: VmConfig, console: Option<console::Config>) -> 
             drive_id: root.drive_id.clone(),
             serial: root.serial.clone(),
             cache_type: root.cache_type,
+            source: block::Source::Replacement,
             ..own
         };
     }

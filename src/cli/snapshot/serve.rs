@@ -7,7 +7,7 @@ use log::warn;
 
 use super::super::Common;
 use super::super::output::{Failure, print};
-use crate::memory::image::{self, Chain};
+use crate::memory::image;
 use crate::snapshot::bundle::Bundle;
 use crate::sys::socket;
 
@@ -33,7 +33,7 @@ pub struct Serve {
 pub fn run(args: &Serve, common: &Common) -> Result<u8, Failure> {
     let Serve { snapshot, socket } = args;
     let bundle = Bundle::open(snapshot).map_err(Failure::usage)?;
-    let chain = Chain::open(&bundle.memory().map_err(Failure::usage)?).map_err(Failure::usage)?;
+    let chain = bundle.memory(&[], true).map_err(Failure::usage)?;
     let listening = socket::listen(socket);
     let failed = |error| Failure::usage(format!("Cannot listen on {}: {error}", socket.display()));
     let listener = listening.map_err(failed)?;

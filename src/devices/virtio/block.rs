@@ -33,7 +33,7 @@ use crate::sys::slab::Slab;
 
 use watch::Watch;
 
-pub use config::{Cache, Config, Source};
+pub use config::{Cache, Config, Source, scratch};
 pub use request::ID_LEN as SERIAL_LEN;
 
 const QUEUE_SIZE: u16 = 256;

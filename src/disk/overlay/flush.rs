@@ -1,8 +1,10 @@
-//! Making an overlay durable: first its blocks, then the pages of the map that tell about them.
+//! Making an overlay durable: first its blocks, then the pages of the map that tell about them. What it stands on comes first
+//! if that was written to until the overlay was put on top: the guest's flush is for all that it wrote before.
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -10,6 +12,7 @@ use super::file::{self, Layout};
 use super::map::{PAGE, Words};
 use super::{Done, FLUSH, Overlay, Request};
 use crate::memory::{Buffers, Pages, allocate};
+use crate::sys::file::sync_directory;
 
 /// What is being flushed. One flush at a time: what is asked meanwhile is answered by the next.
 #[derive(Default)]
@@ -48,14 +51,19 @@ impl Overlay {
 
     fn start_flush(&mut self) {
         self.flushing.tags = std::mem::take(&mut self.flushing.waiting);
-        self.flushing.pages = self.map.take_dirty();
-        self.sync(Step::Blocks);
-    }
-
-    fn sync(&mut self, step: Step) {
-        self.flushing.step = step;
-        self.flushing.left = 1;
-        self.ask_top(FLUSH, Request::Flush);
+        self.flushing.step = Step::Blocks;
+        if !self.base_is_durable {
+            self.flushing.left += 1;
+            self.ask_base(FLUSH, Request::Flush);
+        }
+        if !self.sealing.as_ref().is_some_and(|sealing| sealing.is_finished()) {
+            self.flushing.pages = self.map.take_dirty();
+            self.flushing.left += 1;
+            self.ask_top(FLUSH, Request::Flush);
+        }
+        if self.flushing.left == 0 {
+            self.end_flush();
+        }
     }
 
     /// A request of the running flush is finished.
@@ -67,11 +75,15 @@ impl Overlay {
         if self.flushing.left > 0 {
             return;
         }
+        let failed = self.flushing.error.is_some();
+        self.base_is_durable |= !failed;
         match self.flushing.step {
-            Step::Blocks if self.flushing.error.is_none() && !self.flushing.pages.is_empty() => {
-                self.write_pages()
+            Step::Blocks if !failed && !self.flushing.pages.is_empty() => self.write_pages(),
+            Step::Pages if !failed => {
+                self.flushing.step = Step::Last;
+                self.flushing.left = 1;
+                self.ask_top(FLUSH, Request::Flush);
             }
-            Step::Pages if self.flushing.error.is_none() => self.sync(Step::Last),
             _ => self.end_flush(),
         }
     }
@@ -102,6 +114,12 @@ impl Overlay {
     }
 
     fn end_flush(&mut self) {
+        if self.flushing.error.is_none()
+            && let Some(directory) = self.unnamed.take()
+            && let Err(error) = sync_directory(&directory)
+        {
+            (self.flushing.error, self.unnamed) = (Some(error), Some(directory));
+        }
         let error = self.flushing.error.take();
         let pages = std::mem::take(&mut self.flushing.pages);
         if error.is_some() {
@@ -117,12 +135,12 @@ impl Overlay {
         }
     }
 
-    /// Ends writing to this overlay, at once: it is read-only from now on and can be the base of another. Only the pages of
-    /// the map that are not in a named file yet are written. [`Sealing::finish`] makes it durable.
+    /// Ends writing to this overlay, at once: it is read-only from now on and can be the base of another. Nothing of it is
+    /// written: [`Sealing::finish`] makes it durable, or a flush of what stands on it.
     ///
     /// # Errors
     /// Requests are under way: drain them first.
-    pub fn seal(&mut self) -> io::Result<Sealing> {
+    pub fn seal(&mut self) -> io::Result<Arc<Sealing>> {
         if !self.is_idle() {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
@@ -130,34 +148,51 @@ impl Overlay {
         file::share(&self.file);
         self.geometry.read_only = true;
         self.geometry.discard = false;
-        let pages = self.map.take_dirty();
-        if !self.nameless {
-            // Whoever kills this process must not lose what came before what is written to the next overlay.
-            self.layout.write_pages(&self.file, &pages)?;
-        }
-        Ok(Sealing { file: Arc::clone(&self.file), layout: self.layout, pages })
+        let sealing = Arc::new(Sealing {
+            file: Arc::clone(&self.file),
+            layout: self.layout,
+            pages: Mutex::new(self.map.dirty()),
+            finished: AtomicBool::new(false),
+        });
+        self.sealing = Some(Arc::clone(&sealing));
+        Ok(sealing)
     }
 }
 
-/// The rest of sealing an overlay, which takes time and can be done on any thread.
+/// The rest of sealing an overlay, which takes time and can be done on any thread, by everybody who needs it done: who comes
+/// second waits for the first, and does it again if that one failed.
 #[must_use = "the overlay is not durable until it is finished"]
 pub struct Sealing {
     file: Arc<File>,
     layout: Layout,
-    pages: Vec<(u64, Box<Words>)>,
+    /// Pages of the map that are not in the file yet.
+    pages: Mutex<Vec<(u64, Box<Words>)>>,
+    finished: AtomicBool,
 }
 
 impl Sealing {
-    /// Makes the overlay durable and marks it as sealed.
+    /// Makes the overlay durable and marks it as sealed, if that is not done yet.
     ///
     /// # Errors
     /// The host's, as it was. The overlay can still be read, and is not sealed when it is opened again.
-    pub fn finish(self) -> io::Result<()> {
+    pub fn finish(&self) -> io::Result<()> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_finished() {
+            return Ok(());
+        }
         self.file.sync_data()?;
-        self.layout.write_pages(&self.file, &self.pages)?;
+        self.layout.write_pages(&self.file, &pages)?;
         self.file.sync_data()?;
         self.layout.write_footer(&self.file, true)?;
-        self.file.sync_all()
+        self.file.sync_all()?;
+        *pages = Vec::new();
+        self.finished.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether it is durable.
+    pub fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::SeqCst)
     }
 }
 

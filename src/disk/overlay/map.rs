@@ -133,16 +133,18 @@ impl Map {
         }
     }
 
-    /// Copies of the pages that differ from the file; they count as written from now on.
+    /// Copies of the pages that differ from the file.
+    pub fn dirty(&self) -> Vec<(u64, Box<Words>)> {
+        let pages = self.pages.iter().enumerate();
+        let dirty = pages.filter_map(|(index, page)| Some((index, page.as_ref().filter(|page| page.dirty)?)));
+        dirty.map(|(index, page)| (index as u64, Box::new(page.words))).collect()
+    }
+
+    /// The same; they count as written from now on.
     pub fn take_dirty(&mut self) -> Vec<(u64, Box<Words>)> {
-        let pages = self.pages.iter_mut().enumerate();
-        pages
-            .filter_map(|(index, page)| {
-                let page = page.as_mut().filter(|page| page.dirty)?;
-                page.dirty = false;
-                Some((index as u64, Box::new(page.words)))
-            })
-            .collect()
+        let dirty = self.dirty();
+        self.pages.iter_mut().flatten().for_each(|page| page.dirty = false);
+        dirty
     }
 
     /// The page was not written after all.

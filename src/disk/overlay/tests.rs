@@ -40,6 +40,12 @@ impl Fixture {
         Overlay::create(&self.path(name), self.base(), self.engine).unwrap()
     }
 
+    /// What its file says that it has, whoever else has it open.
+    fn open_alone(&self, name: &str) -> Changes {
+        let path = self.path(name);
+        changes_of(&std::fs::File::open(&path).unwrap(), &path).unwrap().1
+    }
+
     fn open(&self, name: &str) -> Overlay {
         Overlay::open(&self.path(name), self.base(), self.engine).unwrap()
     }
@@ -139,6 +145,73 @@ fn what_was_not_flushed_is_as_it_was() {
     let mut overlay = fixture.open("top");
     assert_eq!(read(&mut overlay, 0, 4096), [1; 4096]);
     assert_eq!(read(&mut overlay, 8192, 8192), fixture.content[8192..16384]);
+}
+
+#[test]
+fn a_flush_is_for_all_that_was_written_before() {
+    for engine in ENGINES {
+        let fixture = Fixture::new(engine);
+        let mut lower = fixture.create("lower");
+        write(&mut lower, 0, &[1; 4096]);
+        // Whoever is to make it durable has not come to it.
+        let sealing = lower.seal().unwrap();
+        let upper = Fresh::create(&fixture.path("upper"), SIZE as u64, engine).unwrap();
+        let mut upper = upper.over_written(Box::new(lower));
+        write(&mut upper, 8192, &[2; 4096]);
+        ask(&mut upper, Request::Flush).unwrap();
+        assert!(!sealing.is_finished());
+        drop(upper);
+        let mut upper =
+            Overlay::open(&fixture.path("upper"), Box::new(fixture.open("lower")), engine).unwrap();
+        assert_eq!((read(&mut upper, 0, 4096), read(&mut upper, 8192, 4096)), (vec![1; 4096], vec![2; 4096]));
+    }
+}
+
+#[test]
+fn sealing_writes_nothing_before_its_blocks_are_durable() {
+    let fixture = Fixture::new(None);
+    let mut overlay = fixture.create("top");
+    write(&mut overlay, 0, &[1; 4096]);
+    let sealing = overlay.seal().unwrap();
+    assert!(fixture.open_alone("top").is_empty());
+    sealing.finish().unwrap();
+    sealing.finish().unwrap();
+    drop(overlay);
+    assert!(fixture.open("top").changes().eq([(0..4096, State::Data)]));
+}
+
+/// A base that counts how often it is made durable, and cannot be at first.
+struct Counting(Box<dyn Disk>, Arc<std::sync::atomic::AtomicUsize>, Vec<Done>);
+
+impl Disk for Counting {
+    fn geometry(&self) -> &Geometry {
+        self.0.geometry()
+    }
+    fn submit(&mut self, tag: u64, request: Request) {
+        assert!(matches!(request, Request::Flush));
+        let number = self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let result = if number == 0 { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) };
+        self.2.push(Done { tag, request, result });
+    }
+    fn finished(&mut self, done: &mut Vec<Done>) {
+        done.append(&mut self.2);
+    }
+}
+
+#[test]
+fn a_base_that_was_written_to_is_made_durable_once() {
+    let fixture = Fixture::new(None);
+    let flushes = Arc::default();
+    let base = Box::new(Counting(fixture.base(), Arc::clone(&flushes), Vec::new()));
+    let mut overlay = Fresh::create(&fixture.path("top"), SIZE as u64, None).unwrap().over_written(base);
+    write(&mut overlay, 0, &[1; 4096]);
+    assert_eq!(ask(&mut overlay, Request::Flush).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert!(fixture.open_alone("top").is_empty(), "the map speaks of what may not be there");
+    for _ in 0..2 {
+        ask(&mut overlay, Request::Flush).unwrap();
+    }
+    assert_eq!(flushes.load(std::sync::atomic::Ordering::SeqCst), 2);
+    assert_eq!(fixture.open_alone("top"), [(0..4096, State::Data)]);
 }
 
 #[test]

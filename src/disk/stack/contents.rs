@@ -8,15 +8,28 @@ use std::sync::Arc;
 use crate::disk::{Error, Sealing};
 use crate::sys::file;
 
+/// A layer of a disk.
+#[derive(Clone)]
+pub(super) struct Layer {
+    pub(super) file: Arc<File>,
+    /// What is to be done before others can use it, if this process has written to it.
+    pub(super) sealing: Option<Arc<Sealing>>,
+}
+
+impl From<Arc<File>> for Layer {
+    fn from(file: Arc<File>) -> Self {
+        Layer { file, sealing: None }
+    }
+}
+
 /// What a disk had in it when it was frozen.
 pub struct Contents {
     /// The layers, the lowest first.
-    pub(super) layers: Vec<Arc<File>>,
+    pub(super) layers: Vec<Layer>,
     /// How many of them are what the others stand on.
     pub(super) base: usize,
-    /// The lowest layer is the user's disk, which will change when the machine ends.
-    pub(super) user: bool,
-    pub(super) sealing: Option<Sealing>,
+    /// Nobody else ever changes those, so they can be linked.
+    pub(super) private: bool,
     pub(super) path: PathBuf,
 }
 
@@ -29,14 +42,11 @@ impl Contents {
     /// Links the layers over the base into `directory` as `layer-N`, the lowest first, and returns their names. All is
     /// durable and readable when it returns.
     pub fn link_above(self, directory: &Path) -> Result<Vec<PathBuf>, Error> {
-        if let Some(sealing) = self.sealing {
-            let failed = |source| Error::Io { action: "write a layer of", path: self.path.clone(), source };
-            sealing.finish().map_err(failed)?;
-        }
-        let link = |(number, layer): (usize, &Arc<File>)| {
+        self.seal()?;
+        let link = |(number, layer): (usize, &Layer)| {
             let name = PathBuf::from(format!("layer-{number}"));
             let path = directory.join(&name);
-            file::link(layer, &path).map_err(|source| Error::Io {
+            file::link(&layer.file, &path).map_err(|source| Error::Io {
                 action: "link a layer of",
                 path,
                 source,
@@ -46,25 +56,29 @@ impl Contents {
         self.layers[self.base..].iter().enumerate().map(link).collect()
     }
 
+    /// Seals what is not sealed yet: this capture's layer, and those of earlier ones that are not written, or failed.
+    fn seal(&self) -> Result<(), Error> {
+        let failed = |source| Error::Io { action: "write a layer of", path: self.path.clone(), source };
+        let mut sealings = self.layers.iter().filter_map(|layer| layer.sealing.as_ref());
+        sealings.try_for_each(|sealing| sealing.finish()).map_err(failed)
+    }
+
     /// Stores all layers of disk number `index` in `directory` and returns their names, the lowest first. What never changes is linked if it
     /// can be; the rest is copied, holes as holes. All is durable when it returns.
     pub fn store(self, directory: &Path, index: usize) -> Result<Vec<PathBuf>, Error> {
-        let failed = |action| {
-            let path = self.path.clone();
-            move |source| Error::Io { action, path, source }
-        };
+        let failed = |source| Error::Io { action: "copy", path: self.path.clone(), source };
         let mut names = Vec::with_capacity(self.layers.len());
-        if let Some(sealing) = self.sealing {
-            sealing.finish().map_err(failed("write a layer of disk"))?;
-        }
+        self.seal()?;
         for (number, layer) in self.layers.iter().enumerate() {
             let name = PathBuf::from(format!("disk-{index}-{number}"));
             let path = directory.join(&name);
-            let changes = self.user && number == 0;
-            if changes || file::link(layer, &path).is_err() {
+            // What somebody else could write to, or has another mode than a snapshot's files, is copied.
+            let foreign = !self.private && number < self.base;
+            if foreign || file::link(&layer.file, &path).is_err() {
                 let copy = File::options().write(true).create_new(true).mode(0o600).open(&path);
-                let copied = copy.and_then(|copy| file::copy(layer, &copy).and_then(|()| copy.sync_all()));
-                copied.map_err(failed("copy disk"))?;
+                let copied =
+                    copy.and_then(|copy| file::copy(&layer.file, &copy).and_then(|()| copy.sync_all()));
+                copied.map_err(failed)?;
             }
             names.push(name);
         }

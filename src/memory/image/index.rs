@@ -10,11 +10,10 @@
 //!  32       BLAKE3 over all before
 //! ```
 
-use std::fs;
-use std::io;
+use std::ops::Range;
 use std::path::Path;
 
-use super::{Error, INDEX_FILE, PAGES_FILE, file};
+use super::Error;
 use crate::sys::frozen::PAGE;
 
 const MAGIC: &[u8; 8] = b"rvmm-mem";
@@ -80,13 +79,17 @@ impl Index {
 
     /// Numbers of the chunks that have data, in order.
     pub fn chunks(&self) -> Vec<u64> {
-        let mut chunks: Vec<u64> = Vec::new();
-        for run in self.runs.iter().filter(|run| run.kind == Kind::Data) {
-            let first = run.first / CHUNK_PAGES;
-            let start = chunks.last().map_or(first, |&last| first.max(last + 1));
-            chunks.extend(start..=(run.end() - 1) / CHUNK_PAGES);
-        }
-        chunks
+        self.chunk_ranges().flatten().collect()
+    }
+
+    /// The same as ranges, which can be of any length before an index is checked.
+    fn chunk_ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut next = 0;
+        self.runs.iter().filter(|run| run.kind == Kind::Data).map(move |run| {
+            let chunks = next.max(run.first / CHUNK_PAGES)..run.end().div_ceil(CHUNK_PAGES);
+            next = chunks.end;
+            chunks
+        })
     }
 
     /// The bytes of the file.
@@ -107,27 +110,11 @@ impl Index {
         bytes
     }
 
-    /// Reads the index of the image in `directory`, whose pages are there, and checks all that can be checked without
-    /// reading them.
-    pub fn read(directory: &Path) -> Result<Self, Error> {
-        let index = Self::read_alone(directory)?;
-        let pages = directory.join(PAGES_FILE);
-        let length = fs::metadata(&pages).map_err(file("open", &pages))?.len();
-        match length == index.ram {
-            true => Ok(index),
-            false => Err(file("read", &pages)(io::Error::other(
-                "its length is not that of the RAM: it is cut off",
-            ))),
-        }
-    }
-
-    /// Reads the index of the image in `directory`, whose pages may be elsewhere.
-    pub fn read_alone(directory: &Path) -> Result<Self, Error> {
-        let path = directory.join(INDEX_FILE);
-        let bytes = fs::read(&path).map_err(file("read", &path))?;
-        Self::parse(&bytes).map_err(|refusal| match refusal {
-            Refusal::Format(found) => Error::Format { path: path.clone(), found, known: FORMAT },
-            Refusal::Damage(reason) => Error::Index { path: path.clone(), reason },
+    /// Reads the bytes of the file `path` and checks all that can be checked without the pages.
+    pub fn read(bytes: &[u8], path: &Path) -> Result<Self, Error> {
+        Self::parse(bytes).map_err(|refusal| match refusal {
+            Refusal::Format(found) => Error::Format { path: path.into(), found, known: FORMAT },
+            Refusal::Damage(reason) => Error::Index { path: path.into(), reason },
         })
     }
 
@@ -166,10 +153,11 @@ impl Index {
             index.runs.push(run);
         }
         let (digests, rest) = head[head.len() - digests..].as_chunks::<DIGEST>();
-        index.digests = digests.to_vec();
-        if !rest.is_empty() || index.chunks().len() != index.digests.len() {
+        let chunks: u64 = index.chunk_ranges().map(|chunks| chunks.end.saturating_sub(chunks.start)).sum();
+        if !rest.is_empty() || chunks != digests.len() as u64 {
             return Err(damage("its digests do not fit its runs"));
         }
+        index.digests = digests.to_vec();
         Ok(index)
     }
 }
@@ -222,6 +210,13 @@ mod tests {
             Index::parse(&index.to_bytes()).is_ok()
         };
         assert!(runs(&[(0, 1), (1, 2047)]));
+        // Chunks of runs that are not true are never made: these would be thousands of millions.
+        let mut large = Index::new(u64::MAX);
+        large.runs =
+            (0..1000).map(|run| Run { first: run << 32, count: u32::MAX, kind: Kind::Data }).collect();
+        assert!(
+            matches!(Index::parse(&large.to_bytes()), Err(Refusal::Damage(reason)) if reason.contains("digests"))
+        );
         for bad in [&[(0, 0)][..], &[(0, 2049)], &[(u64::MAX, 2)], &[(5, 1), (4, 1)], &[(0, 4), (3, 1)]] {
             assert!(!runs(bad), "{bad:?}");
         }

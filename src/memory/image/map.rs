@@ -10,8 +10,10 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::index::{CHUNK_PAGES, Index, Kind, Run};
-use super::{Error, PAGES_FILE, Source, file};
+use super::{Error, INDEX_FILE, PAGES_FILE, Source, file};
 use crate::memory::{self, Memory, Pages};
+use crate::sys::directory::Directory;
+use crate::sys::file::directory_of;
 use crate::sys::frozen::PAGE;
 
 /// Runs shorter than this are copied: a mapping of its own costs more than a few pages.
@@ -32,7 +34,7 @@ pub enum Mode {
 }
 
 /// Images from the top to the last. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Chain {
     layers: Vec<Arc<Layer>>,
     ram: u64,
@@ -91,32 +93,36 @@ pub struct Origin {
 }
 
 impl Chain {
-    /// Opens the images in `directories`, the top first.
-    pub fn open<P: AsRef<Path>>(directories: &[P]) -> Result<Self, Error> {
-        Self::open_layers(directories, true)
-    }
-
-    /// Opens the images in `directories`, the top first, whose pages are elsewhere.
-    pub fn open_indices<P: AsRef<Path>>(directories: &[P]) -> Result<Self, Error> {
-        Self::open_layers(directories, false)
-    }
-
-    fn open_layers<P: AsRef<Path>>(directories: &[P], here: bool) -> Result<Self, Error> {
-        let mut chain = Chain { layers: Vec::with_capacity(directories.len()), ram: 0 };
-        for directory in directories {
-            let read = if here { Index::read } else { Index::read_alone };
-            let index = read(directory.as_ref())?;
-            let path = directory.as_ref().join(PAGES_FILE);
-            let pages = here.then(|| File::open(&path).map_err(file("open", &path))).transpose()?;
-            if chain.layers.is_empty() {
-                chain.ram = index.ram;
-            } else if index.ram != chain.ram {
-                return Err(Error::Size { path, found: index.ram, wanted: chain.ram });
+    /// Puts the image in `directory`, whose index is `index`, below those that are there. Its pages may be elsewhere.
+    pub fn push(&mut self, directory: &Directory, index: &[u8], pages_are_here: bool) -> Result<(), Error> {
+        let index = Index::read(index, &directory.path().join(INDEX_FILE))?;
+        let path = directory.path().join(PAGES_FILE);
+        let open = || {
+            let pages = directory.file(PAGES_FILE)?;
+            match pages.metadata()?.len() == index.ram {
+                true => Ok(pages),
+                false => Err(io::Error::other("its length is not that of the RAM: it is cut off")),
             }
-            let chunks = index.chunks();
-            chain.layers.push(Arc::new(Layer { path, pages, chunks, index }));
+        };
+        let pages = pages_are_here.then(open).transpose().map_err(file("open", &path))?;
+        if self.layers.is_empty() {
+            self.ram = index.ram;
+        } else if index.ram != self.ram {
+            return Err(Error::Size { path, found: index.ram, wanted: self.ram });
         }
-        Ok(chain)
+        let chunks = index.chunks();
+        self.layers.push(Arc::new(Layer { path, pages, chunks, index }));
+        Ok(())
+    }
+
+    /// How many images there are.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The directories of the images, the top first.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.layers.iter().map(|layer| directory_of(&layer.path))
     }
 
     /// Bytes of RAM.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::index::{CHUNK_PAGES, Index, Kind};
-use super::{Chain, Error, INDEX_FILE, Origin, PAGES_FILE, file};
+use super::{Chain, Error, Origin, PAGES_FILE, file};
 use crate::memory::Memory;
 use crate::sys::frozen::{Frozen, PAGE, Page};
 
@@ -15,8 +15,10 @@ use crate::sys::frozen::{Frozen, PAGE, Page};
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// What was written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
+    /// The index, which is to be put beside the pages.
+    pub index: Vec<u8>,
     /// Bytes of RAM.
     pub ram: u64,
     /// Bytes of pages with data in the image.
@@ -25,7 +27,7 @@ pub struct Written {
     pub zero: u64,
 }
 
-/// Writes the image of a frozen machine into `directory` and makes it durable.
+/// Writes the pages of a frozen machine into `directory` and makes them durable.
 ///
 /// `memory` is the machine's, of which `frozen` is a copy at the same addresses; `origin` says which of it is mapped from
 /// files. Without a base the image is whole: it holds every page that is not zero. With one it holds exactly the pages
@@ -64,10 +66,10 @@ pub fn write(
             progress(number * PAGE as u64, ram);
         }
     }
-    writer.finish(directory)
+    writer.finish()
 }
 
-/// Writes what `chain` describes as one image into `directory` and makes it durable: whole, or what differs from `base`.
+/// Writes the pages that `chain` describes into `directory` and makes them durable: all, or those that differ from `base`.
 pub fn fold(
     chain: &Chain,
     base: Option<&Chain>,
@@ -92,7 +94,7 @@ pub fn fold(
         })?;
         progress((first + look.len() as u64) * PAGE as u64, ram);
     }
-    writer.finish(directory)
+    writer.finish()
 }
 
 /// Decides for each page, in order, whether it may have to be written. A page that is not the process's own is what it
@@ -223,20 +225,14 @@ impl<'a> Writer<'a> {
         self.pages.write_all_at(bytes, number * PAGE as u64).map_err(file("write", &self.path))
     }
 
-    /// Makes the pages durable, then the index that speaks of them.
-    fn finish(self, directory: &Path) -> Result<Written, Error> {
+    /// Makes the pages durable.
+    fn finish(self) -> Result<Written, Error> {
         self.pages.sync_all().map_err(file("write", &self.path))?;
-        let path = directory.join(INDEX_FILE);
-        let write = || {
-            let index = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-            index.write_all_at(&self.index.to_bytes(), 0)?;
-            index.sync_all()
-        };
-        write().map_err(file("write", &path))?;
         let bytes = |kind| {
             let runs = self.index.runs.iter().filter(|run| run.kind == kind);
             runs.map(|run| u64::from(run.count) * PAGE as u64).sum()
         };
-        Ok(Written { ram: self.index.ram, data: bytes(Kind::Data), zero: bytes(Kind::Zero) })
+        let index = self.index.to_bytes();
+        Ok(Written { index, ram: self.index.ram, data: bytes(Kind::Data), zero: bytes(Kind::Zero) })
     }
 }

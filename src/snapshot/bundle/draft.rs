@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Bundle, Disk, Error, FORMAT, MANIFEST, Manifest, Sealed, failed};
+use super::{Bundle, Disk, Error, FORMAT, MANIFEST, Manifest, Parent, Sealed, failed};
 use crate::sys::file::{self, directory_of};
 use crate::sys::scratch::Scratch;
 
@@ -88,35 +88,52 @@ impl Draft {
     }
 
     /// Makes the bundle durable and puts it in its place, where nothing is.
-    pub fn publish(mut self, parent: Option<PathBuf>, disks: Vec<Disk>) -> Result<(), Error> {
+    pub fn publish(mut self, parent: Option<Parent>, disks: Vec<Disk>) -> Result<(), Error> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        self.seal(parent, disks, created)?;
+        self.seal(parent, disks, created, None)?;
         file::rename_new(self.path(), &self.target).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => Error::Exists { path: self.target.clone() },
             _ => failed("rename", &self.target)(source),
         })?;
-        let directory = directory_of(&self.target);
-        file::sync_directory(directory).map_err(failed("write", directory))
+        self.sync_place(file::rename_new)
     }
 
     /// Makes the bundle durable and puts it in the place of `old`, which has the same disks and is gone then. Whoever looks
     /// finds one of them, whole.
-    pub fn replace(mut self, parent: Option<PathBuf>, old: &Bundle) -> Result<(), Error> {
+    pub fn replace(mut self, parent: Option<Parent>, old: &Bundle) -> Result<(), Error> {
         let Manifest { disks, created, .. } = old.manifest();
-        self.seal(parent, disks.clone(), *created)?;
+        self.seal(parent, disks.clone(), *created, Some(old.identity().into()))?;
         file::exchange(self.path(), &self.target).map_err(failed("replace", &self.target))?;
-        let directory = directory_of(&self.target);
-        file::sync_directory(directory).map_err(failed("write", directory))
+        self.sync_place(file::exchange)
         // The old one has the draft's name now, and goes with it.
     }
 
+    /// Makes the new name durable. If that fails, `rename` takes the bundle out of its place again, and it goes with the draft:
+    /// whoever is told of an error finds what was there before.
+    fn sync_place(&self, rename: fn(&Path, &Path) -> io::Result<()>) -> Result<(), Error> {
+        let directory = directory_of(&self.target);
+        file::sync_directory(directory).map_err(|error| {
+            let _ = rename(&self.target, self.path());
+            failed("write", directory)(error)
+        })
+    }
+
     /// Writes `bundle.json`, the last file of all.
-    fn seal(&mut self, parent: Option<PathBuf>, disks: Vec<Disk>, created: u64) -> Result<(), Error> {
+    fn seal(
+        &mut self,
+        parent: Option<Parent>,
+        disks: Vec<Disk>,
+        created: u64,
+        identity: Option<String>,
+    ) -> Result<(), Error> {
+        let (parent, parent_identity) = parent.map(|parent| (parent.path, parent.identity)).unzip();
         let manifest = Manifest {
             format: FORMAT,
             rvmm: env!("CARGO_PKG_VERSION").into(),
             created,
             parent,
+            parent_identity,
+            identity,
             disks,
             files: std::mem::take(&mut self.files),
         };

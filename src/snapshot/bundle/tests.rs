@@ -1,8 +1,18 @@
 use super::*;
 
+use std::fs::{self, File};
+
+/// A draft with 2 MiB of memory, all of them zero.
+fn draft(target: &Path) -> Draft {
+    let mut draft = Draft::new(target).unwrap();
+    draft.add(INDEX_FILE, &image::Index::new(2 << 20).to_bytes()).unwrap();
+    File::create(draft.path().join(image::PAGES_FILE)).unwrap().set_len(2 << 20).unwrap();
+    draft
+}
+
 fn sample(root: &Path) -> PathBuf {
     let target = root.join("one");
-    let mut draft = Draft::new(&target).unwrap();
+    let mut draft = draft(&target);
     draft.add("state.json", b"{\"a\":1}").unwrap();
     let disks = vec![Disk { id: "vda".into(), layers: vec!["disk-vda-0".into()], base: 1 }];
     draft.publish(None, disks).unwrap();
@@ -15,7 +25,7 @@ fn reads_what_it_wrote() {
     let bundle = Bundle::open(&sample(root.path())).unwrap();
     assert_eq!(bundle.read("state.json").unwrap(), b"{\"a\":1}");
     assert_eq!(bundle.disk("vda").unwrap(), (vec![root.path().join("one/disk-vda-0")], vec![]));
-    assert_eq!(bundle.memory().unwrap(), [root.path().join("one")]);
+    assert!(bundle.memory(&[], true).unwrap().directories().eq([root.path().join("one")]));
     assert!(matches!(Draft::new(bundle.path()), Err(Error::Exists { .. })));
 }
 
@@ -73,10 +83,78 @@ fn every_changed_byte_and_every_length_is_refused() {
     }
 }
 
+/// A bundle on the one at `base`.
+fn on(base: &Path, target: &Path) -> Bundle {
+    let base = Bundle::open(base).unwrap();
+    draft(target).publish(Some(base.as_parent_of(target)), Vec::new()).unwrap();
+    Bundle::open(target).unwrap()
+}
+
 #[test]
 fn a_bundle_that_is_its_own_parent_is_refused() {
     let root = tempfile::tempdir().unwrap();
-    let target = root.path().join("one");
-    Draft::new(&target).unwrap().publish(Some("../one".into()), Vec::new()).unwrap();
-    assert!(matches!(Bundle::open(&target).unwrap().memory(), Err(Error::Depth { .. })));
+    let target = sample(root.path());
+    let old = Bundle::open(&target).unwrap();
+    let mut draft = Draft::replacing(&old).unwrap();
+    fs::copy(target.join(image::PAGES_FILE), draft.path().join(image::PAGES_FILE)).unwrap();
+    draft.add(INDEX_FILE, &old.read(INDEX_FILE).unwrap()).unwrap();
+    draft.replace(Some(Parent { path: "../one".into(), identity: old.identity().into() }), &old).unwrap();
+    assert!(matches!(Bundle::open(&target).unwrap().memory(&[], true), Err(Error::Depth { .. })));
+}
+
+#[test]
+fn a_bundle_stands_only_on_what_it_was_made_on() {
+    let root = tempfile::tempdir().unwrap();
+    let (one, two) = (sample(root.path()), root.path().join("two"));
+    let upper = on(&one, &two);
+    assert_eq!(upper.memory(&[], true).unwrap().depth(), 2);
+    // Another one in its place, which says the same of its memory.
+    let moved = root.path().join("moved");
+    fs::rename(&one, &moved).unwrap();
+    sample(root.path());
+    draft(&root.path().join("three")).publish(None, Vec::new()).unwrap();
+    fs::remove_dir_all(&one).unwrap();
+    fs::rename(root.path().join("three"), &one).unwrap();
+    let error = upper.memory(&[], true).err().unwrap();
+    assert!(matches!(&error, Error::Parent { path, parent } if *path == two && *parent == one), "{error}");
+    // Wherever the right one is, it is known.
+    let moved = Bundle::open(&moved).unwrap();
+    let other = Bundle::open(&one).unwrap();
+    assert_eq!(upper.memory(&[other.clone(), moved.clone()], true).unwrap().depth(), 2);
+    assert!(upper.memory(&[other], true).is_err());
+    // Rewritten, it is still the same to those that stand on it.
+    let mut again = Draft::replacing(&moved).unwrap();
+    again.add(INDEX_FILE, &image::Index::new(2 << 20).to_bytes()).unwrap();
+    again.replace(None, &moved).unwrap();
+    assert_eq!(Bundle::open(moved.path()).unwrap().identity(), moved.identity());
+}
+
+#[test]
+fn memory_is_the_bundles_own() {
+    let root = tempfile::tempdir().unwrap();
+    let (one, two) = (sample(root.path()), root.path().join("two"));
+    let mut other = Draft::new(&two).unwrap();
+    let mut index = image::Index::new(2 << 20);
+    index.push(1, image::Kind::Zero);
+    other.add(INDEX_FILE, &index.to_bytes()).unwrap();
+    other.publish(None, Vec::new()).unwrap();
+    fs::copy(two.join(INDEX_FILE), one.join(INDEX_FILE)).unwrap();
+    let error = Bundle::open(&one).unwrap().memory(&[], true).err().unwrap();
+    assert!(matches!(&error, Error::Damaged { path, .. } if path.ends_with(INDEX_FILE)), "{error}");
+}
+
+#[test]
+fn what_is_read_belongs_together() {
+    let root = tempfile::tempdir().unwrap();
+    let one = sample(root.path());
+    let bundle = Bundle::open(&one).unwrap();
+    let mut index = image::Index::new(2 << 20);
+    index.push(1, image::Kind::Zero);
+    let mut again = Draft::replacing(&bundle).unwrap();
+    again.add(INDEX_FILE, &index.to_bytes()).unwrap();
+    File::create(again.path().join(image::PAGES_FILE)).unwrap().set_len(2 << 20).unwrap();
+    // It is rewritten before its memory was opened: what is there now is not taken for what was there.
+    again.replace(None, &bundle).unwrap();
+    assert!(bundle.memory(&[], true).is_err());
+    assert_eq!(Bundle::open(&one).unwrap().memory(&[], true).unwrap().depth(), 1);
 }

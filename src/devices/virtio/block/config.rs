@@ -1,6 +1,6 @@
 //! What a user asks for when attaching a disk: Firecracker's names in files, `PATH,key=value` on the command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,7 @@ use super::Block;
 use crate::devices::virtio::{self, Context, Error, VirtioDevice};
 use crate::disk::{self, Engine, Format, Place};
 use crate::options::{self, Options};
+use crate::sys::file;
 
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +108,12 @@ const KEYS: [&str; 11] =
 /// Where overlays without a name are, unless told otherwise: on a disk, not in memory.
 const SCRATCH: &str = "/var/tmp";
 
+/// Where overlays without a name over a snapshot's disks are: on its file system, where they can become layers by a link,
+/// or elsewhere if nothing can be written there.
+pub fn scratch(snapshot: &Path) -> PathBuf {
+    if file::can_write(snapshot) { snapshot.into() } else { SCRATCH.into() }
+}
+
 impl FromStr for Config {
     type Err = options::Error;
 
@@ -184,6 +191,7 @@ impl Config {
             base: self.base.clone(),
             layers: self.layers.clone(),
             keep_overlay: self.keep_overlay,
+            private: self.source == Source::Snapshot,
             overlay: self.overlay.as_ref().map(|path| match path.is_dir() {
                 true => Place::Nameless(path.clone()),
                 false => Place::File(path.clone()),

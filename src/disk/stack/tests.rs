@@ -1,0 +1,106 @@
+//! Disks that are frozen while they are written to.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use tempfile::TempDir;
+use vm_memory::GuestAddress;
+
+use super::super::model::{ask, read};
+use super::super::{Config, Place, open};
+use super::*;
+use crate::memory::{Buffers, allocate};
+
+const SIZE: usize = 1 << 20;
+
+/// A directory with a disk of 0xa5 bytes, and what is asked of it.
+fn world() -> (TempDir, PathBuf, Config) {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("disk");
+    fs::write(&path, vec![0xa5; SIZE]).unwrap();
+    let config = Config::new(&path);
+    (directory, path, config)
+}
+
+fn write(disk: &mut dyn Disk, offset: u64, byte: u8) {
+    let memory = Arc::new(allocate(&[(GuestAddress(0), 4096)], Default::default()).unwrap());
+    let mut buffers = Buffers::new(&memory);
+    buffers.push(GuestAddress(0), 4096).unwrap();
+    buffers.write_at(0, &[byte; 4096]);
+    ask(disk, Request::Write { offset, buffers }).unwrap();
+}
+
+fn byte(disk: &mut dyn Disk, offset: u64) -> u8 {
+    read(disk, &Arc::new(allocate(&[(GuestAddress(0), 1 << 20)], Default::default()).unwrap()), offset, 1)[0]
+}
+
+/// A disk over what was stored in a directory.
+fn stored(directory: &Path, names: &[PathBuf]) -> Box<dyn Disk> {
+    let layers = names[1..].iter().map(|name| directory.join(name)).collect();
+    let overlay = Some(Place::Nameless(directory.into()));
+    open(&Config { layers, overlay, private: true, ..Config::new(directory.join(&names[0])) }).unwrap()
+}
+
+#[test]
+fn a_capture_that_came_to_nothing_does_not_harm_the_next() {
+    let (directory, _, config) = world();
+    let mut disk = open(&config).unwrap();
+    drop(disk.freeze().unwrap());
+    write(disk.as_mut(), 0, 1);
+    // Its layer is never written.
+    drop(disk.freeze().unwrap());
+    write(disk.as_mut(), 4096, 2);
+    let contents = disk.freeze().unwrap().unwrap();
+    let names = contents.store(directory.path(), 0).unwrap();
+    let mut copy = stored(directory.path(), &names);
+    assert_eq!([0, 4096, 8192].map(|at| byte(copy.as_mut(), at)), [1, 2, 0xa5]);
+}
+
+#[test]
+fn captures_at_once_are_written_in_any_order() {
+    let (directory, _, config) = world();
+    let mut disk = open(&config).unwrap();
+    drop(disk.freeze().unwrap());
+    write(disk.as_mut(), 0, 1);
+    let first = disk.freeze().unwrap().unwrap();
+    write(disk.as_mut(), 0, 2);
+    let second = disk.freeze().unwrap().unwrap();
+    for (index, contents, expected) in [(2, second, 2), (1, first, 1)] {
+        let names = contents.store(directory.path(), index).unwrap();
+        assert_eq!(byte(stored(directory.path(), &names).as_mut(), 0), expected);
+    }
+}
+
+#[test]
+fn the_users_file_is_never_part_of_a_snapshot() {
+    for overlay in [None, Some(())] {
+        let (directory, path, config) = world();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let place = overlay.map(|()| Place::Nameless(directory.path().into()));
+        let mut disk = open(&Config { overlay: place, ..config }).unwrap();
+        let contents = disk.freeze().unwrap().unwrap();
+        let names = contents.store(directory.path(), 0).unwrap();
+        let stored = fs::metadata(directory.path().join(&names[0])).unwrap();
+        assert_ne!(stored.ino(), fs::metadata(&path).unwrap().ino());
+        assert_eq!(stored.mode() & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn overlays_stand_beside_the_file_itself() {
+    let (directory, path, _) = world();
+    fs::create_dir(directory.path().join("elsewhere")).unwrap();
+    let link = directory.path().join("elsewhere/link");
+    symlink("../disk", &link).unwrap();
+    let mut disk = open(&Config::new(&link)).unwrap();
+    drop(disk.freeze().unwrap());
+    write(disk.as_mut(), 0, 7);
+    ask(disk.as_mut(), Request::Flush).unwrap();
+    assert!(directory.path().join("disk.overlay-1").exists());
+    // As after a kill: nothing was merged.
+    let aside = directory.path().join("aside");
+    fs::copy(directory.path().join("disk.overlay-1"), &aside).unwrap();
+    drop(disk);
+    fs::write(&path, vec![0xa5; SIZE]).unwrap();
+    fs::rename(aside, directory.path().join("disk.overlay-1")).unwrap();
+    assert_eq!(byte(open(&Config::new(&path)).unwrap().as_mut(), 0), 7);
+}

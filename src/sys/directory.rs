@@ -1,0 +1,111 @@
+//! A directory that is held open: its files are those that it has, whatever stands at its path meanwhile (openat(2)).
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The directory.
+#[derive(Debug)]
+pub struct Directory {
+    file: File,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Opens the directory at `path`.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
+        Ok(Directory { file, path: path.into() })
+    }
+
+    /// The path that it was opened at.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is still what is at its path.
+    pub fn is_in_place(&self) -> bool {
+        let (here, there) = (self.file.metadata(), fs::metadata(&self.path));
+        let same = here
+            .and_then(|here| Ok((here.dev(), here.ino()) == there.map(|there| (there.dev(), there.ino()))?));
+        same.unwrap_or(false)
+    }
+
+    /// Opens a regular file in it for reading. Nothing is followed and nothing waited for: links, pipes and devices are
+    /// refused.
+    pub fn file(&self, name: &str) -> io::Result<File> {
+        let name = CString::new(name)?;
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+        // SAFETY: the name is a C string that lives until after the call.
+        let fd = unsafe { libc::openat(self.file.as_raw_fd(), name.as_ptr(), flags) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            return Err(if error.raw_os_error() == Some(libc::ELOOP) { not_regular() } else { error });
+        }
+        // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+    }
+
+    /// Reads a whole regular file in it, of at most `limit` bytes.
+    pub fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let file = self.file(name)?;
+        if file.metadata()?.len() <= limit {
+            file.take(limit + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 <= limit {
+                return Ok(bytes);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")))
+    }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn only_its_own_regular_files_are_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::open(root.path()).unwrap();
+        fs::write(root.path().join("file"), "12345").unwrap();
+        assert_eq!(directory.read("file", 5).unwrap(), b"12345");
+        assert_eq!(directory.read("file", 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        symlink("file", root.path().join("link")).unwrap();
+        symlink("/dev/zero", root.path().join("endless")).unwrap();
+        fs::create_dir(root.path().join("directory")).unwrap();
+        // Nobody writes to it: whoever waited for that would wait for ever.
+        assert!(Command::new("mkfifo").arg(root.path().join("pipe")).status().unwrap().success());
+        for name in ["link", "endless", "directory", "pipe"] {
+            assert_eq!(directory.read(name, 5).unwrap_err().to_string(), "it is not a regular file");
+        }
+        assert_eq!(directory.file("none").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn its_files_stay_when_another_takes_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let (here, there) = (root.path().join("here"), root.path().join("there"));
+        fs::create_dir(&here).unwrap();
+        fs::write(here.join("file"), "first").unwrap();
+        let directory = Directory::open(&here).unwrap();
+        assert!(directory.is_in_place());
+        fs::rename(&here, there).unwrap();
+        assert!(!directory.is_in_place());
+        fs::create_dir(&here).unwrap();
+        fs::write(here.join("file"), "second").unwrap();
+        assert_eq!(directory.read("file", 9).unwrap(), b"first");
+        assert!(!directory.is_in_place());
+    }
+}

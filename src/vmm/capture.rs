@@ -1,0 +1,198 @@
+//! Saving a whole machine while it runs.
+//!
+//! ```text
+//!  writer thread   make room, open the base ─┐                              ┌─► memory, state ─► bundle ─► answer
+//!  event loop                                └─► stop vCPUs ─ hold devices  │
+//!                                                still ─ read state ─ fork ─┴─► run on
+//!                                                └────────── pause ─────────┘
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::machine::{Machine, lock};
+use super::message::{Message, Outbox};
+use super::request::{self, Request, Response, RunState, Save};
+use super::snapshot::{CONFIG, LoadError, STATE, State, settled};
+use super::{Error, Vmm, chain};
+use crate::agent;
+use crate::config::VmConfig;
+use crate::disk::Contents;
+use crate::memory::Memory;
+use crate::memory::image::{self, Chain, INDEX_FILE, Lazy, Origin};
+use crate::snapshot::bundle::{self, Bundle, Draft};
+use crate::sys::frozen::Frozen;
+
+/// Where a capture goes: made before the machine is stopped, so that what cannot be written disturbs nobody.
+struct Plan {
+    draft: Draft,
+    /// The base with its memory.
+    base: Option<(Bundle, Chain)>,
+}
+
+impl Plan {
+    /// Makes room for a bundle and opens its base, for a machine with so many bytes of RAM.
+    fn new(save: &Save, ram: u64) -> Result<Self, LoadError> {
+        let draft = Draft::new(&save.target)?;
+        let open = |path: &PathBuf| {
+            let plain = path.canonicalize();
+            let plain =
+                plain.map_err(|source| bundle::Error::File { doing: "open", path: path.clone(), source })?;
+            let bundle = Bundle::open(&plain)?;
+            let memory = bundle.memory(&[], true)?;
+            memory.check_size(ram)?;
+            Ok::<_, LoadError>((bundle, memory))
+        };
+        let base = save.base.as_ref().map(|path| settled(|| open(path))).transpose()?;
+        Ok(Plan { draft, base })
+    }
+}
+
+/// What a machine had in it at one moment, to be written while it runs on.
+pub struct Capture {
+    frozen: Frozen,
+    disks: Vec<(String, Contents)>,
+    memory: Arc<Memory>,
+    origin: Origin,
+    state: State,
+    config: VmConfig,
+    pause: Duration,
+}
+
+impl Capture {
+    /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns.
+    pub(super) fn take(machine: &Machine, config: &VmConfig, paused: Instant) -> Result<Self, Error> {
+        machine.functions.iter().for_each(|function| lock(function).freeze());
+        let taken = machine
+            .save()
+            .and_then(|state| Ok((state, machine.freeze_contents()?, Frozen::fork().map_err(Error::Fork)?)));
+        machine.retry();
+        let (state, disks, frozen) = taken?;
+        Ok(Capture {
+            frozen,
+            disks,
+            memory: Arc::clone(&machine.memory),
+            origin: machine.origin.clone(),
+            state,
+            config: config.clone(),
+            pause: paused.elapsed(),
+        })
+    }
+
+    fn write(self, plan: Plan) -> Result<Value, Box<dyn std::error::Error>> {
+        let start = Instant::now();
+        let Plan { mut draft, base } = plan;
+        let mut config = self.config;
+        config.make_absolute();
+        draft.add(CONFIG, &serde_json::to_vec_pretty(&config)?)?;
+        draft.add(STATE, &serde_json::to_vec(&self.state)?)?;
+        let (base, chain) = base.unzip();
+        let written = image::write(
+            &self.frozen,
+            &self.memory,
+            &self.origin,
+            chain.as_ref(),
+            draft.path(),
+            &mut |_, _| {},
+        )?;
+        drop(self.frozen);
+        draft.add(INDEX_FILE, &written.index)?;
+        let mut disks = Vec::with_capacity(self.disks.len());
+        for (index, (id, contents)) in self.disks.into_iter().enumerate() {
+            let base = contents.base();
+            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)?, base });
+        }
+        // The draft stands beside its target, so the way from one is the way from the other.
+        let from = draft.path().canonicalize()?;
+        let target = draft.target().to_path_buf();
+        draft.publish(base.map(|base| base.as_parent_of(&from)), disks)?;
+        Ok(json!({
+            "path": target,
+            "pause_us": self.pause.as_micros() as u64,
+            "write_us": start.elapsed().as_micros() as u64,
+            "ram_bytes": written.ram,
+            "data_bytes": written.data,
+            "zero_bytes": written.zero,
+        }))
+    }
+}
+
+impl Vmm {
+    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
+    pub(super) fn save(&mut self, save: Save, frozen: Option<agent::Frozen>, answer: Sender<Response>) {
+        // What is not there yet cannot be saved: the request comes again when it is.
+        if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
+            let outbox = self.outbox();
+            let work = move || {
+                filled.wait();
+                outbox.send(Message::Request(Request::Save(save), answer));
+            };
+            // The sender that a thread could not take is gone, and whoever waits hears that.
+            if let Err(error) = thread::Builder::new().name("save-later".into()).spawn(work) {
+                log::error!("cannot start the thread that waits for memory: {error}");
+            }
+            return;
+        }
+        let (ram, outbox, whoever) = (ram(&self.machine.memory), self.outbox(), answer.clone());
+        let work = move || {
+            let saved = write(&save, ram, frozen, &outbox);
+            let _ = answer.send(saved.map_err(|error| request::Error::Save(chain(error.as_ref()))));
+        };
+        if let Err(error) = self.writers.start("snapshot", work) {
+            let reason = format!("no thread can be started: {error}");
+            let _ = whoever.send(Err(request::Error::Save(reason)));
+        }
+    }
+
+    /// Captures what is in the machine, which runs on unless it is to end.
+    pub(super) fn capture(&mut self, save: Save) -> Result<Capture, Error> {
+        let stop = save.stop;
+        // Its file systems are frozen already, if they are to be.
+        Request::Save(Save { freeze: false, ..save }).check(self.state)?;
+        let start = Instant::now();
+        self.machine.pause();
+        let capture = Capture::take(&self.machine, &self.config, start);
+        if stop && capture.is_ok() {
+            // It does nothing more that the snapshot would not have.
+            (self.before, self.state) = (self.state, RunState::Ending);
+        } else if self.state == RunState::Running {
+            self.machine.resume();
+        }
+        capture
+    }
+}
+
+/// Bytes of RAM.
+fn ram(memory: &Memory) -> u64 {
+    memory.iter().map(|region| region.len()).sum()
+}
+
+/// Saves a machine with so many bytes of RAM. `frozen` are the guest's file systems, which are thawed when the capture is
+/// taken.
+fn write(
+    save: &Save,
+    ram: u64,
+    frozen: Option<agent::Frozen>,
+    outbox: &Outbox,
+) -> Result<Value, Box<dyn std::error::Error>> {
+    let plan = Plan::new(save, ram)?;
+    let (sender, captured) = mpsc::channel();
+    outbox.send(Message::Capture(save.clone(), sender));
+    let captured = captured.recv().map_err(|_| request::Error::Ended)?;
+    let thawed = frozen.map(|frozen| frozen.paths.clone());
+    let mut report = captured?.write(plan);
+    if let (Ok(report), Some(thawed)) = (&mut report, thawed) {
+        report["frozen"] = thawed.into();
+    }
+    if save.stop {
+        // First of all: whoever hears the answer finds a machine that goes on, or ends.
+        outbox.send(Message::Written { whole: report.is_ok() });
+    }
+    report
+}

@@ -1,0 +1,161 @@
+//! What a snapshot is made of belongs together: its parts are those that were written with it, and what it stands on is what it
+//! was made on.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rvmm::vmm::snapshot::Restore;
+use serde_json::{Value, json};
+
+use super::counter::{address, counting, goes_on_from};
+use super::hostile::{forge, try_restore};
+use super::world::{World, memory, refused};
+use crate::common::machine::Running;
+use crate::common::{eventually, host};
+use crate::need;
+
+/// A machine that counts, with two snapshots, the second on the first; where it counts.
+fn two(world: &World) -> (Running, u64) {
+    let source = counting(world, "source").memory("16M").start();
+    let at = address(&source);
+    world.create("source", "s1", &[]);
+    world.create("source", "s2", &["--base", &world.text("s1")]);
+    (source, at)
+}
+
+#[test]
+fn another_base_in_the_place_of_the_first() {
+    need!(host::kvm());
+    let world = World::new();
+    let (_source, at) = two(&world);
+    let captured = world.captured("s2", at);
+    // The same machine again, a moment later, under the same name.
+    let other = counting(&world, "other").memory("16M").start();
+    address(&other);
+    fs::rename(world.path("s1"), world.path("moved")).expect("a directory");
+    world.create("other", "s1", &[]);
+    let words = [&*world.text("s2"), &world.text("s1"), "another snapshot", "--base"];
+    for command in
+        [&["restore"][..], &["snapshot", "verify"], &["snapshot", "rebase"], &["snapshot", "inspect"]]
+    {
+        refused(&world.command(&[command, &[&world.text("s2")]].concat()), &words);
+    }
+    let (three, s2) = (world.text("s3"), world.text("s2"));
+    refused(&world.command(&["snapshot", "create", "other", &three, "--base", &s2]), &words);
+    // Wherever the right one is now, it is known.
+    let moved = world.text("moved");
+    goes_on_from(&world.restore_with("s2", "copy", &["--base", &moved]), captured);
+    refused(&world.command(&["restore", &s2, "--base", &world.text("s1")]), &words);
+    world.does(&["snapshot", "rebase", &s2, "--onto", &moved]);
+    assert_eq!(world.captured("s2", at), captured);
+}
+
+#[test]
+fn memory_of_another_snapshot() {
+    need!(host::kvm());
+    let world = World::new();
+    let _source = two(&world);
+    world.create("source", "s3", &[]);
+    for name in ["memory", "memory.index"] {
+        fs::copy(world.path("s1").join(name), world.path("s3").join(name)).expect("a file");
+    }
+    let error = Restore::open(&world.path("s3")).err().expect("a refusal").to_string();
+    assert!(error.contains("s3/memory.index is damaged"), "{error}");
+}
+
+#[test]
+fn opened_while_it_is_rewritten() {
+    need!(host::kvm());
+    let world = World::new();
+    let _source = two(&world);
+    world.create("source", "s3", &["--base", &world.text("s2")]);
+    let (path, before, done) = (world.path("s3"), memory(&world.path("s3")), AtomicBool::new(false));
+    let opened = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut opened = 0;
+            while !done.load(Ordering::Relaxed) {
+                assert!(memory(&path) == before, "memory of two snapshots");
+                opened += 1;
+            }
+            opened
+        });
+        for round in 0..20 {
+            let onto = world.text(if round % 2 == 0 { "s1" } else { "s2" });
+            world.does(&["snapshot", "rebase", &world.text("s3"), "--onto", &onto]);
+        }
+        done.store(true, Ordering::Relaxed);
+        reader.join().expect("a reader")
+    });
+    assert!(opened > 0 && memory(&path) == before);
+}
+
+#[test]
+fn files_that_are_none() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
+    address(&source);
+    world.create("source", "one", &[]);
+    let one = world.path("one");
+    for name in ["bundle.json", "config.json", "state.json", "memory.index", "memory", "disk-0-0"] {
+        let (path, aside) = (one.join(name), world.path("aside"));
+        fs::rename(&path, &aside).expect("a file");
+        let refuses = || {
+            let error = try_restore(&one).expect_err("a refusal");
+            assert!(error.contains(name), "{error}");
+            fs::remove_file(&path).expect("a file");
+        };
+        for to in ["/dev/zero", &world.text("aside")] {
+            symlink(to, &path).expect("a link");
+            refuses();
+        }
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        refuses();
+        fs::rename(&aside, &path).expect("a file");
+    }
+    try_restore(&one).expect("the snapshot as it was");
+}
+
+#[test]
+fn a_disk_that_only_the_configuration_knows() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
+    address(&source);
+    world.create("source", "one", &["--stop"]);
+    drop(source);
+    let (one, victim) = (world.path("one"), world.raw("victim", 1 << 20));
+    let read = |name: &str| fs::read(one.join(name)).expect("a file");
+    let mut config: Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+    config["drives"][0]["drive_id"] = json!("other");
+    config["drives"][0]["path_on_host"] = json!(victim);
+    let config = serde_json::to_vec(&config).expect("JSON");
+    forge(&one, &world.path("forged"), &[("config.json", config), ("state.json", read("state.json"))]);
+    let forged = world.text("forged");
+    refused(&world.command(&["restore", &forged]), &["no disk `other`", "--disk"]);
+    // Whoever names one gets it.
+    let replaced = format!("other={}", world.text("victim"));
+    let copy = world.restore_with("forged", "copy", &["--disk", &replaced]);
+    assert!(eventually(|| copy.said().contains("\ncounter ")), "{}", copy.said());
+}
+
+#[test]
+fn chips_that_are_another() {
+    need!(host::kvm());
+    let world = World::new();
+    let _source = two(&world);
+    let one = world.path("s1");
+    let read = |name: &str| fs::read(one.join(name)).expect("a file");
+    let mut state: Value = serde_json::from_slice(&read("state.json")).expect("JSON");
+    let chip = state["vm"]["pic_slave"].clone();
+    state["vm"]["ioapic"] = chip;
+    let state = serde_json::to_vec(&state).expect("JSON");
+    forge(&one, &world.path("forged"), &[("config.json", read("config.json")), ("state.json", state)]);
+    let error = try_restore(&world.path("forged")).expect_err("a refusal");
+    assert!(error.contains("interrupt chip"), "{error}");
+}
