@@ -1,5 +1,6 @@
 //! What a machine was asked to be. Key names are those of Firecracker's configuration file where it has one.
 
+mod guest;
 mod replace;
 
 use std::path::{Path, PathBuf};

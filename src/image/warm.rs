@@ -11,7 +11,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -39,16 +39,21 @@ struct Document<'a> {
 }
 
 impl Store {
-    /// Puts memory and state of a snapshot in, which stands for itself.
+    /// Puts memory and state of a snapshot in, which stands for itself. `config` is what others may know of its configuration.
     ///
     /// # Errors
     /// When the snapshot is damaged, or the host refuses.
-    pub fn put_warm(&self, lease: &mut Lease, snapshot: &Path) -> Result<Vec<Descriptor>, Error> {
-        let bundle = Bundle::open(snapshot)?;
-        let (config, state) = (bundle.read(CONFIG_FILE)?, bundle.read(STATE_FILE)?);
+    pub fn put_warm(
+        &self,
+        lease: &mut Lease,
+        snapshot: &Bundle,
+        config: &[u8],
+    ) -> Result<Vec<Descriptor>, Error> {
+        let state = snapshot.read(STATE_FILE)?;
+        let snapshot = snapshot.path();
         let form = |source| Error::Form { what: snapshot.display().to_string(), source };
         let document = Document {
-            config: serde_json::from_slice(&config).map_err(form)?,
+            config: serde_json::from_slice(config).map_err(form)?,
             state: serde_json::from_slice(&state).map_err(form)?,
         };
         let state = self.put(lease, STATE, &serde_json::to_vec(&document).map_err(form)?)?;

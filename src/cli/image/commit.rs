@@ -21,6 +21,7 @@ use crate::api::runtime::Machine;
 use crate::cli::output::{Failure, print, print_json};
 use crate::cli::table::size;
 use crate::cli::{Common, machines, store};
+use crate::config::VmConfig;
 use crate::devices::virtio::vsock;
 use crate::disk::kept;
 use crate::image::{self, DISK_LAYER, Descriptor, Lease, Name, Store};
@@ -76,6 +77,17 @@ fn freeze(machine: &Machine, directory: &Path) -> Result<Option<Frozen>, Failure
             log::warn!("the guest's file systems are committed as they are: {}", chain(&error));
             Ok(None)
         }
+    }
+}
+
+/// Disks that are not in the image stay on this host: with memory that knows them, the version would run nowhere else.
+fn has_no_other_disks(config: &VmConfig) -> Result<(), Failure> {
+    match config.devices.block.iter().find(|drive| drive.base.is_empty()) {
+        Some(drive) => Err(Failure::refused(format!(
+            "Disk {} is not in the image: commit without --warm, or run the machine without this disk",
+            drive.path_on_host.display()
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -151,6 +163,9 @@ impl Commit {
             })
         };
         read()?;
+        if self.warm {
+            has_no_other_disks(&machines::config(machine)?)?;
+        }
         // Two commits of one machine come one after the other.
         let lock = File::create(directory.join("commit.lock")).and_then(|lock| lock.lock().map(|()| lock));
         let _lock =
@@ -172,9 +187,16 @@ impl Commit {
             true => {
                 let bundle = Bundle::open(&whole).map_err(Failure::refused)?;
                 // The disk that stands on an image is the one that has several files below its overlays.
+                let config: VmConfig =
+                    serde_json::from_slice(&bundle.read("config.json").map_err(Failure::refused)?)
+                        .map_err(Failure::refused)?;
+                let seen = serde_json::to_vec(&config.as_guest_sees()).map_err(Failure::refused)?;
                 let disk = bundle.manifest().disks.iter().find(|disk| disk.base > 1);
                 let above = disk.and_then(|disk| bundle.disk(&disk.id)).map(|(_, above)| above);
-                (above.unwrap_or_default(), store.put_warm(&mut lease, &whole).map_err(Failure::refused)?)
+                (
+                    above.unwrap_or_default(),
+                    store.put_warm(&mut lease, &bundle, &seen).map_err(Failure::refused)?,
+                )
             }
             false => {
                 let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
