@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::request::{Request, Response, Save};
+use super::request::{Request, Response};
 use crate::agent::Frozen;
 use crate::kvm::Exit;
 use crate::notice::{Notice, Notifier};
@@ -29,8 +29,8 @@ pub enum Message {
     },
     /// Somebody asks for something.
     Request(Request, Sender<Response>),
-    /// The guest's file systems hold still, as it was asked for: now the machine is to be saved.
-    Frozen(Save, Frozen, Sender<Response>),
+    /// The guest's file systems hold still, as it was asked for, or why not: now the machine is to be saved.
+    Frozen(Request, Result<Frozen, String>, Sender<Response>),
 }
 
 /// Where messages are put. Cheap to clone.

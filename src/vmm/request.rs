@@ -30,6 +30,8 @@ pub enum Request {
     SaveDisk {
         /// The directory in which they are linked, on the file system of the store.
         target: PathBuf,
+        /// Have the guest's agent, if there is one, freeze its file systems meanwhile.
+        freeze: bool,
     },
     /// End the machine: with the power button first and by force after a time, or by force at once.
     Stop {
