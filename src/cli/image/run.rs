@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::machine::{Overrides, Runnable, StandsOn, Volume, document};
+use super::start::runs;
 use crate::api::name::Name;
 use crate::cli::boot_timer::BootTimer;
 use crate::cli::life::{Life, Ready};
@@ -15,7 +16,7 @@ use crate::cli::{Common, background, run, store};
 use crate::config::VmConfig;
 use crate::console;
 use crate::devices::virtio::{block, net};
-use crate::image::{Descriptor, Digest, Record, Store, rfc3339};
+use crate::image::{Descriptor, Digest, InstanceLock, Record, Store, rfc3339};
 use crate::net::publish::Publish;
 use crate::vmm::snapshot::Restore;
 
@@ -104,6 +105,8 @@ pub struct Prepared {
     pub name: Name,
     /// The first overlay, if they are kept.
     pub first: Option<u32>,
+    /// The machine is this command's alone until it is known to run.
+    pub lock: Option<InstanceLock>,
     pub grace: Duration,
     pub boot_timer: Option<BootTimer>,
 }
@@ -124,7 +127,11 @@ impl Prepared {
             name: Some(self.name),
             grace: self.grace,
             boot_timer: self.boot_timer,
-            entered: Some(Box::new(move |directory: &Path| stands_on.write(directory))),
+            entered: Some(Box::new(move |directory: &Path| {
+                stands_on.write(directory)?;
+                drop(self.lock);
+                Ok(())
+            })),
             ready,
             // Others go on from the same moment: it is somebody else.
             another: self.warm.is_some(),
@@ -217,7 +224,12 @@ pub fn launch(
         let process = overrides.over(runnable.config.config.clone());
         config.boot_source.process = Some(document(&process, &config, name.as_str(), volumes, tty));
     }
+    let mut lock = None;
     if keep {
+        let lock = lock.insert(store.lock_instance(name.as_str()).map_err(Failure::refused)?);
+        if runs(common, name.as_str())? {
+            return Err(Failure::usage(format!("A machine with the name `{name}` runs already")));
+        }
         let record = Record {
             image: image.clone(),
             first: 1,
@@ -225,7 +237,7 @@ pub fn launch(
             created: rfc3339(SystemTime::now()),
             machine: json!(config),
         };
-        store.create_instance(name.as_str(), record).map_err(Failure::usage)?;
+        store.create_instance(lock, record).map_err(Failure::usage)?;
     }
     let prepared = Prepared {
         store: store.clone(),
@@ -235,6 +247,7 @@ pub fn launch(
         warm,
         name,
         first: keep.then_some(1),
+        lock,
         grace,
         boot_timer,
     };
