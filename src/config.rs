@@ -1,6 +1,7 @@
 //! What a machine was asked to be. Key names are those of Firecracker's configuration file where it has one.
 
 mod foreign;
+mod guest;
 mod replace;
 
 use std::collections::HashSet;

@@ -24,6 +24,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::name::Name;
+use crate::sys::file::is_at;
 use crate::sys::user;
 
 /// How often a lock is asked for while its machine's process is there before the name counts as taken, how often in all, and
@@ -185,8 +186,7 @@ fn open_lock(path: &Path, create: bool) -> io::Result<File> {
 
 /// Whether `lock` is the lock that others would find in the entry at `path`.
 fn is_lock_of(lock: &File, path: &Path) -> bool {
-    let identity = |found: io::Result<fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
-    identity(lock.metadata()).is_some_and(|ours| Some(ours) == identity(fs::metadata(path.join("lock"))))
+    is_at(lock, &path.join("lock"))
 }
 
 fn read_pid(mut lock: &File) -> Option<u32> {

@@ -62,6 +62,9 @@ struct Snapshot {
 struct DiskSave {
     /// The directory in which the overlays are linked.
     path: PathBuf,
+    /// Have the guest's agent, if there is one, freeze its file systems meanwhile.
+    #[serde(default)]
+    freeze: bool,
 }
 
 /// Body of `PUT /actions`.
@@ -142,14 +145,14 @@ impl Service {
 
     /// Answers when the overlays are durable.
     fn save_disk(&self, body: &[u8]) -> Result<Response, Response> {
-        let DiskSave { path } = parse(body)?;
+        let DiskSave { path, freeze } = parse(body)?;
         if !path.is_absolute() {
             return Err(Response::fault(
                 400,
                 "The path must be absolute: the machine has a directory of its own",
             ));
         }
-        self.ask(Request::SaveDisk { target: path }).map(Response::ok)
+        self.ask(Request::SaveDisk { target: path, freeze }).map(Response::ok)
     }
 
     fn instance(&self, _body: &[u8]) -> Result<Response, Response> {

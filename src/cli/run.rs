@@ -80,6 +80,19 @@ pub struct Args {
     pub(super) boot_timer: Option<PathBuf>,
 }
 
+impl Args {
+    /// Nothing is asked that would make the machine another one for a guest that runs already.
+    pub(super) fn is_plain(&self) -> bool {
+        let virtio::Configs { block, net: _, rng, vsock } = &self.devices;
+        let boots = self.kernel.is_some() || self.initrd.is_some();
+        let told = self.cmdline.is_some() || self.cmdline_only.is_some();
+        let sized =
+            self.cpus.is_some() || self.memory.is_some() || self.huge_pages || self.cpu_mask.is_some();
+        let lives = self.no_reboot || self.portable || self.keep_overlay;
+        block.is_empty() && rng.is_empty() && vsock.is_empty() && !(boots || told || sized || lives)
+    }
+}
+
 /// Boots a machine and stays until it ends.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;

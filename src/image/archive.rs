@@ -78,10 +78,9 @@ impl Store {
         for entry in &index.manifests {
             let Some(name) = Index::name_of(entry) else { continue };
             let name: Name = name.parse()?;
-            let image = Descriptor::new(&entry.media_type, entry.digest, entry.size);
-            self.tag(&name, &image)?;
-            images.push((name, image));
+            images.push((name, Descriptor::new(&entry.media_type, entry.digest, entry.size)));
         }
+        self.tag_all(&images)?;
         Ok(images)
     }
 }

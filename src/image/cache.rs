@@ -6,7 +6,7 @@
 //!       CHAIN.chain   the merged map of all layers of an image
 //! ```
 //!
-//! Files are made under `uploads` and renamed; two processes that unpack the same layer make the same file.
+//! Files are made under `uploads` and renamed, each by one process: all machines share one file, and so its pages in memory.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::digest::Digest;
 use super::gc::{Collected, entries, on_disk};
 use super::layer::{self, BLOCK};
-use super::manifest::{DISK_LAYER, Descriptor, Manifest};
+use super::manifest::{DISK_LAYER, Descriptor};
 use super::store::Store;
 use super::{Disk, Error};
 use crate::disk::extents::{self, MOST_LAYERS, Map, Run};
@@ -48,12 +48,12 @@ impl Store {
         for (blob, diff_id) in manifest.of_type(DISK_LAYER).zip(&disk.diff_ids) {
             self.tell("unpacking", done, Some(total));
             done += blob.size;
-            self.unpack_layer(&blob.digest, diff_id, disk.size, limit)?;
+            self.once(&self.cached(diff_id, "map"), || {
+                self.unpack_layer(&blob.digest, diff_id, disk.size, limit)
+            })?;
         }
         let map = self.cached(&disk.chain_id(), "chain");
-        if !map.exists() {
-            self.write_map(&map, disk.diff_ids.len(), disk.size, &self.merge(&disk)?)?;
-        }
+        self.once(&map, || self.write_map(&map, disk.diff_ids.len(), disk.size, &self.merge(&disk)?))?;
         let layers = disk.diff_ids.iter().map(|id| self.cached(id, "raw")).collect();
         Ok(Unpacked { map, layers, size: disk.size })
     }
@@ -63,10 +63,6 @@ impl Store {
     }
 
     fn unpack_layer(&self, blob: &Digest, diff_id: &Digest, size: u64, limit: u64) -> Result<(), Error> {
-        let map = self.cached(diff_id, "map");
-        if map.exists() {
-            return Ok(());
-        }
         let raw = self.upload()?;
         let (found, written) = layer::read(&self.open_blob(blob)?, raw.file(), limit)?;
         if written.diff_id != *diff_id {
@@ -77,7 +73,7 @@ impl Store {
             return Err(Error::invalid(format!("Disk layer {blob}"), reason));
         }
         raw.place(&self.cached(diff_id, "raw"))?;
-        self.write_map(&map, 1, size, &extents::of_layer(&written.runs, 0))
+        self.write_map(&self.cached(diff_id, "map"), 1, size, &extents::of_layer(&written.runs, 0))
     }
 
     fn write_map(&self, to: &Path, layers: usize, size: u64, runs: &[Run]) -> Result<(), Error> {
@@ -107,16 +103,7 @@ impl Store {
     }
 
     /// Removes what belongs to no image that stays.
-    pub(super) fn gc_cache(&self, live: &BTreeSet<Digest>, collected: &mut Collected) -> Result<(), Error> {
-        let mut wanted = BTreeSet::new();
-        for digest in live {
-            let Some(bytes) = self.small_document(digest) else { continue };
-            let config = Manifest::parse(&bytes, "").ok().and_then(|manifest| self.config(&manifest).ok());
-            if let Some(disk) = config.and_then(|config| config.disk) {
-                wanted.insert(disk.chain_id());
-                wanted.extend(disk.diff_ids);
-            }
-        }
+    pub(super) fn gc_cache(&self, wanted: &BTreeSet<Digest>, collected: &mut Collected) -> Result<(), Error> {
         // Backwards: a map goes before the layer that it says is whole.
         for path in entries(self.cache())?.iter().filter(|path| is_map(path)).chain(&entries(self.cache())?) {
             let stem = path.file_stem().and_then(|name| name.to_str()).and_then(Digest::from_hex);

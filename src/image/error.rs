@@ -72,6 +72,12 @@ pub enum Error {
         /// What it is.
         found: Digest,
     },
+    /// What was made from blobs is not what it was.
+    #[error("{} is damaged: `rvmm verify --remove` removes it, and it is made again when it is needed", path.display())]
+    DamagedCopy {
+        /// The file or directory.
+        path: PathBuf,
+    },
     /// The size is not the one that its descriptor promises.
     #[error("Blob {digest} has {found} bytes and not {wanted}")]
     WrongSize {
@@ -82,6 +88,9 @@ pub enum Error {
         /// What it has.
         found: u64,
     },
+    /// What leads to blobs cannot be read.
+    #[error("Nothing was removed, for it cannot be told what is needed")]
+    Unsure(#[source] Box<Error>),
     /// A document that is not what it should be.
     #[error("{what} is damaged")]
     Form {

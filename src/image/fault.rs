@@ -19,6 +19,8 @@ struct State {
     /// Renames that are not durable: from, to, and the bytes that `to` had before.
     unsettled: Vec<(PathBuf, PathBuf, Option<Vec<u8>>)>,
     removed: HashMap<PathBuf, Vec<u8>>,
+    /// Directories whose names are not durable.
+    made: Vec<PathBuf>,
 }
 
 impl Fault {
@@ -29,6 +31,7 @@ impl Fault {
             unsynced: Vec::new(),
             unsettled: Vec::new(),
             removed: HashMap::new(),
+            made: Vec::new(),
         })))
     }
 
@@ -46,6 +49,7 @@ impl Fault {
         state.left -= 1;
         match change {
             Change::Create(path) | Change::Write(path) => state.unsynced.push(path.into()),
+            Change::CreateDirectory(path) => state.made.push(path.into()),
             Change::Sync(path) => state.unsynced.retain(|other| other != path),
             Change::Rename(from, to) => {
                 let before = fs::read(to).ok();
@@ -62,6 +66,7 @@ impl Fault {
             Change::SyncDirectory(directory) => {
                 state.unsettled.retain(|(_, to, _)| to.parent() != Some(directory));
                 state.removed.retain(|path, _| path.parent() != Some(directory));
+                state.made.retain(|path| path.parent() != Some(directory));
             }
         }
         Ok(())
@@ -88,6 +93,9 @@ impl Fault {
                     fs::write(to, bytes).unwrap();
                 }
             }
+        }
+        for directory in mem::take(&mut state.made) {
+            let _ = fs::remove_dir_all(directory);
         }
     }
 }

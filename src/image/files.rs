@@ -7,6 +7,7 @@ use std::path::Path;
 
 #[cfg(test)]
 use super::fault::Fault;
+use crate::sys::file::{directory_of, sync_directory};
 
 /// Changes to files and directories.
 #[derive(Clone, Default)]
@@ -28,8 +29,10 @@ pub enum Change<'a> {
     Remove(&'a Path),
     /// A directory's names become durable.
     SyncDirectory(&'a Path),
-    /// A new file or directory.
+    /// A new file.
     Create(&'a Path),
+    /// A new directory.
+    CreateDirectory(&'a Path),
 }
 
 impl Files {
@@ -49,16 +52,30 @@ impl Files {
         self.fault.as_ref().map_or(Ok(()), |fault| fault.before(change))
     }
 
-    /// Makes a directory for this user alone; one that is there already is fine.
+    /// Makes a directory for this user alone, durably; one that is there already is fine.
     pub fn make_directory(&self, path: &Path) -> io::Result<()> {
         if path.is_dir() {
             return Ok(());
         }
-        self.before(Change::Create(path))?;
+        self.before(Change::CreateDirectory(path))?;
         match fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
         }
+        self.sync_directory(directory_of(path))
+    }
+
+    /// As above, with the directories that lead there.
+    pub fn make_directories(&self, path: &Path) -> io::Result<()> {
+        match path.parent().filter(|parent| !parent.is_dir()) {
+            Some(parent) => self.make_directories(parent).and_then(|()| self.make_directory(path)),
+            None => self.make_directory(path),
+        }
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.before(Change::SyncDirectory(path))?;
+        sync_directory(path)
     }
 
     /// Opens a file for reading and writing, which is made when it is not there.
@@ -86,13 +103,11 @@ impl Files {
         file.sync_all()
     }
 
-    /// Gives a file another name, durably.
+    /// Gives a file or a directory another name, durably.
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.before(Change::Rename(from, to))?;
         fs::rename(from, to)?;
-        let directory = to.parent().unwrap_or(Path::new("/"));
-        self.before(Change::SyncDirectory(directory))?;
-        File::open(directory)?.sync_all()
+        self.sync_directory(directory_of(to))
     }
 
     /// Removes a file; one that is gone already is fine.

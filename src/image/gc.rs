@@ -1,14 +1,16 @@
-//! Garbage collection and verification of the store; the rules are drawn in `store.rs`.
+//! Garbage collection of the store; the rules are drawn in `store.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
 
 use super::Error;
 use super::digest::Digest;
-use super::lease::{self, is_abandoned};
+use super::lease::{self, abandoned};
 use super::manifest::Manifest;
-use super::store::{Hold, MAX_DOCUMENT, Store, digest_of};
+use super::refs::Index;
+use super::store::{Hold, MAX_DOCUMENT, Store};
 
 /// What `gc` removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,22 +25,36 @@ pub struct Collected {
     pub bytes: u64,
 }
 
+/// What is to stay.
+#[derive(Default)]
+struct Live {
+    blobs: BTreeSet<Digest>,
+    /// Unpacked layers and maps.
+    cached: BTreeSet<Digest>,
+}
+
+/// Something that leads to blobs.
+#[derive(Clone, Copy)]
+enum Root {
+    /// A manifest: without it nobody knows which layers are its own.
+    Image(Digest),
+    /// Whatever a process uses, there or not yet.
+    Held(Digest),
+}
+
 impl Store {
-    /// Removes what nothing leads to: no name, no running process.
+    /// Removes what nothing leads to: no name, no machine, no running process.
     ///
     /// # Errors
-    /// When the host refuses, or the index cannot be read: nothing is removed then.
+    /// When the host refuses, or the index, a lease, a machine's record or a manifest cannot be read or is damaged: nothing is
+    /// removed then.
     pub fn gc(&self) -> Result<Collected, Error> {
         let _lock = self.lock(Hold::Exclusive)?;
-        let index = self.read_index()?;
-        let mut roots: Vec<Digest> = index.manifests.iter().map(|entry| entry.digest).collect();
-        roots.extend(lease::held(self, &self.files)?);
-        roots.extend(self.instances()?.iter().flat_map(|instance| instance.record.roots()));
-        let live = self.reachable(roots, true);
+        let live = self.live(true).map_err(unsure)?;
         let mut collected = Collected::default();
         for path in entries(self.blobs())? {
             let name = path.file_name().and_then(|name| name.to_str());
-            if name.and_then(Digest::from_hex).is_some_and(|digest| live.contains(&digest)) {
+            if name.and_then(Digest::from_hex).is_some_and(|digest| live.blobs.contains(&digest)) {
                 continue;
             }
             collected.bytes += on_disk(&path);
@@ -46,45 +62,38 @@ impl Store {
             self.files.remove(&path).map_err(Error::io("remove", &path))?;
         }
         for path in entries(self.uploads())? {
-            if is_abandoned(&path)? {
+            if abandoned(&path)?.is_some() {
                 collected.bytes += on_disk(&path);
                 collected.uploads += 1;
                 self.files.remove(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        self.gc_scratch()?;
-        self.gc_warm(&live)?;
-        self.gc_cache(&live, &mut collected)?;
+        for path in entries_if_any(self.path().join("locks"))? {
+            if let Some(_lock) = abandoned(&path)? {
+                self.files.remove(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        for path in entries_if_any(self.path().join("scratch"))? {
+            if let Some(_lock) = abandoned(&path)? {
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        self.gc_warm(&live.blobs)?;
+        self.gc_cache(&live.cached, &mut collected)?;
         Ok(collected)
     }
 
     /// Removes what was unpacked and is used by no process; it is made again when it is needed.
     ///
     /// # Errors
-    /// When the host refuses.
+    /// As above.
     pub fn gc_unused_cache(&self) -> Result<Collected, Error> {
         let _lock = self.lock(Hold::Exclusive)?;
-        let live = self.reachable(lease::held(self, &self.files)?, false);
+        let live = self.live(false).map_err(unsure)?;
         let mut collected = Collected::default();
-        self.gc_warm(&live)?;
-        self.gc_cache(&live, &mut collected)?;
+        self.gc_warm(&live.blobs)?;
+        self.gc_cache(&live.cached, &mut collected)?;
         Ok(collected)
-    }
-
-    /// Removes blobs whose bytes `verify` found to be wrong; returns how many.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    pub fn remove_corrupt(&self, wrong: &[Error]) -> Result<usize, Error> {
-        let _lock = self.lock(Hold::Exclusive)?;
-        let mut removed = 0;
-        for error in wrong {
-            let Error::Corrupt { digest, .. } = error else { continue };
-            let path = self.blob(digest);
-            self.files.remove(&path).map_err(Error::io("remove", &path))?;
-            removed += 1;
-        }
-        Ok(removed)
     }
 
     /// Who uses an image: a process that holds it, in words.
@@ -101,65 +110,76 @@ impl Store {
         })
     }
 
-    /// Every blob that `roots` lead to, themselves included. A manifest leads to its blobs and, `with_parents`, to the
-    /// manifests that it came from, where they are here. Blobs that are not here, or damaged, lead nowhere.
-    pub(super) fn reachable(&self, mut roots: Vec<Digest>, with_parents: bool) -> BTreeSet<Digest> {
-        let mut live = BTreeSet::new();
-        while let Some(digest) = roots.pop() {
-            if !live.insert(digest) {
+    /// All that processes use, and `named` all that names and machines lead to, with the images that those came from as far
+    /// as they are here. The caller holds the store's lock exclusively.
+    fn live(&self, named: bool) -> Result<Live, Error> {
+        let mut roots: Vec<Root> = lease::held(self, &self.files)?.into_iter().map(Root::Held).collect();
+        if named {
+            roots.extend(self.read_index()?.manifests.iter().map(|entry| Root::Image(entry.digest)));
+            let machines = self.instances()?;
+            roots.extend(machines.iter().flat_map(|machine| machine.record.roots()).map(Root::Image));
+        }
+        let (mut live, mut seen) = (Live::default(), BTreeSet::new());
+        // From the end: what must be there is looked at first.
+        while let Some(root) = roots.pop() {
+            let (Root::Image(digest) | Root::Held(digest)) = root;
+            live.blobs.insert(digest);
+            if !seen.insert(digest) {
                 continue;
             }
-            let Some(bytes) = self.small_document(&digest) else { continue };
+            let Some(bytes) = self.document(root)? else { continue };
             if let Ok(manifest) = Manifest::parse(&bytes, "") {
-                roots.extend(manifest.blobs().map(|blob| blob.digest));
+                self.keep(&mut live, &manifest)?;
                 let parent = manifest.parent().ok().flatten().filter(|parent| self.has(&parent.digest));
-                roots.extend(parent.filter(|_| with_parents).map(|parent| parent.digest));
-            } else if let Ok(index) = super::refs::Index::parse(&bytes, "") {
-                roots.extend(index.manifests.iter().map(|entry| entry.digest));
+                roots.extend(parent.filter(|_| named).map(|parent| Root::Image(parent.digest)));
+            } else if let Ok(index) = Index::parse(&bytes, "") {
+                roots.extend(index.manifests.iter().map(|entry| Root::Held(entry.digest)));
+            } else if let Root::Image(digest) = root {
+                return Err(Error::invalid(format!("Manifest {digest}"), "it is none"));
             }
         }
-        live
+        Ok(live)
     }
 
-    /// The bytes of a blob that may be a document. Layers are not: the first byte tells before all are read.
-    pub(super) fn small_document(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let path = self.blob(digest);
-        let small = fs::metadata(&path).is_ok_and(|found| found.len() <= MAX_DOCUMENT);
-        (small && starts_as_json(&path)).then(|| fs::read(&path).ok()).flatten()
-    }
-
-    /// Reads every blob and returns those whose bytes are not what their name says.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    pub fn verify(&self, mut progress: impl FnMut(&Digest)) -> Result<Vec<Error>, Error> {
-        let mut wrong = Vec::new();
-        for path in entries(self.blobs())? {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let Some(digest) = name.and_then(Digest::from_hex) else { continue };
-            progress(&digest);
-            match self.open_blob(&digest) {
-                // gc was here meanwhile.
-                Err(Error::MissingBlob { .. }) => continue,
-                file => match digest_of(&file?) {
-                    Ok((found, _)) if found != digest => wrong.push(Error::Corrupt { digest, found }),
-                    Ok(_) => {}
-                    Err(source) => wrong.push(Error::io("read", &path)(source)),
-                },
-            }
+    /// The bytes of something that leads to blobs, if it is there and can be a document.
+    fn document(&self, root: Root) -> Result<Option<Vec<u8>>, Error> {
+        let (Root::Image(digest) | Root::Held(digest)) = root;
+        let must_be = matches!(root, Root::Image(_));
+        let file = match self.open_blob(&digest) {
+            Err(Error::MissingBlob { .. }) if !must_be => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = Vec::new();
+        let read = file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes);
+        read.map_err(Error::io("read", &self.blob(&digest)))?;
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            let what = format!("Manifest {digest}");
+            return if must_be { Err(Error::TooLarge { what, limit: MAX_DOCUMENT }) } else { Ok(None) };
         }
-        let roots = self.read_index()?.manifests.iter().map(|entry| entry.digest).collect();
-        let live = self.reachable(roots, false);
-        let missing = live.into_iter().filter(|digest| !self.has(digest));
-        wrong.extend(missing.map(|digest| Error::MissingBlob { digest }));
-        Ok(wrong)
+        let found = Digest::of(&bytes);
+        if found == digest { Ok(Some(bytes)) } else { Err(Error::Corrupt { digest, found }) }
+    }
+
+    /// What a manifest leads to stays, and what was unpacked of it.
+    fn keep(&self, live: &mut Live, manifest: &Manifest) -> Result<(), Error> {
+        live.blobs.extend(manifest.blobs().map(|blob| blob.digest));
+        match self.config(manifest) {
+            Ok(config) => {
+                if let Some(disk) = config.disk {
+                    live.cached.insert(disk.chain_id());
+                    live.cached.extend(disk.diff_ids);
+                }
+                Ok(())
+            }
+            Err(error @ (Error::Io { .. } | Error::Corrupt { .. })) => Err(error),
+            // An image that cannot run has nothing unpacked.
+            Err(_) => Ok(()),
+        }
     }
 }
 
-fn starts_as_json(path: &PathBuf) -> bool {
-    use std::io::Read;
-    let mut first = [0];
-    fs::File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == *b"{"
+fn unsure(error: Error) -> Error {
+    Error::Unsure(Box::new(error))
 }
 
 /// What is in a directory, in order.
@@ -170,6 +190,11 @@ pub(super) fn entries(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
     let mut paths = read().map_err(Error::io("read", &directory))?;
     paths.sort();
     Ok(paths)
+}
+
+/// As above; nothing is in a directory that is not there.
+pub(super) fn entries_if_any(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
+    if directory.exists() { entries(directory) } else { Ok(Vec::new()) }
 }
 
 /// The bytes that a file takes on the host.

@@ -3,8 +3,12 @@
 //! ```text
 //! instances/NAME/instance.json   the image, and the machine that it became
 //!                overlay-N       what the machine has written, the newest with the largest number (disk/overlay)
-//! scratch/ID/                    overlays on their way into a layer; locked by the command that packs them
+//! scratch/ID/                    overlays on their way into a layer, instances on their way out; locked by the command
+//! locks/instance-NAME            locked by the command that makes, starts, commits or removes the instance
 //! ```
+//!
+//! A command has an instance's lock before it reads the record. One that starts a machine keeps it until the machine is in
+//! the runtime directory: from then on it counts as running.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -13,8 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::gc::entries;
-use super::lease::is_abandoned;
+use super::gc::entries_if_any;
 use super::store::{Hold, MAX_DOCUMENT, Store};
 use super::{Descriptor, Digest, Error};
 
@@ -60,6 +63,12 @@ impl Instance {
     }
 }
 
+/// One instance is this command's, as long as this lives here or in a process that was forked from here.
+pub struct InstanceLock {
+    name: String,
+    _file: File,
+}
+
 /// A directory that is gone when this is dropped.
 pub struct Scratch {
     path: PathBuf,
@@ -98,11 +107,21 @@ impl Store {
         Ok(self.instances_path()?.join(name))
     }
 
+    /// Waits until no other command has this instance, which need not be there yet.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn lock_instance(&self, name: &str) -> Result<InstanceLock, Error> {
+        self.place(name)?;
+        Ok(InstanceLock { name: name.into(), _file: self.alone(&format!("instance-{name}"))? })
+    }
+
     /// Makes an instance.
     ///
     /// # Errors
     /// When the name is taken, or the host refuses.
-    pub fn create_instance(&self, name: &str, record: Record) -> Result<Instance, Error> {
+    pub fn create_instance(&self, lock: &InstanceLock, record: Record) -> Result<Instance, Error> {
+        let name = &lock.name;
         let path = self.place(name)?;
         if self.instance(name)?.is_some() {
             let reason = format!(
@@ -110,10 +129,21 @@ impl Store {
             );
             return Err(Error::invalid(format!("`{name}`"), reason));
         }
+        if path.exists() {
+            // What it has is not this machine's.
+            self.discard(&path)?;
+        }
         self.files.make_directory(&path).map_err(Error::io("make", &path))?;
         let instance = Instance { name: name.into(), record, path };
         self.write_record(&instance)?;
         Ok(instance)
+    }
+
+    /// Removes a directory: at once from its place, then with all that is in it. Should this be killed, gc goes on.
+    fn discard(&self, path: &Path) -> Result<(), Error> {
+        let scratch = self.scratch()?;
+        let away = scratch.path().join("instance");
+        self.files.rename(path, &away).map_err(Error::io("remove", path))
     }
 
     fn write_record(&self, instance: &Instance) -> Result<(), Error> {
@@ -158,12 +188,8 @@ impl Store {
     /// # Errors
     /// As above.
     pub fn instances(&self) -> Result<Vec<Instance>, Error> {
-        let path = self.path().join("instances");
-        if !path.exists() {
-            return Ok(Vec::new());
-        }
-        let names =
-            entries(path)?.into_iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_string()));
+        let paths = entries_if_any(self.path().join("instances"))?.into_iter();
+        let names = paths.filter_map(|path| Some(path.file_name()?.to_str()?.to_string()));
         let names = names.filter(|name| !name.starts_with('.'));
         names.filter_map(|name| self.instance(&name).transpose()).collect()
     }
@@ -171,12 +197,9 @@ impl Store {
     /// Removes an instance with all that it has written.
     ///
     /// # Errors
-    /// When the host refuses.
-    pub fn remove_instance(&self, instance: &Instance) -> Result<(), Error> {
-        // The record first: a half without it is no instance.
-        let record = instance.path.join(RECORD);
-        self.files.remove(&record).map_err(Error::io("remove", &record))?;
-        fs::remove_dir_all(&instance.path).map_err(Error::io("remove", &instance.path))
+    /// When there is none, or the host refuses.
+    pub fn remove_instance(&self, lock: &InstanceLock) -> Result<(), Error> {
+        self.discard(&self.place(&lock.name)?)
     }
 
     /// Removes overlays that are part of the instance's image. Where none is left, they are counted from 1 again.
@@ -212,19 +235,5 @@ impl Store {
         let lock = File::open(&path).map_err(Error::io("open", &path))?;
         lock.lock().map_err(Error::io("lock", &path))?;
         Ok(Scratch { path, _lock: lock })
-    }
-
-    /// Removes what killed commands have left. The caller holds the store's lock.
-    pub(super) fn gc_scratch(&self) -> Result<(), Error> {
-        let parent = self.path().join("scratch");
-        if !parent.exists() {
-            return Ok(());
-        }
-        for path in entries(parent)? {
-            if is_abandoned(&path)? {
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-            }
-        }
-        Ok(())
     }
 }

@@ -13,11 +13,12 @@ use super::commit::Commit;
 use super::config::{Machine, Process};
 use super::initramfs::Initramfs;
 use super::lease::Lease;
-use super::manifest::{Descriptor, INITRAMFS, KERNEL};
+use super::manifest::{Descriptor, INITRAMFS, KERNEL, Manifest};
 use super::name::Name;
 use super::refs::Index;
 use super::store::Store;
 use crate::options::nearest;
+use crate::sys::chain;
 
 /// Where kernels are, among all names.
 const REPOSITORY: &str = "rvmm/kernel";
@@ -81,6 +82,56 @@ fn full(name: &str) -> Result<Name, Error> {
                 "a kernel's name is up to 128 letters, digits, _ . and -, and does not begin with . or -";
             Err(Error::BadName { name: name.into(), reason })
         }
+    }
+}
+
+/// Kernels by name, without the second name of the default one.
+fn named(index: &Index) -> impl Iterator<Item = (&str, &Descriptor)> {
+    index.manifests.iter().filter_map(|entry| {
+        let name = Index::name_of(entry)?.strip_prefix(REPOSITORY)?.strip_prefix(':')?;
+        (name != DEFAULT).then_some((name, entry))
+    })
+}
+
+fn default_name() -> String {
+    format!("{REPOSITORY}:{DEFAULT}")
+}
+
+fn default(index: &Index) -> Option<&Descriptor> {
+    index.get(&default_name())
+}
+
+fn unknown(index: &Index, name: &str) -> Error {
+    let names: Vec<&str> = named(index).map(|(name, _)| name).collect();
+    Error::UnknownKernel { name: name.into(), nearest: nearest(name, &names).map(Into::into) }
+}
+
+/// The kernel and the initial RAM disk.
+fn parts<'a>(name: &str, manifest: &'a Manifest) -> Result<[&'a Descriptor; 2], Error> {
+    let part = |kind| {
+        let found = manifest.of_type(kind).next();
+        found.ok_or_else(|| Error::invalid(format!("Kernel `{name}`"), format!("it has no {kind}")))
+    };
+    Ok([part(KERNEL)?, part(INITRAMFS)?])
+}
+
+/// Images that come from somewhere get a kernel's name only if they are one, and take it from no other.
+pub(super) fn check_name(
+    index: &Index,
+    name: &Name,
+    image: &Descriptor,
+    manifest: &Manifest,
+) -> Result<(), Error> {
+    if name.repository != REPOSITORY {
+        return Ok(());
+    }
+    let refuse = |reason| Err(Error::BadName { name: name.to_string(), reason });
+    let before = index.get(&name.to_string());
+    match before.is_some_and(|before| before.digest == image.digest) {
+        true => Ok(()),
+        false if name.tag == DEFAULT => refuse("`rvmm kernel default` says which kernel that is"),
+        false if before.is_some() => refuse("a kernel has this name: `rvmm kernel rm` removes it"),
+        false => parts(&name.tag, manifest).map(drop),
     }
 }
 
@@ -156,45 +207,48 @@ impl Store {
             blobs: &blobs,
             ..Commit::new(SystemTime::now())
         };
-        let replaces_default = self.default_kernel()?.is_none_or(|kernel| kernel.name == name);
         let image = self.commit(&mut lease, &about, None)?;
-        self.tag(&full, &image)?;
-        if replaces_default {
-            self.tag(&self::full(DEFAULT)?, &image)?;
-        }
+        self.change_index(|index| {
+            let before = index.get(&full.to_string()).map(|entry| entry.digest);
+            index.set(&full.to_string(), &image);
+            match default(index) {
+                Some(default) if Some(default.digest) != before => {}
+                _ => index.set(&default_name(), &image),
+            }
+            Ok(())
+        })?;
         self.kernel(name)
     }
 
-    /// All kernels, in the order of their names.
+    /// All kernels that are whole, in the order of their names.
     ///
     /// # Errors
-    /// When a document cannot be read.
+    /// When the index cannot be read.
     pub fn kernels(&self) -> Result<Vec<Kernel>, Error> {
         let index = self.read_index()?;
-        let named = index.manifests.iter().filter_map(|entry| {
-            let name = Index::name_of(entry)?.strip_prefix(REPOSITORY)?.strip_prefix(':')?;
-            (name != DEFAULT).then_some((name, entry))
-        });
-        named.map(|(name, entry)| self.read_kernel(&index, name, entry)).collect()
+        let whole = |(name, entry)| match self.read_kernel(&index, name, entry) {
+            Ok(kernel) => Some(kernel),
+            Err(error) => {
+                log::warn!("kernel `{name}` is left out: {}", chain(&error));
+                None
+            }
+        };
+        Ok(named(&index).filter_map(whole).collect())
     }
 
     fn read_kernel(&self, index: &Index, name: &str, entry: &Descriptor) -> Result<Kernel, Error> {
         let image = Descriptor::new(&entry.media_type, entry.digest, entry.size);
         let manifest = self.manifest(&image)?;
         let config = self.config(&manifest)?;
-        let blob = |kind| {
-            let found = manifest.of_type(kind).next().cloned();
-            found.ok_or_else(|| Error::invalid(format!("Kernel `{name}`"), format!("it has no {kind}")))
-        };
-        let default = index.get(&format!("{REPOSITORY}:{DEFAULT}"));
+        let [kernel, initramfs] = parts(name, &manifest)?;
         Ok(Kernel {
             name: name.into(),
             version: config.config.labels.get(VERSION).cloned().unwrap_or_default(),
-            kernel: blob(KERNEL)?,
-            initramfs: blob(INITRAMFS)?,
+            kernel: kernel.clone(),
+            initramfs: initramfs.clone(),
             boot_args: config.machine.boot_args,
             created: config.created,
-            is_default: default.is_some_and(|default| default.digest == image.digest),
+            is_default: default(index).is_some_and(|default| default.digest == image.digest),
             image,
         })
     }
@@ -204,15 +258,10 @@ impl Store {
     /// # Errors
     /// [`Error::UnknownKernel`], or when a document cannot be read.
     pub fn kernel(&self, name: &str) -> Result<Kernel, Error> {
-        let mut kernels = self.kernels()?;
-        match kernels.iter().position(|kernel| kernel.name == name) {
-            Some(place) => Ok(kernels.swap_remove(place)),
-            None => {
-                let names: Vec<&str> = kernels.iter().map(|kernel| &kernel.name[..]).collect();
-                let nearest = nearest(name, &names).map(Into::into);
-                Err(Error::UnknownKernel { name: name.into(), nearest })
-            }
-        }
+        let index = self.read_index()?;
+        let found = named(&index).find(|(other, _)| *other == name);
+        let (name, entry) = found.ok_or_else(|| unknown(&index, name))?;
+        self.read_kernel(&index, name, entry)
     }
 
     /// The kernel with which images run that bring none, if there is one.
@@ -220,7 +269,10 @@ impl Store {
     /// # Errors
     /// When a document cannot be read.
     pub fn default_kernel(&self) -> Result<Option<Kernel>, Error> {
-        Ok(self.kernels()?.into_iter().find(|kernel| kernel.is_default))
+        let index = self.read_index()?;
+        let Some(wanted) = default(&index) else { return Ok(None) };
+        let found = named(&index).find(|(_, entry)| entry.digest == wanted.digest);
+        found.map(|(name, entry)| self.read_kernel(&index, name, entry)).transpose()
     }
 
     /// Makes a kernel the default.
@@ -228,9 +280,13 @@ impl Store {
     /// # Errors
     /// [`Error::UnknownKernel`], or when the host refuses.
     pub fn set_default_kernel(&self, name: &str) -> Result<Kernel, Error> {
-        let kernel = self.kernel(name)?;
-        self.tag(&full(DEFAULT)?, &kernel.image)?;
-        Ok(Kernel { is_default: true, ..kernel })
+        self.change_index(|index| {
+            let found = named(index).find(|(other, _)| *other == name);
+            let (_, entry) = found.ok_or_else(|| unknown(index, name))?;
+            let kernel = self.read_kernel(index, name, entry)?;
+            index.set(&default_name(), &kernel.image);
+            Ok(Kernel { is_default: true, ..kernel })
+        })
     }
 
     /// Takes a kernel out; its blobs stay until `gc`. Returns the one that is the default then, which is another one if this was it.
@@ -238,15 +294,23 @@ impl Store {
     /// # Errors
     /// [`Error::UnknownKernel`], or when the host refuses.
     pub fn remove_kernel(&self, name: &str) -> Result<Option<Kernel>, Error> {
-        let kernel = self.kernel(name)?;
-        self.untag(&full(name)?)?;
-        if kernel.is_default && self.default_kernel()?.is_none() {
-            // The one that came last is most likely the newest.
-            match self.kernels()?.into_iter().max_by(|a, b| a.created.cmp(&b.created)) {
-                Some(next) => return self.set_default_kernel(&next.name).map(Some),
-                None => self.untag(&full(DEFAULT)?)?,
+        let others = self.kernels()?.into_iter().filter(|kernel| kernel.name != name);
+        // The one that came last is most likely the newest.
+        let next = others.max_by(|a, b| a.created.cmp(&b.created));
+        self.change_index(|index| {
+            if !index.remove(&full(name)?.to_string()) {
+                return Err(unknown(index, name));
             }
-        }
+            let default = default(index).map(|default| default.digest);
+            if named(index).any(|(_, entry)| Some(entry.digest) == default) {
+                return Ok(());
+            }
+            index.remove(&default_name());
+            if let Some(next) = next.filter(|next| named(index).any(|(name, _)| name == next.name)) {
+                index.set(&default_name(), &next.image);
+            }
+            Ok(())
+        })?;
         self.default_kernel()
     }
 
@@ -265,80 +329,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-    use crate::image::initramfs;
-
-    fn file(bytes: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file
-    }
-
-    /// The header of a boot image with a version.
-    fn boot_image(version: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0; 0x210];
-        bytes[0x202..0x206].copy_from_slice(b"HdrS");
-        bytes[0x20e..0x210].copy_from_slice(&0x10u16.to_le_bytes());
-        bytes.extend(version);
-        bytes
-    }
-
-    #[test]
-    fn kernels_say_their_version() {
-        let found = |bytes: &[u8]| version(&file(bytes)).unwrap();
-        assert_eq!(
-            found(&boot_image(b"6.1.0-48-cloud-amd64 (me@there) #1\0")).unwrap(),
-            "6.1.0-48-cloud-amd64"
-        );
-        for bad in [&b""[..], b"noend", b" 6.1 \0"] {
-            assert_eq!(found(&boot_image(bad)), None);
-        }
-        let mut elf = b"\x7fELF".to_vec();
-        elf.resize((1 << 20) - 6, b'x');
-        elf.extend(b"Linux version %s (%s)\0Linux version 6.12.3+ (me@there) \n");
-        assert_eq!(found(&elf).unwrap(), "6.12.3+");
-        assert_eq!(found(b"\x7fELF without"), None);
-        assert_eq!(found(b"text"), None);
-        assert_eq!(name_of_version("6.12.3+"), "6.12.3_");
-    }
-
-    #[test]
-    fn kernels_come_and_go() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("store")).unwrap();
-        let initramfs = initramfs::build(None).unwrap();
-        assert_eq!((store.kernels().unwrap(), store.default_kernel().unwrap()), (vec![], None));
-
-        let add = |name: &str| store.add_kernel(name, &mut file(b"kernel one"), "6.1", &initramfs, "quiet");
-        let one = add("one").unwrap();
-        assert!(one.is_default && one.version == "6.1" && one.boot_args == "quiet");
-        assert_eq!(std::fs::read(store.blob(&one.kernel.digest)).unwrap(), b"kernel one");
-        assert_eq!(std::fs::read(store.blob(&one.initramfs.digest)).unwrap(), initramfs.bytes);
-        let two = store.add_kernel("two", &mut file(b"kernel two"), "6.2", &initramfs, "").unwrap();
-        assert!(!two.is_default);
-        assert_eq!(store.images().unwrap(), vec![], "kernels are not listed as images");
-
-        store.gc().unwrap();
-        let mut lease = store.lease().unwrap();
-        store.hold_kernel(&mut lease, &two).unwrap();
-        assert!(store.set_default_kernel("two").unwrap().is_default);
-        assert_eq!(store.default_kernel().unwrap().unwrap().name, "two");
-        assert_eq!(store.remove_kernel("two").unwrap().unwrap().name, "one");
-        store.gc().unwrap();
-        assert!(store.has(&two.kernel.digest), "it is in use");
-        drop(lease);
-        store.gc().unwrap();
-        assert!(!store.has(&two.kernel.digest));
-        let error = store.kernel("oen").unwrap_err().to_string();
-        assert_eq!(error, "There is no kernel `oen`, did you mean `one`?");
-        assert_eq!(store.remove_kernel("one").unwrap(), None);
-        assert!(store.gc().unwrap().blobs >= 4 && store.read_index().unwrap().manifests.is_empty());
-
-        for bad in ["default", "", "a/b", "a:b", ".x", "a b"] {
-            assert!(add(bad).is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

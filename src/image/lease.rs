@@ -37,10 +37,12 @@ impl Lease {
 
     /// As [`Lease::hold`], for those who hold the store's lock.
     pub(super) fn hold_locked(&mut self, digest: &Digest) -> Result<bool, Error> {
-        if self.held.insert(*digest) {
-            let line = format!("{digest}\n");
+        if !self.held.contains(digest) {
+            // Not behind half a line that a full disk has left.
+            let line = format!("\n{digest}\n");
             let written = self.store.files.write(&mut self.file, &self.path, line.as_bytes());
             written.map_err(Error::io("write", &self.path))?;
+            self.held.insert(*digest);
         }
         Ok(self.store.has(digest))
     }
@@ -59,25 +61,30 @@ pub(super) fn held(store: &Store, files: &Files) -> Result<Vec<Digest>, Error> {
     let mut held = Vec::new();
     for entry in std::fs::read_dir(&directory).map_err(Error::io("read", &directory))? {
         let path = entry.map_err(Error::io("read", &directory))?.path();
-        if is_abandoned(&path)? {
+        if abandoned(&path)?.is_some() {
             files.remove(&path).map_err(Error::io("remove", &path))?;
-        } else if let Ok(text) = std::fs::read_to_string(&path) {
-            held.extend(text.lines().filter_map(|line| line.parse::<Digest>().ok()));
+            continue;
+        }
+        match std::fs::read_to_string(&path) {
+            Ok(text) => held.extend(text.lines().filter_map(|line| line.parse::<Digest>().ok())),
+            // Its holder has just removed it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::io("read", &path)(source)),
         }
     }
     Ok(held)
 }
 
-/// Whether nobody has a file locked.
-pub(super) fn is_abandoned(path: &PathBuf) -> Result<bool, Error> {
+/// The file or directory, locked, if nobody else has it locked.
+pub(super) fn abandoned(path: &PathBuf) -> Result<Option<File>, Error> {
     match File::open(path) {
         Ok(file) => match file.try_lock() {
-            Ok(()) => Ok(true),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Ok(()) => Ok(Some(file)),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             Err(std::fs::TryLockError::Error(source)) => Err(Error::io("lock", path)(source)),
         },
         // Its holder has just removed it.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::io("open", path)(source)),
     }
 }

@@ -10,6 +10,7 @@ use super::refs::Index;
 use super::store::Store;
 use super::{Digest, Error, kernel};
 use crate::disk::extents::{self, Run};
+use crate::sys::chain;
 
 /// One line of `images`.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,28 +52,34 @@ pub struct Difference {
 }
 
 impl Store {
-    /// All images that have a name, in its order.
+    /// All images that have a name and are whole, in its order.
     ///
     /// # Errors
-    /// When a document cannot be read.
+    /// When the index cannot be read.
     pub fn images(&self) -> Result<Vec<Image>, Error> {
         let index = self.read_index()?;
         let named = index.manifests.iter().filter_map(|entry| Some((Index::name_of(entry)?, entry)));
-        named
-            .filter(|(name, _)| !kernel::is_kernel(name))
-            .map(|(name, entry)| {
-                let manifest = self.manifest(entry)?;
-                let count = |kind| manifest.of_type(kind).count();
-                Ok(Image {
-                    name: name.into(),
-                    descriptor: entry.clone(),
-                    created: self.config(&manifest).map(|config| config.created).unwrap_or_default(),
-                    size: manifest.blobs().fold(entry.size, |sum, blob| sum.saturating_add(blob.size)),
-                    layers: count(super::DISK_LAYER),
-                    warm: count(super::STATE) > 0,
-                })
-            })
-            .collect()
+        let whole = |(name, entry)| match self.read_image(name, entry) {
+            Ok(image) => Some(image),
+            Err(error) => {
+                log::warn!("image `{name}` is left out: {}", chain(&error));
+                None
+            }
+        };
+        Ok(named.filter(|(name, _)| !kernel::is_kernel(name)).filter_map(whole).collect())
+    }
+
+    fn read_image(&self, name: &str, entry: &Descriptor) -> Result<Image, Error> {
+        let manifest = self.manifest(entry)?;
+        let count = |kind| manifest.of_type(kind).count();
+        Ok(Image {
+            name: name.into(),
+            descriptor: entry.clone(),
+            created: self.config(&manifest).map(|config| config.created).unwrap_or_default(),
+            size: manifest.blobs().fold(entry.size, |sum, blob| sum.saturating_add(blob.size)),
+            layers: count(super::DISK_LAYER),
+            warm: count(super::STATE) > 0,
+        })
     }
 
     /// Everything that an image says.

@@ -40,6 +40,7 @@ mod tar;
 mod tests;
 pub mod time;
 mod upload;
+mod verify;
 mod view;
 mod warm;
 
@@ -50,7 +51,7 @@ pub use config::{Config, Disk, MAX_DISK, Machine, Process, Version};
 pub use digest::{Digest, Hasher};
 pub use error::Error;
 pub use gc::Collected;
-pub use instance::{Instance, Record, Scratch};
+pub use instance::{Instance, InstanceLock, Record, Scratch};
 pub use kernel::Kernel;
 pub use lease::Lease;
 pub use list::{Difference, Image, Inspected};

@@ -5,11 +5,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::digest::Digest;
 use super::manifest::{Descriptor, INDEX, MANIFEST, Manifest};
 use super::name::Name;
 use super::store::{Hold, MAX_DOCUMENT, Store};
+use super::{Error, kernel};
 use crate::options::nearest;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -131,11 +131,44 @@ impl Store {
     /// Gives an image a name, if all its blobs are there. The image that had the name goes on without.
     ///
     /// # Errors
-    /// [`Error::MissingBlob`], when the manifest is damaged, or when the host refuses.
+    /// As [`Store::tag_all`].
     pub fn tag(&self, name: &Name, manifest: &Descriptor) -> Result<(), Error> {
+        self.tag_all(&[(name.clone(), manifest.clone())])
+    }
+
+    /// Gives several images their names, or none.
+    ///
+    /// # Errors
+    /// [`Error::MissingBlob`], when a name is a kernel's and the image none or another one, when a manifest is damaged, or when
+    /// the host refuses.
+    pub fn tag_all(&self, images: &[(Name, Descriptor)]) -> Result<(), Error> {
+        self.change_index(|index| {
+            for (name, manifest) in images {
+                let whole = self.manifest(manifest)?;
+                kernel::check_name(index, name, manifest, &whole)?;
+                self.has_blobs(&whole)?;
+                index.set(&name.to_string(), manifest);
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes names, all of them or none.
+    pub(super) fn change_index<T>(
+        &self,
+        change: impl FnOnce(&mut Index) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let _lock = self.lock(Hold::Exclusive)?;
-        let whole = self.manifest(manifest)?;
-        for blob in whole.blobs() {
+        let mut index = self.read_index()?;
+        let changed = change(&mut index)?;
+        let (path, beside) = (self.index(), self.uploads().join("index.json"));
+        self.files.replace(&path, &beside, &index.bytes()).map_err(Error::io("write", &path))?;
+        Ok(changed)
+    }
+
+    /// Whether all blobs of a manifest are there, in their size.
+    fn has_blobs(&self, manifest: &Manifest) -> Result<(), Error> {
+        for blob in manifest.blobs() {
             let path = self.blob(&blob.digest);
             match std::fs::metadata(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -149,9 +182,7 @@ impl Store {
                 }
             }
         }
-        let mut index = self.read_index()?;
-        index.set(&name.to_string(), manifest);
-        self.write_index(&index)
+        Ok(())
     }
 
     /// Takes a name away. The blobs stay until `gc`.
@@ -159,12 +190,8 @@ impl Store {
     /// # Errors
     /// [`Error::UnknownImage`], or when the host refuses.
     pub fn untag(&self, name: &Name) -> Result<(), Error> {
-        let _lock = self.lock(Hold::Exclusive)?;
-        let mut index = self.read_index()?;
-        if !index.remove(&name.to_string()) {
-            return Err(unknown(&index, &name.to_string()));
-        }
-        self.write_index(&index)
+        let name = name.to_string();
+        self.change_index(|index| if index.remove(&name) { Ok(()) } else { Err(unknown(index, &name)) })
     }
 
     /// What `text` means: a name, a whole digest, or at least six first digits of one; then perhaps `~N`, the image N
@@ -184,9 +211,10 @@ impl Store {
             },
             None => (text, 0),
         };
-        let named = find(&index, base).cloned();
-        let found = named.or_else(|| self.nameless(base)).ok_or_else(|| unknown(&index, base));
-        let mut found = found?;
+        let mut found = match find(&index, base)? {
+            Some(found) => found.clone(),
+            None => self.nameless(base)?.ok_or_else(|| unknown(&index, base))?,
+        };
         found.annotations.remove(REF_NAME);
         for step in 0..back {
             found = self.parent(&found)?.ok_or_else(|| {
@@ -200,38 +228,50 @@ impl Store {
     }
 
     /// An image without a name: an older version, or one whose name went to another.
-    fn nameless(&self, text: &str) -> Option<Descriptor> {
-        let digits = text.strip_prefix("sha256:").unwrap_or(text);
-        let could_be = digits.len() >= SHORTEST && digits.bytes().all(|c| c.is_ascii_hexdigit());
-        let blobs = could_be.then(|| super::gc::entries(self.blobs()).ok())??;
-        let mut found = blobs.iter().filter_map(|path| {
-            let name = path.file_name()?.to_str().filter(|name| name.starts_with(digits))?;
-            let (digest, bytes) = (Digest::from_hex(name)?, self.small_document(&Digest::from_hex(name)?)?);
-            Manifest::parse(&bytes, "").ok().filter(Manifest::is_ours)?;
-            Some(Descriptor::new(MANIFEST, digest, bytes.len() as u64))
-        });
-        let first = found.next()?;
-        found.next().is_none().then_some(first)
-    }
-
-    fn write_index(&self, index: &Index) -> Result<(), Error> {
-        let path = self.index();
-        let beside = self.uploads().join("index.json");
-        self.files.replace(&path, &beside, &index.bytes()).map_err(Error::io("write", &path))
+    fn nameless(&self, text: &str) -> Result<Option<Descriptor>, Error> {
+        let Some(digits) = digits(text) else { return Ok(None) };
+        let mut found = Vec::new();
+        for path in super::gc::entries(self.blobs())? {
+            let name =
+                path.file_name().and_then(|name| name.to_str()).filter(|name| name.starts_with(digits));
+            let Some(digest) = name.and_then(Digest::from_hex) else { continue };
+            let size = std::fs::metadata(&path).map_or(0, |found| found.len());
+            let image = Descriptor::new(MANIFEST, digest, size);
+            if self.manifest(&image).is_ok_and(|manifest| manifest.is_ours()) {
+                found.push(image);
+            }
+        }
+        only(found, text)
     }
 }
 
-fn find<'a>(index: &'a Index, text: &str) -> Option<&'a Descriptor> {
+fn find<'a>(index: &'a Index, text: &str) -> Result<Option<&'a Descriptor>, Error> {
     if let Some(entry) = text.parse::<Name>().ok().and_then(|name| index.get(&name.to_string())) {
-        return Some(entry);
+        return Ok(Some(entry));
     }
-    if let Ok(digest) = text.parse::<Digest>() {
-        return index.manifests.iter().find(|entry| entry.digest == digest);
-    }
-    let mut starting = index.manifests.iter().filter(|entry| entry.digest.hex().starts_with(text));
-    let first = starting.next().filter(|_| text.len() >= SHORTEST)?;
+    let Some(digits) = digits(text) else { return Ok(None) };
+    let mut found: Vec<_> =
+        index.manifests.iter().filter(|entry| entry.digest.hex().starts_with(digits)).collect();
     // Several names of one image are fine, several images are not.
-    starting.all(|entry| entry.digest == first.digest).then_some(first)
+    found.sort_by_key(|entry| entry.digest);
+    found.dedup_by_key(|entry| entry.digest);
+    only(found, text)
+}
+
+/// The digits of a digest, or its first ones.
+fn digits(text: &str) -> Option<&str> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    (digits.len() >= SHORTEST && digits.bytes().all(|c| c.is_ascii_hexdigit())).then_some(digits)
+}
+
+fn only<T>(mut found: Vec<T>, text: &str) -> Result<Option<T>, Error> {
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        _ => {
+            let reason = "several images have digests that begin so: say more digits";
+            Err(Error::BadName { name: text.into(), reason })
+        }
+    }
 }
 
 fn unknown(index: &Index, name: &str) -> Error {

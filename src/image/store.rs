@@ -8,13 +8,15 @@
 //!   ├─ lock               flock(2), see below; always empty
 //!   ├─ leases/ID          locked by the process that holds it: digests that it uses, one in a line
 //!   ├─ uploads/ID         locked by the process that writes it; becomes a blob by rename
-//!   └─ cache/             made from blobs, may be removed at any time: unpacked layers, merged maps
+//!   ├─ cache/             made from blobs, may be removed at any time: unpacked layers, merged maps
+//!   └─ locks/NAME         locked by the process that does what only one may do: unpack a layer, change a machine's record
 //!
 //!   who            lock       does
 //!   any reader     none       opens index.json, then blobs; what must stay needs a lease
 //!   writer         shared     starts an upload; records a blob in its lease, then renames it to its place
 //!   tag, untag     exclusive  reads index.json, checks that all blobs are there, replaces index.json
-//!   gc             exclusive  live = blobs that names, locked leases and their manifests lead to; removes the others
+//!   gc             exclusive  live = blobs that names, machines, locked leases and their manifests lead to; removes the
+//!                             others, or nothing at all if one of these cannot be read or is damaged
 //! ```
 //!
 //! The lock is held for milliseconds, never while data moves. Only the lock's holder takes locks on leases and
@@ -34,6 +36,7 @@ use super::manifest::Descriptor;
 use super::progress::Progress;
 use super::upload::Upload;
 use super::{Error, refs};
+use crate::sys::file::is_at;
 use crate::sys::random;
 
 pub(super) const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -75,6 +78,9 @@ impl Store {
     }
 
     pub(super) fn open_with(path: &Path, files: Files) -> Result<Self, Error> {
+        // Machines keep it, and are in another directory.
+        let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+        let path = path.as_path();
         let store = Store { path: path.into(), files, progress: None };
         let marker = store.path.join("oci-layout");
         match std::fs::read_to_string(&marker) {
@@ -94,10 +100,7 @@ impl Store {
 
     /// Makes the directories; the marker comes last, so that a store with a marker is whole.
     fn create(&self) -> Result<(), Error> {
-        if let Some(parent) = self.path.parent() {
-            std::fs::create_dir_all(parent).map_err(Error::io("make", parent))?;
-        }
-        let made = |path: &Path| self.files.make_directory(path).map_err(Error::io("make", path));
+        let made = |path: &Path| self.files.make_directories(path).map_err(Error::io("make", path));
         made(&self.path)?;
         let known = ["blobs", "lock", "leases", "uploads", "cache", "oci-layout", "index.json"];
         let foreign = std::fs::read_dir(&self.path)
@@ -170,6 +173,31 @@ impl Store {
         Ok(lock)
     }
 
+    /// Waits until no other process does what `name` says. It is this one's until what is returned is dropped, here and
+    /// in processes that were forked from here.
+    pub(super) fn alone(&self, name: &str) -> Result<File, Error> {
+        let directory = self.path.join("locks");
+        self.files.make_directory(&directory).map_err(Error::io("make", &directory))?;
+        let path = directory.join(name);
+        loop {
+            let file = self.files.open(&path, false).map_err(Error::io("open", &path))?;
+            file.lock().map_err(Error::io("lock", &path))?;
+            // Else gc has taken it away before it was locked.
+            if is_at(&file, &path) {
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Has `make` make the file or directory at `path` if it is not there, in one process at a time.
+    pub(super) fn once(&self, path: &Path, make: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        if path.exists() {
+            return Ok(());
+        }
+        let _alone = self.alone(&path.file_name().unwrap_or_default().to_string_lossy())?;
+        if path.exists() { Ok(()) } else { make() }
+    }
+
     /// A name that no file of this store has.
     pub(super) fn fresh(&self) -> String {
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -190,6 +218,16 @@ impl Store {
             io::ErrorKind::NotFound => Error::MissingBlob { digest: *digest },
             _ => Error::io("open", &path)(source),
         })
+    }
+
+    /// Opens a blob after its digest was compared with all its bytes.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], or as above.
+    pub fn checked_blob(&self, digest: &Digest) -> Result<File, Error> {
+        let file = self.open_blob(digest)?;
+        let (found, _) = digest_of(&file).map_err(Error::io("read", &self.blob(digest)))?;
+        if found == *digest { Ok(file) } else { Err(Error::Corrupt { digest: *digest, found }) }
     }
 
     /// Reads a small blob and checks its digest and size.

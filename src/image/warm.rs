@@ -10,21 +10,23 @@
 //! STORE/warm/DIGEST/  the bundle again, made when the image is first run, mapped by every machine
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::gc::entries;
-use super::lease::Lease;
-use super::manifest::{Descriptor, MEMORY_INDEX, MEMORY_LAYER, STATE};
+use super::gc::entries_if_any;
+use super::lease::{Lease, abandoned};
+use super::manifest::{Descriptor, MEMORY_INDEX, MEMORY_LAYER, Manifest, STATE};
 use super::store::Store;
 use super::{Digest, Error, layer};
 use crate::disk::State;
 use crate::memory::image::{INDEX_FILE, PAGES_FILE};
-use crate::snapshot::bundle::{self, Bundle, Draft};
+use crate::snapshot::bundle::{Bundle, Draft};
 use crate::sys::file::{next_data, next_hole};
 
 const CONFIG_FILE: &str = "config.json";
@@ -40,22 +42,26 @@ struct Document<'a> {
 }
 
 impl Store {
-    /// Puts memory and state of a snapshot in, which stands for itself.
+    /// Puts memory and state of a snapshot in, which stands for itself. `config` is what others may know of its configuration.
     ///
     /// # Errors
     /// When the snapshot is damaged, or the host refuses.
-    pub fn put_warm(&self, lease: &mut Lease, snapshot: &Path) -> Result<Vec<Descriptor>, Error> {
-        let bundle = Bundle::open(snapshot)?;
-        let (config, state) = (bundle.read(CONFIG_FILE)?, bundle.read(STATE_FILE)?);
-        let form = |source| Error::Form { what: snapshot.display().to_string(), source };
+    pub fn put_warm(
+        &self,
+        lease: &mut Lease,
+        snapshot: &Bundle,
+        config: &[u8],
+    ) -> Result<Vec<Descriptor>, Error> {
+        let state = snapshot.read(STATE_FILE)?;
+        let form = |source| Error::Form { what: snapshot.path().display().to_string(), source };
         let document = Document {
-            config: serde_json::from_slice(&config).map_err(form)?,
+            config: serde_json::from_slice(config).map_err(form)?,
             state: serde_json::from_slice(&state).map_err(form)?,
         };
         let state = self.put(lease, STATE, &serde_json::to_vec(&document).map_err(form)?)?;
-        let index = self.put(lease, MEMORY_INDEX, &bundle.read(INDEX_FILE)?)?;
-        let path = snapshot.join(PAGES_FILE);
-        let pages = bundle.directory().file(PAGES_FILE).map_err(Error::io("open", &path))?;
+        let index = self.put(lease, MEMORY_INDEX, &snapshot.read(INDEX_FILE)?)?;
+        let path = snapshot.path().join(PAGES_FILE);
+        let pages = snapshot.directory().file(PAGES_FILE).map_err(Error::io("open", &path))?;
         let pack = || {
             let (size, mut at, mut changes) = (pages.metadata()?.len(), 0, Vec::new());
             while let Some(start) = next_data(&pages, at)?.filter(|&start| start < size) {
@@ -83,51 +89,62 @@ impl Store {
         let Some(state) = manifest.of_type(STATE).next() else { return Ok(None) };
         let parent = self.path().join("warm");
         let path = parent.join(image.digest.hex());
-        if path.exists() {
-            return Ok(Some(path));
-        }
+        self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;
+        self.once(&path, || self.unpack_warm(image, &manifest, state, &path, limit))?;
+        Ok(Some(path))
+    }
+
+    fn unpack_warm(
+        &self,
+        image: &Descriptor,
+        manifest: &Manifest,
+        state: &Descriptor,
+        path: &Path,
+        limit: u64,
+    ) -> Result<(), Error> {
         let missing =
             |what: &str| Error::invalid(format!("Image {}", image.digest), format!("it has no {what}"));
         let one = |kind, what| manifest.of_type(kind).next().ok_or_else(|| missing(what));
         let (pages, index) = (one(MEMORY_LAYER, "memory")?, one(MEMORY_INDEX, "index of its memory")?);
-        self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;
-        let mut draft = Draft::new(&path)?;
+        let mut draft = Draft::new(path)?;
         let bytes = self.read_document(state)?;
         let what = || format!("State {}", state.digest);
         let document: Document =
             serde_json::from_slice(&bytes).map_err(|source| Error::Form { what: what(), source })?;
         draft.add(CONFIG_FILE, document.config.get().as_bytes())?;
         draft.add(STATE_FILE, document.state.get().as_bytes())?;
-        let place = |name: &str| draft.path().join(name);
-        let make = |path: &PathBuf| {
-            let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
-            file.map_err(Error::io("make", path))
+        let make = |name: &str| {
+            let path = draft.path().join(name);
+            let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
+            file.map_err(Error::io("make", &path))
         };
         self.tell("unpacking memory", 0, None);
-        let memory = make(&place(PAGES_FILE))?;
-        layer::read(&self.open_blob(&pages.digest)?, &memory, limit)?;
-        memory.sync_all().map_err(Error::io("sync", &path))?;
-        draft.add(INDEX_FILE, &self.read_document(index)?)?;
-        match draft.publish(None, Vec::new()) {
-            // Somebody else was faster.
-            Err(bundle::Error::Exists { .. }) => {}
-            published => published?,
-        }
-        Ok(Some(path))
+        // Nothing in the memory itself is compared with a digest when it is mapped.
+        let packed = self.checked_blob(&pages.digest)?;
+        let memory = make(PAGES_FILE)?;
+        layer::read(&packed, &memory, limit)?;
+        memory.sync_all().map_err(Error::io("sync", path))?;
+        io::copy(&mut self.checked_blob(&index.digest)?, &mut make(INDEX_FILE)?)
+            .map_err(Error::io("write", path))?;
+        draft.enter(INDEX_FILE)?;
+        Ok(draft.publish(None, Vec::new())?)
     }
 
-    /// Removes bundles of images that do not stay. The caller holds the store's lock.
-    pub(super) fn gc_warm(&self, live: &std::collections::BTreeSet<Digest>) -> Result<(), Error> {
-        let parent = self.path().join("warm");
-        if !parent.exists() {
-            return Ok(());
-        }
-        for path in entries(parent)? {
+    /// Removes bundles of images that do not stay, and what killed processes have left of others. The caller holds the store's
+    /// lock.
+    pub(super) fn gc_warm(&self, live: &BTreeSet<Digest>) -> Result<(), Error> {
+        for path in entries_if_any(self.path().join("warm"))? {
             let digest = path.file_name().and_then(|name| name.to_str()).and_then(Digest::from_hex);
-            // What is under way has another name, and is removed by whoever makes the same again.
-            if digest.is_some_and(|digest| !live.contains(&digest)) {
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-            }
+            let _draft = match digest {
+                Some(digest) if live.contains(&digest) => continue,
+                Some(_) => None,
+                // A draft is locked by who writes it.
+                None => match abandoned(&path)? {
+                    Some(lock) => Some(lock),
+                    None => continue,
+                },
+            };
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
         Ok(())
     }

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use libc::{c_int, c_short, iovec};
@@ -268,6 +268,12 @@ pub fn can_write(path: &Path) -> bool {
     // SAFETY: the path is a C string that lives until after the call.
     CString::new(path.as_os_str().as_bytes())
         .is_ok_and(|path| unsafe { libc::access(path.as_ptr(), libc::W_OK) } == 0)
+}
+
+/// Whether `path` leads to this open file, and not to another one or to none.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |found: io::Result<Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+    identity(file.metadata()).is_some_and(|this| Some(this) == identity(fs::metadata(path)))
 }
 
 /// Makes the names in a directory durable.

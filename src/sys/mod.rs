@@ -19,3 +19,15 @@ pub mod uring;
 pub mod user;
 pub mod userfaultfd;
 pub mod xattr;
+
+/// An error with all that led to it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

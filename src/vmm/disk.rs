@@ -15,16 +15,24 @@ use serde_json::json;
 use super::machine::lock;
 use super::request::{self, Response, RunState};
 use super::{Vmm, chain};
+use crate::agent::Frozen;
 use crate::disk::Contents;
 
 impl Vmm {
-    /// Freezes the disk; the answer is sent when its overlays are linked into `target`.
-    pub(super) fn save_disk(&mut self, target: PathBuf, answer: Sender<Response>) {
+    /// Freezes the disk; the answer is sent when its overlays are linked into `target`. The guest's file systems, which `frozen`
+    /// holds still or says why not, go on before that.
+    pub(super) fn save_disk(
+        &mut self,
+        target: PathBuf,
+        frozen: Option<Result<Frozen, String>>,
+        answer: Sender<Response>,
+    ) {
         let refuse = |reason: String| Err(request::Error::Save(reason));
         let start = Instant::now();
-        let frozen = self.freeze_image_disk();
+        let contents = self.freeze_image_disk();
         let pause = start.elapsed();
-        let contents = match frozen {
+        let frozen = frozen.map(|frozen| frozen.map(|frozen| frozen.paths.clone()));
+        let contents = match contents {
             Ok(Some(contents)) => contents,
             Ok(None) => {
                 let _ = answer.send(refuse("it does not stand on an image, or cannot write to it".into()));
@@ -37,7 +45,15 @@ impl Vmm {
         };
         let whoever = answer.clone();
         let work = move || {
-            let _ = answer.send(link(contents, &target, pause));
+            let linked = link(contents, &target, pause).map(|mut linked| {
+                match frozen {
+                    Some(Ok(paths)) => linked["frozen"] = paths.into(),
+                    Some(Err(reason)) => linked["not_frozen"] = reason.into(),
+                    None => {}
+                }
+                linked
+            });
+            let _ = answer.send(linked);
         };
         if let Err(error) = self.writers.start("save-disk", work) {
             let _ = whoever.send(refuse(format!("no thread can be started: {error}")));

@@ -12,25 +12,59 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
+use super::machine::lock;
 use super::message::{Message, Outbox};
-use super::request::{Error, Response, Save};
-use crate::agent::{self, Client};
+use super::request::{Error, Request, Response, RunState};
+use super::{Vmm, chain};
+use crate::agent::{self, Client, Frozen};
+use crate::devices::virtio::vsock;
+use crate::snapshot::Persist;
 
 /// How long the guest's file systems hold still at most.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Has file systems frozen, then goes on with saving the machine.
-pub(super) fn freeze(save: Save, socket: Option<PathBuf>, outbox: Outbox, answer: Sender<Response>) {
-    let work = move || {
-        let Some(socket) = socket else {
-            let _ = answer.send(Err(Error::Freeze("The machine has no channel to its guest".into())));
-            return;
-        };
-        let frozen = Client::connect(&socket, agent::PATIENCE).and_then(|client| client.freeze(&[], LIMIT));
-        match frozen {
-            Ok(frozen) => outbox.send(Message::Frozen(save, frozen, answer)),
-            Err(error) => drop(answer.send(Err(Error::Freeze(super::chain(&error))))),
+impl Vmm {
+    /// Whether the guest's file systems are to hold still first. The disk alone is saved as it is where nobody can have them do so.
+    pub(super) fn freezes(&self, request: &Request) -> bool {
+        match request {
+            Request::SaveDisk { freeze, .. } => {
+                let is_driven = |saved| vsock::is_driven(&saved);
+                let mut functions = self.machine.functions.iter().map(|function| lock(function).save());
+                *freeze && self.state == RunState::Running && functions.any(is_driven)
+            }
+            Request::Save(save) => save.freeze,
+            _ => false,
         }
+    }
+
+    /// Does what a request to save asks; `frozen` are the guest's file systems, or why they do not hold still.
+    pub(super) fn write(
+        &mut self,
+        request: Request,
+        frozen: Option<Result<Frozen, String>>,
+        answer: Sender<Response>,
+    ) {
+        match (request, frozen) {
+            (Request::SaveDisk { target, .. }, frozen) => self.save_disk(target, frozen, answer),
+            (Request::Save(_), Some(Err(reason))) => {
+                let _ = answer.send(Err(Error::Freeze(reason)));
+            }
+            (Request::Save(save), frozen) => self.save(save, frozen.and_then(Result::ok), answer),
+            _ => {}
+        }
+    }
+}
+
+/// Has file systems frozen, then goes on with saving the machine.
+pub(super) fn freeze(request: Request, socket: Option<PathBuf>, outbox: Outbox, answer: Sender<Response>) {
+    let work = move || {
+        let frozen = match socket {
+            Some(socket) => Client::connect(&socket, agent::PATIENCE)
+                .and_then(|client| client.freeze(&[], LIMIT))
+                .map_err(|error| chain(&error)),
+            None => Err("The machine has no channel to its guest".into()),
+        };
+        outbox.send(Message::Frozen(request, frozen, answer));
     };
     // The sender that a thread could not take is gone, and whoever waits hears that.
     if let Err(error) = thread::Builder::new().name("freeze".into()).spawn(work) {

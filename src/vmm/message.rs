@@ -38,8 +38,8 @@ pub enum Message {
         /// It is.
         whole: bool,
     },
-    /// The guest's file systems hold still, as it was asked for: now the machine is to be saved.
-    Frozen(Save, Frozen, Sender<Response>),
+    /// The guest's file systems hold still, as it was asked for, or why not: now the machine is to be saved.
+    Frozen(Request, Result<Frozen, String>, Sender<Response>),
 }
 
 /// Where messages are put. Cheap to clone.

@@ -40,6 +40,7 @@ use crate::memory;
 use crate::notice::Notice;
 use crate::{bus, console as host_console};
 
+pub use crate::sys::chain;
 pub use build::{Environment, Lost};
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
@@ -257,22 +258,18 @@ impl Vmm {
                 }
                 None
             }
-            Message::Request(Request::Save(save), sender) => {
-                match Request::Save(save.clone()).check(self.state) {
+            Message::Request(request @ (Request::Save(_) | Request::SaveDisk { .. }), sender) => {
+                match request.check(self.state) {
                     Err(error) => drop(sender.send(Err(error))),
-                    Ok(()) if save.freeze => {
-                        freeze::freeze(save, self.agent.clone(), self.inbox.outbox().clone(), sender);
+                    Ok(()) if self.freezes(&request) => {
+                        freeze::freeze(request, self.agent.clone(), self.inbox.outbox().clone(), sender);
                     }
-                    Ok(()) => self.save(save, None, sender),
+                    Ok(()) => self.write(request, None, sender),
                 }
                 None
             }
-            Message::Frozen(save, frozen, sender) => {
-                self.save(save, Some(frozen), sender);
-                None
-            }
-            Message::Request(Request::SaveDisk { target }, sender) => {
-                self.save_disk(target, sender);
+            Message::Frozen(request, frozen, sender) => {
+                self.write(request, Some(frozen), sender);
                 None
             }
             Message::Request(request, sender) => {
@@ -380,18 +377,6 @@ impl Vmm {
         self.machine.resume();
         self.state = RunState::Running;
     }
-}
-
-/// An error with all that led to it, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

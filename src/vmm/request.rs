@@ -31,6 +31,8 @@ pub enum Request {
     SaveDisk {
         /// The directory in which they are linked, on the file system of the store.
         target: PathBuf,
+        /// Have the guest's agent, if there is one, freeze its file systems meanwhile.
+        freeze: bool,
     },
     /// End the machine: with the power button first and by force after a time, or by force at once.
     Stop {
@@ -135,7 +137,8 @@ mod tests {
     fn a_machine_that_is_to_end_takes_nothing_else() {
         let save = |freeze| Request::Save(Save { target: "/one".into(), base: None, stop: false, freeze });
         let others = [Request::Pause, Request::Resume, Request::PowerButton, save(false), save(true)];
-        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into() }]) {
+        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into(), freeze: false }])
+        {
             let error = request.check(RunState::Ending).unwrap_err().to_string();
             assert!(error.starts_with("The machine is ending: it cannot "), "{error}");
         }

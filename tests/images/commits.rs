@@ -209,3 +209,52 @@ fn a_warm_image_goes_on() {
     world.does(&["rmi", "bare:warm"]);
     assert_eq!(fs::read_dir(world.path("store/warm")).expect("bundles").count(), 0);
 }
+
+#[test]
+fn commits_of_a_stopped_machine_come_one_after_the_other() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 5, &[]);
+    world.does(&["stop", "--force", "web"]);
+    let commits: Vec<_> = (0..4)
+        .map(|number| world.command(&["commit", "web", &format!("v:{number}")]).spawn().expect("rvmm"))
+        .collect();
+    for mut commit in commits {
+        assert!(commit.wait().expect("an end").success());
+    }
+    let lengths =
+        (0..4).map(|number| world.json(&["history", &format!("v:{number}")]).as_array().map_or(0, Vec::len));
+    let mut lengths: Vec<_> = lengths.collect();
+    lengths.sort();
+    assert_eq!(lengths, [2, 3, 4, 5], "each goes on from the one before");
+    world.does(&["start", "web"]);
+    world.does(&["stop", "--force", "web"]);
+    world.does(&["commit", "web", "last"]);
+    world.verifies("last", 5);
+}
+
+#[test]
+fn a_store_at_a_relative_path() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.write("data.raw", vec![1; 1 << 20]);
+    let rvmm = |arguments: &[&str]| {
+        let mut command = world.command(arguments);
+        command.env("RVMM_STORE", "store");
+        let output = command.output().expect("rvmm");
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    };
+    let log = format!("file={}", world.text("web.log"));
+    let run = ["run", "-d", "bare:1", "--name", "web", "--net", "none", "--console", &log];
+    let test = ["--disk", "data.raw", "--cmdline", "test=blk mode=write seed=6 sectors=64 end=hlt"];
+    rvmm(&[&run[..], &test].concat());
+    world.has_said("web", "OK blk");
+    rvmm(&["commit", "web", "six"]);
+    rvmm(&["stop", "--force", "web"]);
+    world.verifies("six", 6);
+    // From elsewhere, too.
+    let mut start = world.command(&["start", "web"]);
+    assert!(start.current_dir("/").status().expect("rvmm").success());
+}

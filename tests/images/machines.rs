@@ -1,6 +1,7 @@
 //! Machines that run images: how they come, share, stay and go.
 
 use std::fs;
+use std::process::Stdio;
 
 use crate::common::host;
 use crate::need;
@@ -98,4 +99,27 @@ fn what_cannot_run_is_told_in_one_line() {
     world.refuses(&["rm", "web"], &["no machine `web`"]);
     world.refuses(&["start", "web"], &["no machine `web`"]);
     assert_eq!(world.does(&["ps", "-a", "-q"]), "", "what was refused left no machine");
+}
+
+#[test]
+fn one_of_two_machines_gets_the_name() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.does(&["tag", "bare:1", "bare:other"]);
+    let run = |image: &str| {
+        let test = ["run", "-d", image, "--name", "web", "--net", "none", "--cmdline", "test=hello end=hlt"];
+        let mut command = world.command(&test);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("rvmm")
+    };
+    let both = [run("bare:1"), run("bare:other")].map(|run| run.wait_with_output().expect("an end"));
+    let won: Vec<bool> = both.iter().map(|output| output.status.success()).collect();
+    assert!(won == [true, false] || won == [false, true], "{both:?}");
+    let refused = both.iter().find(|output| !output.status.success()).expect("one");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.lines().count() == 1 && said.contains("web"), "{said}");
+    assert_eq!(world.json(&["ps"]).as_array().map(Vec::len), Some(1));
+    world.does(&["stop", "--force", "web"]);
+    world.does(&["rm", "web"]);
+    assert_eq!(world.does(&["ps", "-a", "-q"]), "");
 }

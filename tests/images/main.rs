@@ -5,6 +5,7 @@ mod common;
 
 mod commits;
 mod formats;
+mod hostile;
 mod machines;
 mod names;
 mod world;

@@ -7,7 +7,6 @@
 //!
 //! What was sealed and not packed, because somebody killed the command or the disk was full, is packed by the next one.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,23 +15,18 @@ use serde_json::{Value, json};
 use super::import::author;
 use super::machine::StandsOn;
 use super::start::instance;
-use crate::agent::{Client, Frozen};
 use crate::api::runtime::Machine;
 use crate::cli::output::{Failure, print, print_json};
 use crate::cli::table::size;
 use crate::cli::{Common, machines, store};
-use crate::devices::virtio::vsock;
+use crate::config::VmConfig;
 use crate::disk::kept;
 use crate::image::{self, DISK_LAYER, Descriptor, Lease, Name, Store};
 use crate::snapshot::bundle::Bundle;
-use crate::vmm::chain;
+use crate::vmm::snapshot::Restore;
 
 /// How long a machine may take to make its overlay durable.
 const PATIENCE: Duration = Duration::from_secs(600);
-
-/// How long the guest's agent may take to answer at all, and how long file systems may stay frozen.
-const GREETING: Duration = Duration::from_secs(3);
-const FREEZE: Duration = Duration::from_secs(30);
 
 /// Options of `commit`.
 #[derive(clap::Args)]
@@ -61,22 +55,55 @@ pub struct Commit {
     warm: bool,
 }
 
-/// Has the guest bring its file systems to rest, if rvmm's init runs there; they go on when this is dropped. What a
-/// guest without it commits is what its disk has after a power failure.
-fn freeze(machine: &Machine, directory: &Path) -> Result<Option<Frozen>, Failure> {
-    let said = machines::ask(machine, "GET", "/vm", None).map_err(Failure::refused)?;
-    if said["config"]["boot-source"]["process"].is_null() || said["state"] != "Running" {
-        return Ok(None);
+/// Disks that are not in the image stay on this host: with memory that knows them, the version would run nowhere else.
+fn has_no_other_disks(config: &VmConfig) -> Result<(), Failure> {
+    match config.devices.block.iter().find(|drive| drive.base.is_empty()) {
+        Some(drive) => Err(Failure::refused(format!(
+            "Disk {} is not in the image: commit without --warm, or run the machine without this disk",
+            drive.path_on_host.display()
+        ))),
+        None => Ok(()),
     }
-    let socket = directory.join(vsock::SOCKET);
-    let frozen = Client::connect(&socket, GREETING).and_then(|client| client.freeze(&[], FREEZE));
-    match frozen {
-        Ok(frozen) => Ok(Some(frozen)),
-        Err(error) => {
-            log::warn!("the guest's file systems are committed as they are: {}", chain(&error));
-            Ok(None)
-        }
+}
+
+fn stands_on(machine: &Machine) -> Result<StandsOn, Failure> {
+    StandsOn::read(machine.directory()).ok_or_else(|| {
+        Failure::refused(format!(
+            "`{}` does not run an image: stop it and make one of its disk with `rvmm import`",
+            machine.name
+        ))
+    })
+}
+
+/// The overlays of a machine, what else goes into the version, and what the machine said.
+type Saved = (Vec<PathBuf>, Vec<Descriptor>, Value);
+
+/// The disk alone; the guest's agent, where there is one, brings its file systems to rest first. What a guest without it
+/// commits is what its disk has after a power failure.
+fn disk(machine: &Machine, to: &Path) -> Result<Saved, Failure> {
+    let body = json!({ "path": to, "freeze": true });
+    let said = machines::ask_for(machine, "PUT", "/disk/save", Some(body), PATIENCE);
+    let said = said.map_err(Failure::refused)?;
+    if let Some(reason) = said["not_frozen"].as_str() {
+        log::info!("the guest's file systems are committed as they are: {reason}");
     }
+    let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    Ok((layers.map(|name| to.join(name)).collect(), Vec::new(), said))
+}
+
+/// Disk, memory and state. With its memory, what the guest has not written yet is not lost.
+fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Result<Saved, Failure> {
+    has_no_other_disks(&machines::config(machine)?)?;
+    let said = machines::ask_for(machine, "PUT", "/snapshot/create", Some(json!({ "path": to })), PATIENCE);
+    let said = said.map_err(Failure::refused)?;
+    let restore = Restore::open(to).map_err(Failure::refused)?;
+    let bundle = Bundle::open(to).map_err(Failure::refused)?;
+    let seen = serde_json::to_vec(&restore.config().as_guest_sees()).map_err(Failure::refused)?;
+    // The disk that stands on an image is the one that has several files below its overlays.
+    let disk = bundle.manifest().disks.iter().find(|disk| disk.base > 1);
+    let above = disk.and_then(|disk| bundle.disk(&disk.id)).map(|(_, above)| above);
+    let blobs = store.put_warm(lease, &bundle, &seen).map_err(Failure::refused)?;
+    Ok((above.unwrap_or_default(), blobs, said))
 }
 
 /// What became of it.
@@ -89,10 +116,18 @@ impl Commit {
     /// Makes the version.
     pub fn run(&self, common: &Common) -> Result<u8, Failure> {
         let start = Instant::now();
-        let running = machines::all(common)?.into_iter().find(|machine| machine.name == self.machine);
-        let (store, committed) = match running {
-            Some(machine) => self.running(&machine, common)?,
-            None => self.stopped(common)?,
+        let find = || -> Result<_, Failure> {
+            Ok(machines::all(common)?.into_iter().find(|machine| machine.name == self.machine))
+        };
+        let store = match find()? {
+            Some(machine) => store::at(&stands_on(&machine)?.store, common)?,
+            None => store::open(common)?,
+        };
+        // One command after the other has the machine, which may have ended or begun meanwhile.
+        let _lock = store.lock_instance(&self.machine).map_err(Failure::refused)?;
+        let committed = match find()? {
+            Some(machine) => self.running(&store, &machine)?,
+            None => self.stopped(&store)?,
         };
         let manifest = store.manifest(&committed.image).map_err(Failure::refused)?;
         let layer = manifest.of_type(DISK_LAYER).last().map_or(0, |layer| layer.size);
@@ -140,49 +175,17 @@ impl Commit {
         Ok(image)
     }
 
-    fn running(&self, machine: &Machine, common: &Common) -> Result<(Store, Committed), Failure> {
-        let directory = machine.socket.parent().unwrap_or(&machine.socket).to_path_buf();
-        let read = || {
-            StandsOn::read(&directory).ok_or_else(|| {
-                Failure::refused(format!(
-                    "`{}` does not run an image: stop it and make one of its disk with `rvmm import`",
-                    machine.name
-                ))
-            })
-        };
-        read()?;
-        // Two commits of one machine come one after the other.
-        let lock = File::create(directory.join("commit.lock")).and_then(|lock| lock.lock().map(|()| lock));
-        let _lock =
-            lock.map_err(|error| Failure::refused(format!("Cannot lock `{}`: {error}", machine.name)))?;
-        let mut stands_on = read()?;
-        let store = store::at(&stands_on.store, common)?;
+    fn running(&self, store: &Store, machine: &Machine) -> Result<Committed, Failure> {
+        let mut stands_on = stands_on(machine)?;
         let mut lease = store.lease().map_err(Failure::refused)?;
         lease.hold(&stands_on.image.digest).map_err(Failure::refused)?;
         let scratch = store.scratch().map_err(Failure::refused)?;
-        let whole = scratch.path().join("snapshot");
-        let (route, path) =
-            if self.warm { ("/snapshot/create", &*whole) } else { ("/disk/save", scratch.path()) };
-        // With its memory, what the guest has not written yet is not lost.
-        let frozen = if self.warm { None } else { freeze(machine, &directory)? };
-        let said = machines::ask_for(machine, "PUT", route, Some(json!({ "path": path })), PATIENCE);
-        drop(frozen);
-        let said = said.map_err(Failure::refused)?;
-        let (layers, blobs) = match self.warm {
-            true => {
-                let bundle = Bundle::open(&whole).map_err(Failure::refused)?;
-                // The disk that stands on an image is the one that has several files below its overlays.
-                let disk = bundle.manifest().disks.iter().find(|disk| disk.base > 1);
-                let above = disk.and_then(|disk| bundle.disk(&disk.id)).map(|(_, above)| above);
-                (above.unwrap_or_default(), store.put_warm(&mut lease, &whole).map_err(Failure::refused)?)
-            }
-            false => {
-                let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
-                (layers.map(|name| scratch.path().join(name)).collect::<Vec<PathBuf>>(), Vec::new())
-            }
+        let (layers, blobs, said) = match self.warm {
+            true => memory(store, &mut lease, machine, &scratch.path().join("snapshot"))?,
+            false => disk(machine, scratch.path())?,
         };
         let new = layers.get(stands_on.covered..).unwrap_or_default();
-        let image = self.pack(&store, &mut lease, &stands_on.image, new, &blobs)?;
+        let image = self.pack(store, &mut lease, &stands_on.image, new, &blobs)?;
         (stands_on.image, stands_on.covered) = (image.clone(), layers.len());
         if let Some(first) = stands_on.first
             && let Some(mut kept) = store.instance(&machine.name).map_err(Failure::refused)?
@@ -192,34 +195,30 @@ impl Commit {
             store.update_instance(&kept).map_err(Failure::refused)?;
         }
         if !machine.is_gone() {
-            stands_on.write(&directory)?;
+            stands_on.write(machine.directory())?;
         }
         let pause = said["pause_us"].as_u64().map(Duration::from_micros);
-        Ok((store, Committed { image, pause }))
+        Ok(Committed { image, pause })
     }
 
     /// An instance that does not run.
-    fn stopped(&self, common: &Common) -> Result<(Store, Committed), Failure> {
+    fn stopped(&self, store: &Store) -> Result<Committed, Failure> {
         if self.warm {
             let reason = format!("`{}` does not run: it has no memory to be committed", self.machine);
             return Err(Failure::refused(reason));
         }
-        let store = store::open(common)?;
-        let mut found = instance(&store, &self.machine)?;
-        // Its name is taken meanwhile, so that nobody starts it.
-        let name = self.machine.parse().map_err(Failure::usage)?;
-        let _entry = machines::directory(common).claim(&name).map_err(Failure::refused)?;
+        let mut found = instance(store, &self.machine)?;
         let mut lease = store.lease().map_err(Failure::refused)?;
         lease.hold(&found.record.image.digest).map_err(Failure::refused)?;
         let overlays = kept(found.path()).map_err(Failure::refused)?;
         let new: Vec<_> =
             overlays.iter().filter(|(number, _)| *number >= found.record.first).cloned().collect();
         let paths: Vec<PathBuf> = new.iter().map(|(_, path)| path.clone()).collect();
-        let image = self.pack(&store, &mut lease, &found.record.image, &paths, &[])?;
+        let image = self.pack(store, &mut lease, &found.record.image, &paths, &[])?;
         found.record.image = image.clone();
         found.record.first = new.last().map_or(found.record.first, |(number, _)| number + 1);
         store.update_instance(&found).map_err(Failure::refused)?;
         store.drop_covered(&mut found).map_err(Failure::refused)?;
-        Ok((store, Committed { image, pause: None }))
+        Ok(Committed { image, pause: None })
     }
 }

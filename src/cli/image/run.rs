@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::machine::{Overrides, Runnable, StandsOn, Volume, document};
+use super::start::runs;
 use crate::api::name::Name;
 use crate::cli::boot_timer::BootTimer;
 use crate::cli::life::{Life, Ready};
@@ -15,7 +16,7 @@ use crate::cli::{Common, background, run, store};
 use crate::config::VmConfig;
 use crate::console;
 use crate::devices::virtio::{block, net};
-use crate::image::{Descriptor, Digest, Record, Store, rfc3339};
+use crate::image::{Descriptor, Digest, InstanceLock, Record, Store, rfc3339};
 use crate::net::publish::Publish;
 use crate::vmm::snapshot::Restore;
 
@@ -104,6 +105,8 @@ pub struct Prepared {
     pub name: Name,
     /// The first overlay, if they are kept.
     pub first: Option<u32>,
+    /// The machine is this command's alone until it is known to run.
+    pub lock: Option<InstanceLock>,
     pub grace: Duration,
     pub boot_timer: Option<BootTimer>,
 }
@@ -124,7 +127,11 @@ impl Prepared {
             name: Some(self.name),
             grace: self.grace,
             boot_timer: self.boot_timer,
-            entered: Some(Box::new(move |directory: &Path| stands_on.write(directory))),
+            entered: Some(Box::new(move |directory: &Path| {
+                stands_on.write(directory)?;
+                drop(self.lock);
+                Ok(())
+            })),
             ready,
             // Others go on from the same moment: it is somebody else.
             another: self.warm.is_some(),
@@ -180,9 +187,9 @@ pub fn launch(
     let warm =
         if container.cold { None } else { store.open_warm(&image, store::LIMIT).map_err(Failure::usage)? };
     let warm = warm.map(|bundle| Restore::open(&bundle)).transpose().map_err(Failure::usage)?;
-    if warm.is_some() && !container.is_plain() {
+    if warm.is_some() && !(container.is_plain() && machine.is_plain()) {
         return Err(Failure::usage(
-            "A warm image goes on with what runs in it: a command, variables, disks and ports need --cold",
+            "A warm image goes on with the machine as it was: a command, variables, disks, CPUs and memory need --cold",
         ));
     }
     let volumes = &container.volume;
@@ -191,14 +198,21 @@ pub fn launch(
         is_read_only: volume.read_only,
         ..block::Config::default()
     }));
-    publish(&mut machine.devices.net, container.publish)?;
     let (grace, tty) =
         (Duration::from_secs(machine.stop_timeout), !container.detach && io::stdin().is_terminal());
-    let console = machine.console.clone();
     let mut config = match &warm {
-        Some(warm) => resumed(warm, base, console),
-        None => run::configure(machine, Some(base))?,
+        Some(warm) => resumed(warm, base, machine, container.publish)?,
+        None => {
+            let links = &mut machine.devices.net;
+            if links.is_empty() && !container.publish.is_empty() {
+                links.push(net::Config::user());
+            }
+            publish(links, container.publish)?;
+            run::configure(machine, Some(base))?
+        }
     };
+    // It may be started from elsewhere.
+    config.make_absolute();
     if warm.is_none() && config.boot_source.initrd_path.is_some() {
         let overrides = Overrides {
             env: container.env,
@@ -210,7 +224,12 @@ pub fn launch(
         let process = overrides.over(runnable.config.config.clone());
         config.boot_source.process = Some(document(&process, &config, name.as_str(), volumes, tty));
     }
+    let mut lock = None;
     if keep {
+        let lock = lock.insert(store.lock_instance(name.as_str()).map_err(Failure::refused)?);
+        if runs(common, name.as_str())? {
+            return Err(Failure::usage(format!("A machine with the name `{name}` runs already")));
+        }
         let record = Record {
             image: image.clone(),
             first: 1,
@@ -218,7 +237,7 @@ pub fn launch(
             created: rfc3339(SystemTime::now()),
             machine: json!(config),
         };
-        store.create_instance(name.as_str(), record).map_err(Failure::usage)?;
+        store.create_instance(lock, record).map_err(Failure::usage)?;
     }
     let prepared = Prepared {
         store: store.clone(),
@@ -228,6 +247,7 @@ pub fn launch(
         warm,
         name,
         first: keep.then_some(1),
+        lock,
         grace,
         boot_timer,
     };
@@ -242,43 +262,42 @@ impl Container {
             && self.user.is_none()
             && self.entrypoint.is_none()
             && self.volume.is_empty()
-            && self.publish.is_empty()
             && self.command.is_empty()
     }
 }
 
-/// The machine that was committed, with the disk and the kernel that `base` has from the image.
-fn resumed(warm: &Restore, base: VmConfig, console: Option<console::Config>) -> VmConfig {
-    let mut config = warm.config().clone();
-    let root = config.devices.block.iter_mut().find(|drive| !drive.base.is_empty());
-    if let (Some(root), Some(own)) = (root, base.devices.block.into_iter().next()) {
-        *root = block::Config {
-            drive_id: root.drive_id.clone(),
-            serial: root.serial.clone(),
-            cache_type: root.cache_type,
-            source: block::Source::Replacement,
-            ..own
-        };
+/// The machine that was committed, as its guest sees it; disk, kernel and links are those that it gets here.
+fn resumed(warm: &Restore, base: VmConfig, own: run::Args, ports: Vec<Publish>) -> Result<VmConfig, Failure> {
+    let mut config = warm.config().as_guest_sees();
+    let drives = &mut config.devices.block;
+    if drives.len() != base.devices.block.len() {
+        return Err(Failure::usage(
+            "The machine that was committed had disks that are not in the image: boot it with --cold",
+        ));
     }
-    let kernel = base.boot_source;
-    config.boot_source.kernel_image_path = kernel.kernel_image_path;
-    config.boot_source.initrd_path = kernel.initrd_path;
-    config.console = console.unwrap_or_default();
-    // Each has a channel of its own.
-    config.devices.vsock.iter_mut().for_each(|vsock| vsock.uds_path = None);
-    config
+    for (drive, disk) in drives.iter_mut().zip(base.devices.block) {
+        let (serial, cache_type) = (drive.serial.take(), drive.cache_type);
+        *drive = block::Config { serial, cache_type, source: block::Source::Replacement, ..disk };
+    }
+    config.boot_source.kernel_image_path = base.boot_source.kernel_image_path;
+    config.boot_source.initrd_path = base.boot_source.initrd_path;
+    for (index, link) in own.devices.net.iter().enumerate() {
+        config.replace_link(index, link).map_err(Failure::usage)?;
+    }
+    publish(&mut config.devices.net, ports)?;
+    config.console = own.console.unwrap_or_default();
+    Ok(config)
 }
 
 /// Publishes ports on the network that needs no privileges.
-fn publish(interfaces: &mut Vec<net::Config>, ports: Vec<Publish>) -> Result<(), Failure> {
+fn publish(interfaces: &mut [net::Config], ports: Vec<Publish>) -> Result<(), Failure> {
     if ports.is_empty() {
         return Ok(());
     }
-    if interfaces.is_empty() {
-        interfaces.push(net::Config::user());
-    }
     let user = interfaces.iter_mut().find_map(|interface| interface.user.as_mut());
-    let user = user.ok_or_else(|| Failure::usage("-p needs a network of kind user: leave --net out"))?;
+    let user = user.ok_or_else(|| {
+        Failure::usage("-p needs an interface with a network of kind user: leave --net out")
+    })?;
     user.publish.extend(ports);
     Ok(())
 }

@@ -66,6 +66,7 @@ impl Start {
     /// Starts the machine again.
     pub fn run(&self, common: &Common) -> Result<u8, Failure> {
         let store = store::open(common)?;
+        let lock = store.lock_instance(self.name.as_str()).map_err(Failure::refused)?;
         let mut found = instance(&store, self.name.as_str())?;
         if runs(common, &found.name)? {
             return Err(Failure::refused(format!("`{}` runs already", found.name)));
@@ -91,10 +92,20 @@ impl Start {
             name: self.name.clone(),
             grace: Duration::from_secs(self.stop_timeout),
             boot_timer: None,
+            lock: Some(lock),
             store,
         };
         prepared.start(!self.attach, common)
     }
+}
+
+fn remove(store: &Store, name: &str, common: &Common) -> Result<(), Failure> {
+    let lock = store.lock_instance(name).map_err(Failure::refused)?;
+    if runs(common, name)? {
+        return Err(Failure::refused(format!("`{name}` runs: `rvmm stop {name}` ends it")));
+    }
+    instance(store, name)?;
+    store.remove_instance(&lock).map_err(Failure::refused)
 }
 
 impl Rm {
@@ -103,12 +114,7 @@ impl Rm {
         let store = store::open(common)?;
         let (mut removed, mut failed) = (Vec::new(), false);
         for name in &self.instances {
-            let result = match runs(common, name)? {
-                true => Err(Failure::refused(format!("`{name}` runs: `rvmm stop {name}` ends it"))),
-                false => instance(&store, name)
-                    .and_then(|found| store.remove_instance(&found).map_err(Failure::refused)),
-            };
-            match result {
+            match remove(&store, name, common) {
                 Ok(()) => removed.push(name),
                 Err(failure) => {
                     failure.report(common.json);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::output::{Failure, print, print_json};
 use super::table::{age, size, table};
 use super::{Common, store};
-use crate::image::Kernel;
+use crate::image::{Error, Kernel};
 
 /// What is done.
 #[derive(clap::Subcommand)]
@@ -107,9 +107,11 @@ fn remove(args: &Remove, common: &Common) -> Result<u8, Failure> {
     let store = store::open(common)?;
     // A name that is wrong is told before anything is done.
     for name in &args.kernels {
-        store.kernel(name).map_err(Failure::refused)?;
+        if let Err(error @ Error::UnknownKernel { .. }) = store.kernel(name) {
+            return Err(Failure::refused(error));
+        }
     }
-    let before = store.default_kernel().map_err(Failure::refused)?;
+    let before = store.default_kernel().unwrap_or_default();
     let mut after = before.clone();
     for name in &args.kernels {
         after = store.remove_kernel(name).map_err(Failure::refused)?;

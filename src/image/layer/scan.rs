@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use super::{BLOCK, CLUSTER};
 use crate::disk::State;
+use crate::disk::extents::Run;
 use crate::image::digest::{Digest, Hasher};
 
 /// Runs of blocks that are data or zeroes, in order; none touches the next one of its kind.
@@ -71,6 +72,23 @@ pub fn without_zeroes(
         next = next.max(at);
     }
     Ok(kept)
+}
+
+/// The diff ID of a layer that is unpacked to `raw`, in which `runs` are its own.
+pub fn diff_id(raw: &File, runs: &[Run]) -> io::Result<Digest> {
+    let size = raw.metadata()?.len();
+    let (mut scan, mut bytes) = (Scan::default(), vec![0; BLOCK as usize]);
+    for run in runs {
+        if run.layer.is_none() {
+            scan.zeroes(run.start..run.end());
+            continue;
+        }
+        for block in run.start..run.end() {
+            read(raw, block * BLOCK, &mut bytes)?;
+            scan.block(block, State::Data, &bytes);
+        }
+    }
+    Ok(scan.end(size).1)
 }
 
 /// Reads bytes; those beyond the end of the file are zeroes.

@@ -77,6 +77,21 @@ impl Draft {
         Ok(())
     }
 
+    /// Enters a file that was written to [`path`](Self::path) and is always read whole.
+    pub fn enter(&mut self, name: &str) -> Result<(), Error> {
+        let path = self.path().join(name);
+        let digest = || {
+            let file = File::open(&path)?;
+            file.sync_all()?;
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(file)?;
+            Ok(hasher.finalize().to_hex().to_string())
+        };
+        let digest = digest().map_err(failed("write", &path))?;
+        self.files.insert(name.into(), digest);
+        Ok(())
+    }
+
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = self.path().join(name);
         let write = || {
