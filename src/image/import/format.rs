@@ -5,8 +5,8 @@ use std::io::Read;
 use std::path::Path;
 
 use super::source::Part;
-use super::tar::Archive;
 use crate::image::Error;
+use crate::image::tar::Archive;
 
 /// The form of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::tar::{Archive, Kind};
 use crate::image::config::{Process, Version};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::manifest::{Descriptor, INDEX, Manifest};
+use crate::image::tar::{Archive, Kind};
 use crate::image::{Error, Index, Store};
 
 /// The largest document in an archive.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::UNIX_EPOCH;
 
-use super::tar::{Archive, Kind};
 use super::*;
+use crate::image::tar::{Archive, Kind};
 use crate::image::{Digest, Name, Unpacked};
 
 const SIZE: u64 = 256 << 20;
