@@ -19,7 +19,10 @@
 
 mod acl;
 mod alloc;
+mod bounds;
+mod geometry;
 mod inode;
+mod journal;
 mod metadata;
 mod read;
 mod superblock;
@@ -37,6 +40,7 @@ use std::os::unix::fs::FileExt;
 use alloc::Blocks;
 use superblock::Layout;
 
+pub use bounds::Bounds;
 pub use inode::{Attributes, Kind};
 pub use read::{Extent, Inode, Reader};
 pub use tree::Id;

@@ -31,7 +31,7 @@ mod tests;
 mod write;
 
 pub use read::{is_one, read};
-pub use scan::{Runs, without_zeroes};
+pub use scan::{Runs, read_sparse, without_zeroes};
 pub use write::{Written, write};
 
 /// Bytes of a block, the unit of change.

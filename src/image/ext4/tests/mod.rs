@@ -6,6 +6,9 @@ use std::process::Command;
 
 use super::*;
 
+mod hostile;
+mod journal;
+
 fn attributes(mode: u16) -> Attributes {
     Attributes { mode, uid: 1000, gid: 70_000, mtime: 1_700_000_000, xattrs: BTreeMap::new() }
 }
@@ -21,10 +24,14 @@ fn put_file(fs: &mut FileSystem, path: &str, content: &[u8]) {
     fs.fill(id, content.len() as u64, &mut &content[..]).unwrap();
 }
 
-fn tool(name: &str, arguments: &[&str], path: &Path) -> String {
+fn run(name: &str, arguments: &[&str], path: &Path) -> std::process::Output {
     let mut command = Command::new(name);
     command.env("PATH", format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap_or_default()));
-    let output = command.args(arguments).arg(path).output().expect("e2fsprogs is installed");
+    command.args(arguments).arg(path).output().expect("e2fsprogs is installed")
+}
+
+fn tool(name: &str, arguments: &[&str], path: &Path) -> String {
+    let output = run(name, arguments, path);
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {arguments:?}: {said}");
