@@ -48,7 +48,12 @@ impl Store {
         for (blob, diff_id) in manifest.of_type(DISK_LAYER).zip(&disk.diff_ids) {
             self.tell("unpacking", done, Some(total));
             done += blob.size;
-            self.unpack_layer(&blob.digest, diff_id, disk.size, limit)?;
+            self.unpack_layer(
+                &blob.digest,
+                diff_id,
+                disk.size,
+                limit.min(disk.size.next_multiple_of(BLOCK)),
+            )?;
         }
         let map = self.cached(&disk.chain_id(), "chain");
         if !map.exists() {
