@@ -9,14 +9,13 @@ use serde_json::json;
 
 use super::config::Config;
 use super::ext4::{Bounds, Inode, Kind, Reader};
-use super::layer::{self, BLOCK};
+use super::layer::BLOCK;
 use super::manifest::{Descriptor, MANIFEST};
 use super::refs::Index;
 use super::store::LAYOUT;
 use super::tar;
 use super::view::{ReadAt, View};
-use super::{Digest, Error, Hasher, Name, Store};
-use crate::disk::State;
+use super::{Digest, Error, Hasher, Name, Store, qcow2};
 
 const CONTAINER_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const CONTAINER_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -54,22 +53,16 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the disk of an image to an empty file as one qcow2 image, compressed.
+    /// Writes the disk of an image to an empty file as one qcow2 image.
     ///
     /// # Errors
     /// As above.
     pub fn export_qcow2(&self, image: &Descriptor, to: &File, limit: u64) -> Result<(), Error> {
-        let raw = self.upload()?;
-        self.export_raw(image, raw.file(), limit)?;
+        let mut lease = self.lease()?;
+        lease.hold(&image.digest)?;
         let mut view = self.view(image, limit)?;
-        let size = view.size();
-        let runs = view.data().map_err(Error::io("read", self.path()))?;
-        let changes =
-            runs.iter().map(|run| (run.start * BLOCK..run.end() * BLOCK, State::Data)).collect::<Vec<_>>();
-        let told = &mut |done, all| self.tell("packing", done, Some(all));
-        let whole = layer::without_zeroes(raw.file(), size, &changes);
-        whole.and_then(|changes| layer::write(raw.file(), size, changes, to, told)).map_err(writing)?;
-        Ok(())
+        let told = &mut |done, all| self.tell("writing", done, Some(all));
+        qcow2::write(&mut view, to, told).map_err(writing)
     }
 
     /// Writes the root file system of an image as a tar archive.

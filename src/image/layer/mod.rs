@@ -30,7 +30,7 @@ mod scan;
 mod tests;
 mod write;
 
-pub use read::{is_one, read};
+pub use read::read;
 pub use scan::{Runs, read_sparse, without_zeroes};
 pub use write::{Written, write};
 

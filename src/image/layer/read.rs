@@ -39,12 +39,6 @@ fn writing(source: io::Error) -> Error {
     Error::Io { doing: "unpack to", path: "a disk layer".into(), source }
 }
 
-/// Whether a file begins as a layer in this form.
-pub fn is_one(from: &File) -> bool {
-    let mut bytes = [0; header::LEN];
-    from.read_exact_at(&mut bytes, 0).is_ok() && Header::parse(&bytes).is_some()
-}
-
 /// Unpacks the layer in `from` to the empty file `to`, in which every data block has its place on the disk.
 /// Returns the disk's size and what the layer holds.
 ///
