@@ -9,11 +9,12 @@ mod tests;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use imago::io_buffers::{IoVector, IoVectorMut};
-use imago::{DenyImplicitOpenGate, FormatAccess, ShallowMapping, StorageOpenOptions};
+use imago::{DenyImplicitOpenGate, FormatAccess, Mapping, ShallowMapping, StorageOpenOptions};
 
 use super::{Config, Disk, Done, Error, Format, Geometry, Request, SECTOR, raw, sync_failed};
 use crate::memory::Buffers;
@@ -49,6 +50,21 @@ impl Qcow2 {
         let geometry =
             Geometry { size, physical_block: 4096, read_only: config.read_only, discard: !config.read_only };
         Ok(Qcow2 { image, file, geometry, done: Vec::new() })
+    }
+
+    /// The next part of the disk, from `at` on, that may be something else than zeroes: as much of it as lies together.
+    pub fn next_data(&self, mut at: u64) -> io::Result<Option<Range<u64>>> {
+        let size = self.geometry.size;
+        while at < size {
+            let (mapping, len) = self.image.get_mapping(at, size - at)?;
+            let end = at + len.max(1);
+            match mapping {
+                Mapping::Zero { .. } => at = end,
+                Mapping::Eof { .. } => break,
+                _ => return Ok(Some(at..end.min(size))),
+            }
+        }
+        Ok(None)
     }
 
     fn run(&mut self, request: &Request) -> io::Result<()> {

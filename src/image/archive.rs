@@ -2,13 +2,13 @@
 
 use std::io::{Read, Write};
 
-use super::import::tar::{Archive, Kind};
 use super::lease::Lease;
 use super::manifest::Descriptor;
 use super::name::Name;
 use super::refs::Index;
 use super::store::{LAYOUT, MAX_DOCUMENT, Store};
-use super::{Digest, Error, tar};
+use super::tar::{self, Archive, Kind};
+use super::{Digest, Error};
 
 /// Where blobs are in an archive.
 const BLOBS: &str = "blobs/sha256/";

@@ -48,6 +48,7 @@ impl Store {
         for (blob, diff_id) in manifest.of_type(DISK_LAYER).zip(&disk.diff_ids) {
             self.tell("unpacking", done, Some(total));
             done += blob.size;
+            let limit = limit.min(disk.size.next_multiple_of(BLOCK));
             self.once(&self.cached(diff_id, "map"), || {
                 self.unpack_layer(&blob.digest, diff_id, disk.size, limit)
             })?;

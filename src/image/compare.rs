@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use super::ext4::{self, Inode, Reader};
+use super::ext4::{self, Bounds, Extent, Inode, Reader};
 use super::view::View;
 use super::{Error, Store};
 
-/// The deepest path, and the most files that are looked at.
-const DEPTH: usize = 512;
-const MOST_FILES: usize = 16 << 20;
+/// The most bytes of paths that are told.
+const MOST_TOLD: usize = 256 << 20;
 
 /// How much of two files is compared at once.
 const STEP: usize = 1 << 18;
@@ -44,7 +43,9 @@ struct Pair<'a> {
     /// What may differ at all, in bytes of the disk, in order.
     changed: &'a [Range<u64>],
     found: Vec<FileChange>,
-    seen: usize,
+    told: usize,
+    bounds_a: Bounds,
+    bounds_b: Bounds,
 }
 
 impl Store {
@@ -61,14 +62,16 @@ impl Store {
         limit: u64,
     ) -> Result<Option<Vec<FileChange>>, Error> {
         let mut lease = self.lease()?;
-        let mut open = |image: &str| -> Result<Option<Reader<View>>, Error> {
+        let mut open = |image: &str| -> Result<Option<(Reader<View>, Bounds)>, Error> {
             let image = self.resolve(image)?;
             lease.hold(&image.digest)?;
-            let view = View::open(&self.unpack(&image, limit)?)?;
-            Reader::open(view).map_err(Error::io("read", self.path()))
+            let mut view = View::open(&self.unpack(&image, limit)?)?;
+            let bounds = view.data_bytes().map(Bounds::new).map_err(Error::io("read", self.path()))?;
+            let reader = Reader::open(view).map_err(Error::io("read", self.path()))?;
+            Ok(reader.map(|reader| (reader, bounds)))
         };
-        let (Some(a), Some(b)) = (open(a)?, open(b)?) else { return Ok(None) };
-        let mut pair = Pair { a, b, changed, found: Vec::new(), seen: 0 };
+        let (Some((a, bounds_a)), Some((b, bounds_b))) = (open(a)?, open(b)?) else { return Ok(None) };
+        let mut pair = Pair { a, b, changed, found: Vec::new(), told: 0, bounds_a, bounds_b };
         let mut compare = || {
             let (a, b) = (pair.a.root()?, pair.b.root()?);
             pair.directories(b"", &a, &b, 0)
@@ -79,20 +82,18 @@ impl Store {
 }
 
 impl Pair<'_> {
-    fn tell(&mut self, path: &[u8], fate: Fate, size: u64) {
-        self.found.push(FileChange { path: path.to_vec(), fate, size });
-    }
-
-    fn count(&mut self, depth: usize) -> io::Result<()> {
-        self.seen += 1;
-        match depth > DEPTH || self.seen > MOST_FILES {
-            true => Err(io::Error::new(io::ErrorKind::InvalidData, "its directories have no end")),
-            false => Ok(()),
+    fn tell(&mut self, path: &[u8], fate: Fate, size: u64) -> io::Result<()> {
+        self.told += path.len();
+        if self.told > MOST_TOLD {
+            return Err(io::Error::other("more files are different than can be listed"));
         }
+        self.found.push(FileChange { path: path.to_vec(), fate, size });
+        Ok(())
     }
 
     fn directories(&mut self, path: &[u8], a: &Inode, b: &Inode, depth: usize) -> io::Result<()> {
-        self.count(depth)?;
+        self.bounds_a.enter(a, depth)?;
+        self.bounds_b.enter(b, depth)?;
         let (before, mut after) = (self.a.entries(a)?, self.b.entries(b)?);
         let mut all: BTreeMap<Vec<u8>, (Option<u32>, Option<u32>)> = BTreeMap::new();
         for (name, number) in before {
@@ -101,7 +102,6 @@ impl Pair<'_> {
         }
         all.extend(after.into_iter().map(|(name, number)| (name, (None, Some(number)))));
         for (name, numbers) in all {
-            self.count(depth)?;
             let path = [path, &name].join(&b'/');
             match numbers {
                 (Some(a), Some(b)) => {
@@ -110,7 +110,7 @@ impl Pair<'_> {
                 }
                 (Some(a), None) => {
                     let size = self.a.inode(a)?.size;
-                    self.tell(&path, Fate::Deleted, size);
+                    self.tell(&path, Fate::Deleted, size)?;
                 }
                 (None, Some(b)) => {
                     let b = self.b.inode(b)?;
@@ -123,8 +123,8 @@ impl Pair<'_> {
     }
 
     fn added(&mut self, path: &[u8], inode: &Inode, depth: usize) -> io::Result<()> {
-        self.count(depth)?;
-        self.tell(path, Fate::Added, inode.size);
+        self.bounds_b.enter(inode, depth)?;
+        self.tell(path, Fate::Added, inode.size)?;
         if inode.kind == Some(ext4::Kind::Directory) {
             for (name, number) in self.b.entries(inode)? {
                 let below = self.b.inode(number)?;
@@ -140,41 +140,63 @@ impl Pair<'_> {
         if is_directory(a) && is_directory(b) {
             // A directory's time changes with what is in it, which is told anyhow.
             if !same {
-                self.tell(path, Fate::Changed, b.size);
+                self.tell(path, Fate::Changed, b.size)?;
             }
             return self.directories(path, a, b, depth + 1);
         }
+        if !is_directory(a) {
+            self.bounds_a.enter(a, depth)?;
+        }
         if a.kind != b.kind && (is_directory(a) || is_directory(b)) {
-            self.tell(path, Fate::Deleted, a.size);
+            self.tell(path, Fate::Deleted, a.size)?;
             return self.added(path, b, depth);
         }
+        self.bounds_b.enter(b, depth)?;
         let same = same && a.kind == b.kind && (a.size, a.mtime) == (b.size, b.mtime);
         if !same || a.kind == Some(ext4::Kind::File) && !self.same_bytes(a, b)? {
-            self.tell(path, Fate::Changed, b.size);
+            self.tell(path, Fate::Changed, b.size)?;
         }
         Ok(())
     }
 
     fn same_bytes(&mut self, a: &Inode, b: &Inode) -> io::Result<bool> {
-        let block = self.a.block();
-        let touched = |inode: &Inode| {
-            let mut places = inode.extents.iter().filter_map(|extent| Some((extent.start?, extent.count)));
-            places.any(|(start, count)| self.is_changed(start * block..(start + count) * block))
-        };
+        let same_places = self.a.block() == self.b.block() && a.extents == b.extents;
         // At the same places, where nothing has changed.
-        if block == self.b.block() && a.extents == b.extents && !touched(a) {
+        if same_places && !a.extents.iter().any(|extent| self.is_touched(extent)) {
             return Ok(true);
         }
+        let holds = |reader: &Reader<View>, bounds: &mut Bounds, inode: &Inode| {
+            let block = reader.block();
+            let written = inode.extents.iter().filter(|extent| extent.start.is_some());
+            let bytes = written.map(|extent| extent.logical * block..(extent.logical + extent.count) * block);
+            let bytes = bytes.map(|bytes| bytes.start..bytes.end.min(inode.size)).collect::<Vec<_>>();
+            bounds.content(bytes.iter().map(|bytes| bytes.end.saturating_sub(bytes.start)).sum())?;
+            Ok::<_, io::Error>(bytes)
+        };
+        // Where one has bytes; elsewhere both are zeroes.
+        let mut places = holds(&self.a, &mut self.bounds_a, a)?;
+        if !same_places {
+            places.extend(holds(&self.b, &mut self.bounds_b, b)?);
+        }
         let (mut first, mut second) = (vec![0; STEP], vec![0; STEP]);
-        for at in (0..a.size).step_by(STEP) {
-            let len = STEP.min((a.size - at) as usize);
-            self.a.read(a, at, &mut first[..len])?;
-            self.b.read(b, at, &mut second[..len])?;
-            if first[..len] != second[..len] {
-                return Ok(false);
+        for place in places {
+            for at in place.clone().step_by(STEP) {
+                let len = STEP.min((place.end - at) as usize);
+                self.a.read(a, at, &mut first[..len])?;
+                self.b.read(b, at, &mut second[..len])?;
+                if first[..len] != second[..len] {
+                    return Ok(false);
+                }
             }
         }
         Ok(true)
+    }
+
+    /// Whether what is at the same place in both may differ.
+    fn is_touched(&self, extent: &Extent) -> bool {
+        let block = self.a.block();
+        let is_changed = |start: u64| self.is_changed(start * block..(start + extent.count) * block);
+        extent.start.is_some_and(is_changed) || self.a.is_in_journal(extent) || self.b.is_in_journal(extent)
     }
 
     fn is_changed(&self, bytes: Range<u64>) -> bool {

@@ -1,6 +1,6 @@
 //! Images for others: whole disks as raw or qcow2 files, root file systems as tar archives, container images as OCI layouts.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
@@ -8,22 +8,17 @@ use std::os::unix::fs::FileExt;
 use serde_json::json;
 
 use super::config::Config;
-use super::ext4::{Inode, Kind, Reader};
-use super::layer::{self, BLOCK};
+use super::ext4::{Bounds, Inode, Kind, Reader};
+use super::layer::BLOCK;
 use super::manifest::{Descriptor, MANIFEST};
 use super::refs::Index;
 use super::store::LAYOUT;
 use super::tar;
 use super::view::{ReadAt, View};
-use super::{Digest, Error, Hasher, Name, Store};
-use crate::disk::State;
+use super::{Digest, Error, Hasher, Name, Store, qcow2};
 
 const CONTAINER_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const CONTAINER_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
-/// The most files of an archive, and the deepest path.
-const MOST_FILES: usize = 16 << 20;
-const DEPTH: usize = 512;
 
 fn writing(source: io::Error) -> Error {
     Error::Io { doing: "write", path: "the export".into(), source }
@@ -58,22 +53,16 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the disk of an image to an empty file as one qcow2 image, compressed.
+    /// Writes the disk of an image to an empty file as one qcow2 image.
     ///
     /// # Errors
     /// As above.
     pub fn export_qcow2(&self, image: &Descriptor, to: &File, limit: u64) -> Result<(), Error> {
-        let raw = self.upload()?;
-        self.export_raw(image, raw.file(), limit)?;
+        let mut lease = self.lease()?;
+        lease.hold(&image.digest)?;
         let mut view = self.view(image, limit)?;
-        let size = view.size();
-        let runs = view.data().map_err(Error::io("read", self.path()))?;
-        let changes =
-            runs.iter().map(|run| (run.start * BLOCK..run.end() * BLOCK, State::Data)).collect::<Vec<_>>();
-        let told = &mut |done, all| self.tell("packing", done, Some(all));
-        let whole = layer::without_zeroes(raw.file(), size, &changes);
-        whole.and_then(|changes| layer::write(raw.file(), size, changes, to, told)).map_err(writing)?;
-        Ok(())
+        let told = &mut |done, all| self.tell("writing", done, Some(all));
+        qcow2::write(&mut view, to, told).map_err(writing)
     }
 
     /// Writes the root file system of an image as a tar archive.
@@ -83,7 +72,8 @@ impl Store {
     pub fn export_tar(&self, image: &Descriptor, to: &mut impl Write, limit: u64) -> Result<(), Error> {
         let mut lease = self.lease()?;
         lease.hold(&image.digest)?;
-        let view = self.view(image, limit)?;
+        let mut view = self.view(image, limit)?;
+        let bounds = view.data_bytes().map(Bounds::new).map_err(Error::io("read", self.path()))?;
         let reader = Reader::open(view).map_err(Error::io("read", self.path()))?;
         let reader = reader.ok_or_else(|| {
             Error::invalid(
@@ -91,7 +81,7 @@ impl Store {
                 "it has no ext4 file system from its beginning on: export it as raw or qcow2",
             )
         })?;
-        let mut files = Files { reader, to, names: HashMap::new(), open: BTreeSet::new(), seen: 0, bytes: 0 };
+        let mut files = Files { reader, to, names: HashMap::new(), bounds, bytes: 0 };
         let told = |bytes| self.tell("writing", bytes, None);
         files.all(&told).and_then(|()| tar::end(to)).map_err(writing)
     }
@@ -197,9 +187,7 @@ struct Files<'a, W> {
     to: &'a mut W,
     /// The first name of files that have several.
     names: HashMap<u32, Vec<u8>>,
-    /// Directories that were entered: none is in two places.
-    open: BTreeSet<u32>,
-    seen: usize,
+    bounds: Bounds,
     bytes: u64,
 }
 
@@ -210,11 +198,7 @@ impl<W: Write> Files<'_, W> {
     }
 
     fn entry(&mut self, path: &[u8], inode: &Inode, depth: usize, told: &dyn Fn(u64)) -> io::Result<()> {
-        self.seen += 1;
-        let endless = || io::Error::new(io::ErrorKind::InvalidData, "its directories have no end");
-        if depth > DEPTH || self.seen > MOST_FILES {
-            return Err(endless());
-        }
+        self.bounds.enter(inode, depth)?;
         let base = tar::Entry {
             mode: inode.mode,
             uid: inode.uid,
@@ -235,6 +219,7 @@ impl<W: Write> Files<'_, W> {
             // A socket.
             None => Ok(()),
             Some(Kind::File) => {
+                self.bounds.content(inode.size)?;
                 let entry = tar::Entry { size: inode.size, ..base };
                 let mut content = Content { reader: &mut self.reader, inode, at: 0 };
                 entry.write(&mut content, self.to)?;
@@ -255,9 +240,6 @@ impl<W: Write> Files<'_, W> {
             }
             Some(Kind::Fifo) => tar::Entry { kind: tar::Kind::Fifo, ..base }.write(nothing, self.to),
             Some(Kind::Directory) => {
-                if !self.open.insert(inode.number) {
-                    return Err(endless());
-                }
                 tar::Entry { kind: tar::Kind::Directory, ..base }.write(nothing, self.to)?;
                 for (name, number) in self.reader.entries(inode)? {
                     let below = self.reader.inode(number)?;

@@ -31,6 +31,7 @@ mod manifest;
 mod name;
 mod overlays;
 mod progress;
+mod qcow2;
 mod refs;
 #[cfg(feature = "registry")]
 pub mod registry;

@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use super::Error;
 use super::cache::Unpacked;
-use super::layer::BLOCK;
+use super::layer::{self, BLOCK};
 use crate::disk::extents::{Map, Run};
 
 /// Bytes at places.
@@ -49,6 +48,11 @@ impl View {
         runs.retain(|run| run.layer.is_some());
         Ok(runs)
     }
+
+    /// Bytes of data.
+    pub(super) fn data_bytes(&mut self) -> io::Result<u64> {
+        Ok(self.data()?.iter().map(|run| run.count * BLOCK).sum())
+    }
 }
 
 impl ReadAt for View {
@@ -65,7 +69,7 @@ impl ReadAt for View {
             let len = (to.len() - done).min((stop - place) as usize);
             let part = &mut to[done..done + len];
             match run.layer.and_then(|layer| self.layers.get(usize::from(layer))) {
-                Some(layer) => read_sparse(layer, place, part)?,
+                Some(layer) => layer::read_sparse(layer, place, part)?,
                 None => part.fill(0),
             }
             done += len;
@@ -74,24 +78,9 @@ impl ReadAt for View {
     }
 }
 
-/// Reads from a sparse file: zeroes at its end need not be there.
-fn read_sparse(file: &File, at: u64, to: &mut [u8]) -> io::Result<()> {
-    let mut done = 0;
-    while done < to.len() {
-        match file.read_at(&mut to[done..], at + done as u64) {
-            Ok(0) => break,
-            Ok(count) => done += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    to[done..].fill(0);
-    Ok(())
-}
-
 /// A raw disk.
 impl ReadAt for File {
     fn read_at(&mut self, at: u64, to: &mut [u8]) -> io::Result<()> {
-        read_sparse(self, at, to)
+        layer::read_sparse(self, at, to)
     }
 }

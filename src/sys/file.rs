@@ -154,6 +154,15 @@ pub fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     }
 }
 
+/// Bytes that a user may still write to the file system of a file (fstatvfs(3)).
+pub fn room(file: &File) -> io::Result<u64> {
+    // SAFETY: all-zero is a valid statvfs.
+    let mut found: libc::statvfs = unsafe { zeroed() };
+    // SAFETY: the kernel writes to `found` alone.
+    retry(|| unsafe { libc::fstatvfs(file.as_raw_fd(), &raw mut found) })?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Bytes in a regular file or on a block device.
 pub fn length(file: &File) -> io::Result<u64> {
     let metadata = file.metadata()?;

@@ -1,8 +1,10 @@
 //! Inodes and extent trees (ext4: Inode Table, Extent Tree).
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 
+use super::metadata::Put;
 use super::tree::Node;
 use super::{BLOCK, BLOCK_BYTES, xattr};
 
@@ -25,6 +27,9 @@ const IN_INODE: usize = 4;
 const IN_BLOCK: usize = (BLOCK_BYTES - 12) / 12;
 /// The most extents of a file: a tree of two levels.
 pub const MOST_EXTENTS: usize = IN_INODE * IN_BLOCK;
+
+/// The most names of a file.
+pub const MOST_LINKS: u32 = 65_000;
 
 const EXTENTS_FLAG: u32 = 0x8_0000;
 
@@ -86,6 +91,13 @@ pub struct Attributes {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+impl Attributes {
+    /// About how much memory they take.
+    pub(super) fn weight(&self) -> usize {
+        self.xattrs.iter().map(|(name, value)| name.len() + value.len() + 2 * size_of::<Vec<u8>>()).sum()
+    }
+}
+
 /// The extents of blocks: first block in the file, how many, first block on the disk.
 pub fn extents(runs: &[Range<u64>]) -> Vec<(u32, u16, u64)> {
     let (mut extents, mut logical) = (Vec::new(), 0);
@@ -138,14 +150,15 @@ fn leaf_entries(extents: &[(u32, u16, u64)]) -> Vec<[u8; 12]> {
 }
 
 impl Node {
-    /// Writes the leaves of the extent tree that are not in the inode.
-    pub fn leaves(&self, to: &mut BTreeMap<u64, Vec<u8>>) {
+    /// The leaves of the extent tree that are not in the inode.
+    pub fn leaves(&self, put: &mut Put) -> io::Result<()> {
         let extents = extents(&self.runs);
         for (block, part) in self.leaves.iter().zip(extents.chunks(IN_BLOCK)) {
             let mut bytes = node(&leaf_entries(part), IN_BLOCK, 0);
             bytes.resize(BLOCK_BYTES, 0);
-            to.insert(*block, bytes);
+            put(*block, &bytes)?;
         }
+        Ok(())
     }
 
     /// The 60 bytes that say where the content is.
@@ -201,8 +214,9 @@ impl Node {
             put(at, &epoch.to_le_bytes());
         }
         put(0x18, &(attributes.gid as u16).to_le_bytes());
-        // Too many links to a directory are one.
-        put(0x1a, &u16::try_from(self.links).ok().filter(|&links| links < 65_000).unwrap_or(1).to_le_bytes());
+        // Too many links to a directory are one; files have no more than that.
+        let links = if self.kind == Kind::Directory && self.links >= MOST_LINKS { 1 } else { self.links };
+        put(0x1a, &(links as u16).to_le_bytes());
         put(0x1c, &(sectors as u32).to_le_bytes());
         put(0x20, &flags.to_le_bytes());
         put(0x28, &content);

@@ -17,8 +17,13 @@
 //! few places. There is no journal (guests are disposable; a crash loses at most an overlay) and there are no checksums
 //! (layers have their own). What was never written reads as zeroes, which is an empty inode table.
 
+mod acl;
 mod alloc;
+mod bounds;
+mod geometry;
 mod inode;
+mod journal;
+mod metadata;
 mod read;
 mod superblock;
 #[cfg(test)]
@@ -32,11 +37,10 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::disk::State;
-
 use alloc::Blocks;
 use superblock::Layout;
 
+pub use bounds::Bounds;
 pub use inode::{Attributes, Kind};
 pub use read::{Extent, Inode, Reader};
 pub use tree::Id;
@@ -71,6 +75,11 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// It would take too much memory.
+    #[error(
+        "The file system has too many names, links and extended attributes: they take more than 1 GiB of memory"
+    )]
+    Crowded,
     /// The host refused.
     #[error("Cannot write the file system")]
     Io(#[from] io::Error),
@@ -84,12 +93,14 @@ pub struct FileSystem {
     nodes: BTreeMap<u32, tree::Node>,
     free_inodes: BTreeSet<u32>,
     next_inode: u32,
-    /// Metadata as it was written last.
-    written: BTreeMap<u64, Vec<u8>>,
+    /// Digests of the metadata as it was written last, where it is not zeroes.
+    written: BTreeMap<u64, blake3::Hash>,
     /// Blocks of data since then.
     data: BTreeSet<u64>,
     /// Counts layers, to tell new entries from old ones.
     layer: u32,
+    /// About how much memory names, links and attributes take.
+    held: usize,
 }
 
 impl FileSystem {
@@ -110,6 +121,7 @@ impl FileSystem {
             written: BTreeMap::new(),
             data: BTreeSet::new(),
             layer: 0,
+            held: 0,
         };
         new.plant();
         Ok(new)
@@ -153,66 +165,10 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Ends a layer: writes the metadata and returns what changed since the last one, in bytes.
-    ///
-    /// # Errors
-    /// When the disk is full, or the host refuses.
-    pub fn end_layer(&mut self) -> Result<Vec<(Range<u64>, State)>, Error> {
-        self.layer += 1;
-        let metadata = self.metadata()?;
-        let mut changed = std::mem::take(&mut self.data);
-        for (block, bytes) in &metadata {
-            let empty = [0; BLOCK_BYTES];
-            let before = self.written.get(block).map_or(&empty[..], Vec::as_slice);
-            if before != bytes.as_slice() || changed.contains(block) {
-                self.raw.write_all_at(bytes, block * BLOCK)?;
-                changed.insert(*block);
-            }
-        }
-        self.written = metadata;
-        let mut ranges: Vec<(Range<u64>, State)> = Vec::new();
-        for block in changed {
-            match ranges.last_mut() {
-                Some((range, _)) if range.end == block * BLOCK => range.end += BLOCK,
-                _ => ranges.push((block * BLOCK..(block + 1) * BLOCK, State::Data)),
-            }
-        }
-        Ok(ranges)
-    }
-
     fn release(&mut self, run: Range<u64>) {
         run.clone().for_each(|block| {
             self.data.remove(&block);
         });
         self.blocks.give(run);
-    }
-
-    /// Every block that is not data, as it is now.
-    fn metadata(&mut self) -> Result<BTreeMap<u64, Vec<u8>>, Error> {
-        self.grow_metadata()?;
-        let mut metadata = BTreeMap::new();
-        let mut directories = vec![0; self.layout.groups as usize];
-        for (&number, node) in &self.nodes {
-            if matches!(node.kind, Kind::Directory) {
-                directories[self.layout.group_of_inode(number)] += 1;
-                for (block, bytes) in node.runs.iter().cloned().flatten().zip(self.directory(number, node)) {
-                    metadata.insert(block, bytes);
-                }
-            }
-            node.leaves(&mut metadata);
-            if let Some(block) = node.xattr_block {
-                metadata.insert(block, xattr::block(&node.attributes.xattrs));
-            }
-            let (block, at) = self.layout.inode(number);
-            let table = metadata.entry(block).or_insert_with(|| vec![0; BLOCK_BYTES]);
-            table[at..at + inode::LEN].copy_from_slice(&node.encode());
-        }
-        // Tables that have lost their last inode.
-        for &block in self.written.keys().filter(|&&block| self.layout.is_table(block)) {
-            metadata.entry(block).or_insert_with(|| vec![0; BLOCK_BYTES]);
-        }
-        let used = |number: u32| number < superblock::FIRST_INODE || self.nodes.contains_key(&number);
-        self.layout.write(&self.blocks, used, &directories, &mut metadata);
-        Ok(metadata)
     }
 }

@@ -1,21 +1,19 @@
 //! Reads ext4 file systems without mounting them, within limits: nothing in them is believed (ext4 Data Structures and Algorithms, kernel documentation, filesystems/ext4).
 //!
 //! Only what both the writer here and a guest's kernel make: extents, directories that can be read entry by entry (an
-//! index looks like empty entries), attributes in inodes and blocks. A journal is not replayed: a file system that was
-//! frozen, or has no journal, needs none.
+//! index looks like empty entries), attributes in inodes and blocks. The journal of a file system that was neither
+//! unmounted nor frozen is replayed first.
 
 use std::collections::BTreeMap;
 use std::io;
 
+use super::geometry::Geometry;
 use super::inode::Kind;
+use super::journal::{Replayed, replay};
 use super::xattr;
 use crate::image::view::ReadAt;
 
 const ROOT: u32 = 2;
-/// filetype, recover, extents, 64bit, flex_bg, ea_inode, csum_seed, largedir.
-const KNOWN: u32 = 0x2 | 0x4 | 0x40 | 0x80 | 0x200 | 0x400 | 0x2000 | 0x4000;
-const EXTENTS: u32 = 0x40;
-const IS_64BIT: u32 = 0x80;
 const EXTENTS_FLAG: u32 = 0x8_0000;
 
 /// The most bytes of a directory, and extents of a file, that are read.
@@ -26,14 +24,8 @@ const DEPTH: u16 = 5;
 
 /// A file system that is read.
 pub struct Reader<D> {
-    disk: D,
-    block: u64,
-    blocks: u64,
-    inodes: u32,
-    inodes_per_group: u32,
-    inode_len: u64,
-    /// Block of each group's inode table.
-    tables: Vec<u64>,
+    pub(super) disk: Replayed<D>,
+    geometry: Geometry,
 }
 
 /// Blocks of a file in a row.
@@ -66,21 +58,21 @@ pub struct Inode {
     pub mtime: i64,
     /// Names.
     pub links: u16,
-    /// Extended attributes by their full names; ACLs are not among them.
+    /// Extended attributes by their full names.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Where its bytes are.
     pub extents: Vec<Extent>,
 }
 
-fn damaged(reason: &'static str) -> io::Error {
+pub(super) fn damaged(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the file system is damaged: {reason}"))
 }
 
-fn half(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn half(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from(half(bytes, at)) | u32::from(half(bytes, at + 2)) << 16
 }
 
@@ -89,50 +81,26 @@ impl<D: ReadAt> Reader<D> {
     ///
     /// # Errors
     /// When the disk cannot be read, or what it says cannot be.
-    pub fn open(mut disk: D) -> io::Result<Option<Self>> {
-        let mut superblock = [0; 1024];
-        disk.read_at(1024, &mut superblock)?;
-        let features = word(&superblock, 0x60);
-        let readable = half(&superblock, 0x38) == 0xef53 && features & !KNOWN == 0 && features & EXTENTS != 0;
-        if !readable {
-            return Ok(None);
+    pub fn open(disk: D) -> io::Result<Option<Self>> {
+        let mut disk = Replayed::new(disk);
+        let Some(geometry) = Geometry::read(&mut disk)? else { return Ok(None) };
+        let mut reader = Reader { disk, geometry };
+        if let Some(journal) = geometry.journal {
+            replay(&mut reader, journal)?;
+            // It may be in the journal itself.
+            reader.geometry = Geometry::read(&mut reader.disk)?.unwrap_or(geometry);
         }
-        let log = word(&superblock, 0x18);
-        let (inodes, per_group) = (word(&superblock, 0x0), word(&superblock, 0x28));
-        let blocks_per_group = u64::from(word(&superblock, 0x20));
-        let inode_len = u64::from(half(&superblock, 0x58));
-        let is_64bit = features & IS_64BIT != 0;
-        let high = if is_64bit { u64::from(word(&superblock, 0x150)) } else { 0 };
-        let blocks = high << 32 | u64::from(word(&superblock, 0x4));
-        let descriptor = if is_64bit { usize::from(half(&superblock, 0xfe)) } else { 32 };
-        if log > 6
-            || per_group == 0
-            || blocks_per_group == 0
-            || !(128..=4096).contains(&inode_len)
-            || !(32..=1024).contains(&descriptor)
-            || blocks >> 48 != 0
-        {
-            return Err(damaged("its superblock says what cannot be"));
-        }
-        let block = 1024 << log;
-        let first = u64::from(word(&superblock, 0x14));
-        let groups = blocks.saturating_sub(first).div_ceil(blocks_per_group);
-        if groups > 1 << 20 || u64::from(inodes) > groups * u64::from(per_group) {
-            return Err(damaged("it has too many groups or inodes"));
-        }
-        let mut descriptors = vec![0; groups as usize * descriptor];
-        disk.read_at((first + 1) * block, &mut descriptors)?;
-        let table = |bytes: &[u8]| {
-            let high = if descriptor >= 64 { u64::from(word(bytes, 0x28)) } else { 0 };
-            high << 32 | u64::from(word(bytes, 0x8))
-        };
-        let tables = descriptors.chunks(descriptor).map(table).collect();
-        Ok(Some(Reader { disk, block, blocks, inodes, inodes_per_group: per_group, inode_len, tables }))
+        Ok(Some(reader))
     }
 
     /// Bytes of a block.
     pub fn block(&self) -> u64 {
-        self.block
+        self.geometry.block
+    }
+
+    /// Whether an extent has a block that is still in the journal alone.
+    pub fn is_in_journal(&self, extent: &Extent) -> bool {
+        extent.start.is_some_and(|start| self.disk.has(start..start + extent.count))
     }
 
     /// The root directory.
@@ -152,22 +120,21 @@ impl<D: ReadAt> Reader<D> {
     /// # Errors
     /// When there is none of this number, or it is damaged.
     pub fn inode(&mut self, number: u32) -> io::Result<Inode> {
-        if number == 0 || number > self.inodes {
-            return Err(damaged("an entry names an inode that is not there"));
-        }
-        let (group, index) = ((number - 1) / self.inodes_per_group, (number - 1) % self.inodes_per_group);
-        let table = *self.tables.get(group as usize).ok_or_else(|| damaged("a group is missing"))?;
-        let mut bytes = vec![0; self.inode_len as usize];
-        self.check(table)?;
-        self.disk.read_at(table * self.block + u64::from(index) * self.inode_len, &mut bytes)?;
+        let geometry = self.geometry;
+        let place = geometry.inode(number, &mut self.disk)?;
+        let mut bytes = vec![0; geometry.inode_len as usize];
+        self.disk.read_at(place, &mut bytes)?;
         let mode = half(&bytes, 0);
         let size = u64::from(word(&bytes, 0x6c)) << 32 | u64::from(word(&bytes, 0x4));
+        if size.div_ceil(geometry.block) > 1 << 32 {
+            return Err(damaged("a file has a size that cannot be"));
+        }
         let extra = if bytes.len() >= 160 { usize::from(half(&bytes, 0x80)) } else { 0 };
         let epoch = if extra >= 12 { i64::from(word(&bytes, 0x88) & 3) << 32 } else { 0 };
         let has_extents = word(&bytes, 0x20) & EXTENTS_FLAG != 0;
         let mut extents = Vec::new();
         if has_extents {
-            self.extents(&bytes[0x28..0x64], DEPTH, &mut extents)?;
+            self.extents(&bytes[0x28..0x64], DEPTH, &mut 0, &mut extents)?;
         }
         let mut inode = Inode {
             number,
@@ -201,9 +168,7 @@ impl<D: ReadAt> Reader<D> {
         }
         let place = u64::from(half(&bytes, 0x76)) << 32 | u64::from(word(&bytes, 0x68));
         if place != 0 {
-            let mut block = vec![0; self.block as usize];
-            self.check(place)?;
-            self.disk.read_at(place * self.block, &mut block)?;
+            let block = self.block_at(place)?;
             if word(&block, 0) == xattr::MAGIC {
                 xattr::unpack(&block[32..], 32, &mut inode.xattrs);
             }
@@ -223,12 +188,26 @@ impl<D: ReadAt> Reader<D> {
         }
     }
 
-    fn check(&self, block: u64) -> io::Result<()> {
-        if block < self.blocks { Ok(()) } else { Err(damaged("a block is behind its end")) }
+    /// Refuses blocks that are not there.
+    pub(super) fn check(&self, block: u64) -> io::Result<()> {
+        self.geometry.check(block)
     }
 
-    /// Reads a node of an extent tree.
-    fn extents(&mut self, node: &[u8], depth_left: u16, to: &mut Vec<Extent>) -> io::Result<()> {
+    fn block_at(&mut self, place: u64) -> io::Result<Vec<u8>> {
+        self.check(place)?;
+        let mut block = vec![0; self.block() as usize];
+        self.disk.read_at(place * self.block(), &mut block)?;
+        Ok(block)
+    }
+
+    /// Reads a node of an extent tree; `blocks` are those of the file so far, which are not more than there are.
+    fn extents(
+        &mut self,
+        node: &[u8],
+        depth_left: u16,
+        blocks: &mut u64,
+        to: &mut Vec<Extent>,
+    ) -> io::Result<()> {
         let (count, depth) = (usize::from(half(node, 2)), half(node, 6));
         if half(node, 0) != 0xf30a || 12 * (count + 1) > node.len() || depth > depth_left {
             return Err(damaged("an extent tree is not one"));
@@ -237,20 +216,20 @@ impl<D: ReadAt> Reader<D> {
             let logical = u64::from(word(entry, 0));
             if depth > 0 {
                 let place = u64::from(half(entry, 8)) << 32 | u64::from(word(entry, 4));
-                let mut below = vec![0; self.block as usize];
-                self.check(place)?;
-                self.disk.read_at(place * self.block, &mut below)?;
-                if half(&below, 6) != depth - 1 {
+                let below = self.block_at(place)?;
+                // Each adds an extent, so that there is an end: none is empty but the first.
+                if half(&below, 6) != depth - 1 || half(&below, 2) == 0 {
                     return Err(damaged("an extent tree is not one"));
                 }
-                self.extents(&below, depth - 1, to)?;
+                self.extents(&below, depth - 1, blocks, to)?;
                 continue;
             }
             let len = u64::from(half(entry, 4));
             let (count, written) = if len > 32768 { (len - 32768, false) } else { (len, true) };
             let start = u64::from(half(entry, 6)) << 32 | u64::from(word(entry, 8));
             let after = to.last().map_or(0, |last: &Extent| last.logical + last.count);
-            if count == 0 || logical < after || to.len() == MOST_EXTENTS {
+            *blocks += count;
+            if count == 0 || logical < after || to.len() == MOST_EXTENTS || *blocks > self.geometry.blocks {
                 return Err(damaged("extents are not in order, or too many"));
             }
             self.check(start + count - 1)?;
@@ -265,17 +244,17 @@ impl<D: ReadAt> Reader<D> {
     /// When the disk cannot be read.
     pub fn read(&mut self, inode: &Inode, at: u64, to: &mut [u8]) -> io::Result<()> {
         to.fill(0);
-        let end = at + to.len() as u64;
-        let first = inode.extents.partition_point(|found| (found.logical + found.count) * self.block <= at);
+        let (block, end) = (self.block(), at + to.len() as u64);
+        let first = inode.extents.partition_point(|found| (found.logical + found.count) * block <= at);
         for extent in &inode.extents[first..] {
-            let (from, until) = (extent.logical * self.block, (extent.logical + extent.count) * self.block);
+            let (from, until) = (extent.logical * block, (extent.logical + extent.count) * block);
             if from >= end {
                 break;
             }
             let Some(start) = extent.start else { continue };
             let (low, high) = (from.max(at), until.min(end));
             let part = &mut to[(low - at) as usize..(high - at) as usize];
-            self.disk.read_at(start * self.block + (low - from), part)?;
+            self.disk.read_at(start * block + (low - from), part)?;
         }
         Ok(())
     }
@@ -285,13 +264,13 @@ impl<D: ReadAt> Reader<D> {
     /// # Errors
     /// When it is damaged.
     pub fn entries(&mut self, directory: &Inode) -> io::Result<BTreeMap<Vec<u8>, u32>> {
-        if directory.size > LARGEST_DIRECTORY || !directory.size.is_multiple_of(self.block) {
+        if directory.size > LARGEST_DIRECTORY || !directory.size.is_multiple_of(self.block()) {
             return Err(damaged("a directory has a size that cannot be"));
         }
         let mut entries = BTreeMap::new();
-        let mut block = vec![0; self.block as usize];
-        for index in 0..directory.size / self.block {
-            self.read(directory, index * self.block, &mut block)?;
+        let mut block = vec![0; self.block() as usize];
+        for index in 0..directory.size / self.block() {
+            self.read(directory, index * self.block(), &mut block)?;
             let mut at = 0;
             while at + 8 <= block.len() {
                 let (number, len) = (word(&block, at), usize::from(half(&block, at + 4)));

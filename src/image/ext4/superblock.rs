@@ -1,8 +1,11 @@
 //! Superblock, group descriptors and bitmaps (ext4: The Super Block, Block Group Descriptors, Bitmaps).
 
-use std::collections::BTreeMap;
+use std::io;
+use std::iter::Peekable;
+use std::ops::Range;
 
 use super::alloc::Blocks;
+use super::metadata::Put;
 use super::{BLOCK, BLOCK_BYTES, inode};
 
 /// The first inode that is not reserved.
@@ -67,57 +70,44 @@ impl Layout {
         (self.bitmaps + 2 * self.groups..self.first_data).contains(&block)
     }
 
-    /// Writes superblock, descriptors and bitmaps.
+    /// Superblock, descriptors and bitmaps; `used` are inodes in order.
     pub fn write(
         &self,
         free: &Blocks,
-        used: impl Fn(u32) -> bool,
+        used: impl Iterator<Item = u32>,
         directories: &[u16],
-        to: &mut BTreeMap<u64, Vec<u8>>,
-    ) {
-        let groups = self.groups as usize;
-        let mut block_bitmaps = vec![vec![0xff; BLOCK_BYTES]; groups];
-        let mut free_blocks = vec![0u64; groups];
-        for run in free.runs() {
-            for block in run {
-                let (group, bit) = ((block / BLOCKS_PER_GROUP) as usize, (block % BLOCKS_PER_GROUP) as usize);
-                block_bitmaps[group][bit / 8] &= !(1 << (bit % 8));
-                free_blocks[group] += 1;
-            }
-        }
-        let mut descriptors = vec![0; groups * DESCRIPTOR];
-        let mut free_inodes_total = 0;
-        for (group, block_bitmap) in block_bitmaps.into_iter().enumerate() {
-            let index = group as u64;
-            let mut inode_bitmap = vec![0xff; BLOCK_BYTES];
-            let mut free_inodes = 0u64;
-            for bit in 0..INODES_PER_GROUP {
-                if !used((index * INODES_PER_GROUP + bit + 1) as u32) {
-                    inode_bitmap[bit as usize / 8] &= !(1 << (bit % 8));
-                    free_inodes += 1;
-                }
-            }
-            free_inodes_total += free_inodes;
+        put: &mut Put,
+    ) -> io::Result<()> {
+        let mut used = (1..FIRST_INODE).chain(used.filter(|&number| number >= FIRST_INODE)).peekable();
+        let mut runs = free.runs().peekable();
+        let mut descriptors = Vec::with_capacity(self.groups as usize * DESCRIPTOR);
+        let (mut all_blocks, mut all_inodes) = (0, 0);
+        for (group, directories) in (0..self.groups).zip(directories) {
             let places = [
-                self.bitmaps + index,
-                self.bitmaps + self.groups + index,
-                self.bitmaps + 2 * self.groups + index * TABLE_BLOCKS,
+                self.bitmaps + group,
+                self.bitmaps + self.groups + group,
+                self.bitmaps + 2 * self.groups + group * TABLE_BLOCKS,
             ];
-            let descriptor = &mut descriptors[group * DESCRIPTOR..][..DESCRIPTOR];
+            let (bitmap, free_blocks) = block_bitmap(group * BLOCKS_PER_GROUP, &mut runs);
+            put(places[0], &bitmap)?;
+            let (bitmap, free_inodes) = inode_bitmap(group * INODES_PER_GROUP + 1, &mut used);
+            put(places[1], &bitmap)?;
+            let mut descriptor = [0; DESCRIPTOR];
             for (at, place) in places.into_iter().enumerate() {
                 descriptor[at * 4..][..4].copy_from_slice(&(place as u32).to_le_bytes());
             }
-            descriptor[12..14].copy_from_slice(&(free_blocks[group] as u16).to_le_bytes());
+            descriptor[12..14].copy_from_slice(&(free_blocks as u16).to_le_bytes());
             descriptor[14..16].copy_from_slice(&(free_inodes as u16).to_le_bytes());
-            descriptor[16..18].copy_from_slice(&directories[group].to_le_bytes());
-            to.insert(places[0], block_bitmap);
-            to.insert(places[1], inode_bitmap);
+            descriptor[16..18].copy_from_slice(&directories.to_le_bytes());
+            descriptors.extend(descriptor);
+            all_blocks += free_blocks;
+            all_inodes += free_inodes;
         }
         descriptors.resize(descriptors.len().next_multiple_of(BLOCK_BYTES), 0);
         for (index, block) in descriptors.chunks(BLOCK_BYTES).enumerate() {
-            to.insert(1 + index as u64, block.to_vec());
+            put(1 + index as u64, block)?;
         }
-        to.insert(0, self.superblock(free_blocks.iter().sum(), free_inodes_total));
+        put(0, &self.superblock(all_blocks, all_inodes))
     }
 
     fn superblock(&self, free_blocks: u64, free_inodes: u64) -> Vec<u8> {
@@ -163,4 +153,40 @@ impl Layout {
         put(0x78, b"rvmm\0");
         block
     }
+}
+
+/// The bitmap of a group's blocks from `start` on, of which `free` are free, and how many those are.
+fn block_bitmap(start: u64, free: &mut Peekable<impl Iterator<Item = Range<u64>>>) -> (Vec<u8>, u64) {
+    let (mut bitmap, mut count) = (vec![0xff; BLOCK_BYTES], 0);
+    let end = start + BLOCKS_PER_GROUP;
+    while let Some(run) = free.peek().filter(|run| run.start < end) {
+        let (low, high) = (run.start.max(start) - start, run.end.min(end) - start);
+        count += high - low;
+        let (low, high) = (low as usize, high as usize);
+        let whole = low.next_multiple_of(8).min(high)..(high / 8 * 8).max(low);
+        if whole.start < whole.end {
+            bitmap[whole.start / 8..whole.end / 8].fill(0);
+        }
+        for bit in (low..whole.start).chain(whole.end.max(whole.start)..high) {
+            bitmap[bit / 8] &= !(1 << (bit % 8));
+        }
+        if run.end > end {
+            break;
+        }
+        free.next();
+    }
+    (bitmap, count)
+}
+
+/// The bitmap of a group's inodes from `first` on, and how many are free.
+fn inode_bitmap(first: u64, used: &mut Peekable<impl Iterator<Item = u32>>) -> (Vec<u8>, u64) {
+    let mut bitmap = vec![0xff; BLOCK_BYTES];
+    bitmap[..INODES_PER_GROUP as usize / 8].fill(0);
+    let mut free = INODES_PER_GROUP;
+    while let Some(number) = used.next_if(|&number| u64::from(number) < first + INODES_PER_GROUP) {
+        let bit = (u64::from(number) - first) as usize;
+        bitmap[bit / 8] |= 1 << (bit % 8);
+        free -= 1;
+    }
+    (bitmap, free)
 }

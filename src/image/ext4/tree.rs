@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::inode::{self, Attributes, Kind, MOST_EXTENTS, SHORT_LINK};
+use super::inode::{Attributes, Kind, MOST_LINKS, SHORT_LINK};
 use super::{BLOCK_BYTES, Error, FileSystem, LONGEST_NAME, xattr};
 
 const ROOT: u32 = 2;
@@ -12,7 +12,10 @@ const ROOT: u32 = 2;
 const LONGEST_PATH: usize = 4096;
 
 /// The most symbolic links on the way to an entry.
-const MOST_LINKS: usize = 40;
+const MOST_SYMLINKS: usize = 40;
+
+/// The most bytes of memory for names, links and attributes: those of two million files and more.
+const MOST_HELD: usize = 1 << 30;
 
 /// An inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,28 +31,64 @@ pub struct Node {
     pub(super) runs: Vec<Range<u64>>,
     pub(super) leaves: Vec<u64>,
     pub(super) xattr_block: Option<u64>,
-    parent: u32,
+    pub(super) parent: u32,
     children: Children,
+    /// The layer that has all that is below: what others had there is hidden, or never was.
+    only: u32,
 }
 
-/// Entries of a directory in the order in which they came: what is added changes the last block alone.
+/// Entries of a directory by name, and in the order in which they came: what is added changes the last block alone.
 #[derive(Default)]
 struct Children {
-    order: Vec<Vec<u8>>,
-    /// Inode, and the layer that the entry came with.
-    by_name: BTreeMap<Vec<u8>, (u32, u32)>,
+    by_name: BTreeMap<Vec<u8>, Child>,
+    order: BTreeMap<u64, Vec<u8>>,
+}
+
+struct Child {
+    number: u32,
+    /// The layer that the entry came with.
+    layer: u32,
+    place: u64,
 }
 
 impl Node {
-    fn new(kind: Kind, attributes: Attributes, parent: u32) -> Self {
+    fn new(kind: Kind, attributes: Attributes, parent: u32, layer: u32) -> Self {
         let links = if kind == Kind::Directory { 2 } else { 1 };
         let children = Children::default();
         let (runs, leaves) = (Vec::new(), Vec::new());
-        Node { kind, attributes, links, size: 0, runs, leaves, xattr_block: None, parent, children }
+        Node {
+            kind,
+            attributes,
+            links,
+            size: 0,
+            runs,
+            leaves,
+            xattr_block: None,
+            parent,
+            children,
+            only: layer,
+        }
+    }
+
+    /// Names and inodes of a directory, in the order in which they came.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        let Children { by_name, order } = &self.children;
+        order.values().filter_map(|name| Some((name.as_slice(), by_name.get(name)?.number)))
+    }
+
+    /// About how much memory it takes.
+    fn weight(&self) -> usize {
+        let target = if let Kind::Symlink(target) = &self.kind { target.len() } else { 0 };
+        size_of::<Node>() + target + self.attributes.weight()
     }
 }
 
-fn refused(path: &[u8], reason: &'static str) -> Error {
+/// About how much memory an entry of a directory takes.
+fn weight(name: &[u8]) -> usize {
+    2 * (name.len() + size_of::<Child>() + size_of::<Vec<u8>>())
+}
+
+pub(super) fn refused(path: &[u8], reason: &'static str) -> Error {
     Error::Entry { path: String::from_utf8_lossy(path).into_owned(), reason }
 }
 
@@ -57,7 +96,7 @@ impl FileSystem {
     /// Makes the root.
     pub(super) fn plant(&mut self) {
         let attributes = Attributes { mode: 0o755, ..Attributes::default() };
-        self.nodes.insert(ROOT, Node::new(Kind::Directory, attributes, ROOT));
+        self.nodes.insert(ROOT, Node::new(Kind::Directory, attributes, ROOT, self.layer));
     }
 
     /// Puts an entry at `path`, in place of what is there; directories that are missing on the way are made. A directory
@@ -65,30 +104,34 @@ impl FileSystem {
     ///
     /// # Errors
     /// When the file system is full, or the entry cannot be in it.
-    pub fn put(&mut self, path: &[u8], kind: Kind, attributes: Attributes) -> Result<Id, Error> {
+    pub fn put(&mut self, path: &[u8], kind: Kind, mut attributes: Attributes) -> Result<Id, Error> {
         if let Kind::Symlink(target) = &kind
             && (target.is_empty() || target.len() >= BLOCK_BYTES || target.contains(&0))
         {
             return Err(refused(path, "has a target that is empty or too long"));
         }
+        attributes.xattrs.retain(|name, _| xattr::split(name).is_some());
         if !xattr::fits(&attributes.xattrs) {
-            return Err(refused(path, "has more extended attributes than fit in a block"));
+            return Err(refused(
+                path,
+                "has more extended attributes than fit in a block, or an ACL that is none",
+            ));
         }
         let Some((parent, name)) = self.place(path)? else {
             if kind != Kind::Directory {
                 return Err(refused(path, "would take the place of the root"));
             }
-            self.describe(ROOT, attributes);
+            self.describe(ROOT, attributes)?;
             return Ok(Id(ROOT));
         };
         if let Some(old) = self.child(parent, &name) {
             let is_directory = |kind: &Kind| *kind == Kind::Directory;
             if is_directory(&kind) && self.nodes.get(&old).is_some_and(|node| is_directory(&node.kind)) {
-                self.describe(old, attributes);
-                self.mark(parent, &name, old);
+                self.describe(old, attributes)?;
+                self.mark(parent, &name, old)?;
                 return Ok(Id(old));
             }
-            self.remove_entry(parent, &name);
+            self.remove_all(vec![(parent, name.clone())], false);
         }
         self.create(parent, &name, kind, attributes)
     }
@@ -107,8 +150,10 @@ impl FileSystem {
         if kind == Kind::Directory {
             self.count_link(parent);
         }
-        self.nodes.insert(number, Node::new(kind, attributes, parent));
-        self.mark(parent, name, number);
+        let node = Node::new(kind, attributes, parent, self.layer);
+        self.hold(node.weight())?;
+        self.nodes.insert(number, node);
+        self.mark(parent, name, number)?;
         if let Some(target) = long {
             self.fill(Id(number), target.len() as u64, &mut target.as_slice())?;
         }
@@ -126,29 +171,28 @@ impl FileSystem {
         };
         let missing = || refused(path, "is a link to what is not there");
         let found = found.ok_or_else(missing)?;
-        if self.nodes.get(&found).is_none_or(|node| node.kind == Kind::Directory || node.links >= 65_000) {
+        if self.nodes.get(&found).is_none_or(|node| node.kind == Kind::Directory || node.links >= MOST_LINKS)
+        {
             return Err(refused(path, "is a link to a directory, or one too many"));
         }
         let (parent, name) = self.place(path)?.ok_or_else(missing)?;
         match self.child(parent, &name) {
             Some(old) if old == found => return Ok(()),
-            Some(_) => self.remove_entry(parent, &name),
+            Some(_) => self.remove_all(vec![(parent, name.clone())], false),
             None => {}
         }
+        self.mark(parent, &name, found)?;
         self.count_link(found);
-        self.mark(parent, &name, found);
         Ok(())
     }
 
-    /// Removes what layers before this one have put at `path` (a whiteout).
+    /// Removes what layers before this one have put at `path` and below (a whiteout), wherever in this layer it stands.
     ///
     /// # Errors
     /// When the path cannot be one.
     pub fn remove(&mut self, path: &[u8]) -> Result<(), Error> {
-        if let Some((parent, name)) = self.place(path)?
-            && self.is_older(parent, &name)
-        {
-            self.remove_entry(parent, &name);
+        if let Some(entry) = self.place(path)? {
+            self.remove_all(vec![entry], true);
         }
         Ok(())
     }
@@ -162,12 +206,8 @@ impl FileSystem {
             Some((parent, name)) => self.child(parent, &name).unwrap_or(0),
             None => ROOT,
         };
-        let names = self.nodes.get(&directory).map(|node| node.children.order.clone()).unwrap_or_default();
-        names.iter().for_each(|name| {
-            if self.is_older(directory, name) {
-                self.remove_entry(directory, name);
-            }
-        });
+        let older = self.to_look_through(directory, true);
+        self.remove_all(older, true);
         Ok(())
     }
 
@@ -189,12 +229,15 @@ impl FileSystem {
         };
         // What is still to go, the next part last.
         let mut rest = parts(path);
-        let bad = |part: &Vec<u8>| part.len() > LONGEST_NAME || part.contains(&0) || part == b"..";
-        if rest.iter().any(bad) {
-            return Err(refused(path, "leads out of the image, or has a part that is no name"));
+        if rest.iter().any(|part| part == b"..") {
+            return Err(refused(path, "leads out of the image"));
         }
         let (mut directory, mut links) = (ROOT, 0);
         while let Some(part) = rest.pop() {
+            // Of the path, or of a link on the way.
+            if part.len() > LONGEST_NAME || part.contains(&0) {
+                return Err(refused(path, "has a part that is no name, or goes through a link with one"));
+            }
             if part == b".." {
                 directory = self.nodes.get(&directory).map_or(ROOT, |node| node.parent);
                 continue;
@@ -208,7 +251,7 @@ impl FileSystem {
                 Some((next, Kind::Directory)) => directory = next,
                 Some((_, Kind::Symlink(target))) => {
                     links += 1;
-                    if links > MOST_LINKS {
+                    if links > MOST_SYMLINKS {
                         return Err(refused(path, "goes through too many symbolic links"));
                     }
                     if target.first() == Some(&b'/') {
@@ -228,22 +271,39 @@ impl FileSystem {
     }
 
     fn child(&self, directory: u32, name: &[u8]) -> Option<u32> {
-        Some(self.nodes.get(&directory)?.children.by_name.get(name)?.0)
+        Some(self.nodes.get(&directory)?.children.by_name.get(name)?.number)
     }
 
     fn is_older(&self, directory: u32, name: &[u8]) -> bool {
         let entry = self.nodes.get(&directory).and_then(|node| node.children.by_name.get(name));
-        entry.is_some_and(|(_, layer)| *layer < self.layer)
+        entry.is_some_and(|child| child.layer < self.layer)
     }
 
     /// Makes or refreshes an entry of this layer.
-    fn mark(&mut self, directory: u32, name: &[u8], number: u32) {
+    fn mark(&mut self, directory: u32, name: &[u8], number: u32) -> Result<(), Error> {
         let layer = self.layer;
-        if let Some(node) = self.nodes.get_mut(&directory)
-            && node.children.by_name.insert(name.to_vec(), (number, layer)).is_none()
-        {
-            node.children.order.push(name.to_vec());
+        if self.child(directory, name).is_none() {
+            self.hold(weight(name))?;
         }
+        let Some(node) = self.nodes.get_mut(&directory) else { return Ok(()) };
+        let Children { by_name, order } = &mut node.children;
+        if let Some(child) = by_name.get_mut(name) {
+            *child = Child { number, layer, ..*child };
+            return Ok(());
+        }
+        let place = order.last_key_value().map_or(0, |(last, _)| last + 1);
+        order.insert(place, name.to_vec());
+        by_name.insert(name.to_vec(), Child { number, layer, place });
+        Ok(())
+    }
+
+    /// Counts memory: small archives can have very many names, links and attributes.
+    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+        if self.held + bytes > MOST_HELD {
+            return Err(Error::Crowded);
+        }
+        self.held += bytes;
+        Ok(())
     }
 
     fn count_link(&mut self, number: u32) {
@@ -252,38 +312,53 @@ impl FileSystem {
         }
     }
 
-    fn describe(&mut self, number: u32, attributes: Attributes) {
+    fn describe(&mut self, number: u32, attributes: Attributes) -> Result<(), Error> {
+        self.hold(attributes.weight())?;
         if let Some(node) = self.nodes.get_mut(&number) {
-            node.attributes = attributes;
+            let old = std::mem::replace(&mut node.attributes, attributes);
+            self.held -= old.weight();
         }
+        Ok(())
     }
 
-    /// Removes an entry, and all that no other entry leads to.
-    fn remove_entry(&mut self, directory: u32, name: &[u8]) {
+    /// The entries of a directory; of those to look for older ones in, none where there are no older ones.
+    fn to_look_through(&mut self, number: u32, older: bool) -> Vec<(u32, Vec<u8>)> {
+        let layer = self.layer;
+        let Some(node) = self.nodes.get_mut(&number).filter(|node| node.kind == Kind::Directory) else {
+            return Vec::new();
+        };
+        if older && std::mem::replace(&mut node.only, layer) == layer {
+            return Vec::new();
+        }
+        node.children.order.values().map(|name| (number, name.clone())).collect()
+    }
+
+    /// Removes entries with all that no other entry leads to. With `older`, those alone that layers before this one have
+    /// put, and directories among them only if nothing of this layer is in them.
+    fn remove_all(&mut self, mut doomed: Vec<(u32, Vec<u8>)>, older: bool) {
         // What is in a directory comes after it here, and goes before it.
-        let mut doomed = vec![(directory, name.to_vec())];
         let mut next = 0;
         while let Some((directory, name)) = doomed.get(next) {
-            if let Some(number) = self.child(*directory, name)
-                && let Some(node) = self.nodes.get(&number).filter(|node| node.kind == Kind::Directory)
-            {
-                doomed.extend(node.children.order.iter().map(|name| (number, name.clone())));
+            if let Some(number) = self.child(*directory, name) {
+                doomed.extend(self.to_look_through(number, older));
             }
             next += 1;
         }
         for (directory, name) in doomed.iter().rev() {
-            self.unlink(*directory, name);
-        }
-        if let Some(node) = self.nodes.get_mut(&directory) {
-            node.children.order.retain(|other| other != name);
+            let node = self.child(*directory, name).and_then(|number| self.nodes.get(&number));
+            let is_used = node.is_some_and(|node| !node.children.by_name.is_empty());
+            if !older || self.is_older(*directory, name) && !is_used {
+                self.unlink(*directory, name);
+            }
         }
     }
 
-    /// Takes an entry out of its directory, but not out of the order there.
     fn unlink(&mut self, directory: u32, name: &[u8]) {
         let Some(parent) = self.nodes.get_mut(&directory) else { return };
-        let Some((number, _)) = parent.children.by_name.remove(name) else { return };
-        let Some(node) = self.nodes.get_mut(&number) else { return };
+        let Some(child) = parent.children.by_name.remove(name) else { return };
+        parent.children.order.remove(&child.place);
+        self.held -= weight(name);
+        let Some(node) = self.nodes.get_mut(&child.number) else { return };
         node.links -= 1;
         if node.kind == Kind::Directory {
             // Its entry `..` goes as well.
@@ -291,92 +366,15 @@ impl FileSystem {
         } else if node.links > 0 {
             return;
         }
-        self.free(number);
+        self.free(child.number);
     }
 
     fn free(&mut self, number: u32) {
         if let Some(node) = self.nodes.remove(&number) {
+            self.held -= node.weight();
             let single = node.leaves.into_iter().chain(node.xattr_block).map(|block| block..block + 1);
             node.runs.into_iter().chain(single).for_each(|run| self.release(run));
             self.free_inodes.insert(number);
         }
-    }
-
-    /// Gives directories, extent trees and attributes the blocks that they need now.
-    pub(super) fn grow_metadata(&mut self) -> Result<(), Error> {
-        for number in self.nodes.keys().copied().collect::<Vec<_>>() {
-            let Some(node) = self.nodes.get(&number) else { continue };
-            let has: u64 = node.runs.iter().map(|run| run.end - run.start).sum();
-            let needs = match node.kind {
-                Kind::Directory => (self.directory(number, node).len() as u64).max(has),
-                _ => has,
-            };
-            let mut more = self.blocks.take(needs - has).ok_or_else(|| self.full())?;
-            let Some(node) = self.nodes.get_mut(&number) else { continue };
-            node.runs.append(&mut more);
-            if inode::extents(&node.runs).len() > MOST_EXTENTS {
-                return Err(refused(format!("inode {number}").as_bytes(), "is in too many pieces"));
-            }
-            let leaves = inode::leaf_count(&node.runs);
-            let xattrs = node.needs_xattr_block();
-            while self.nodes.get(&number).is_some_and(|node| node.leaves.len() < leaves) {
-                let block = self.blocks.take(1).and_then(|runs| Some(runs.first()?.start));
-                let block = block.ok_or_else(|| self.full())?;
-                self.nodes.entry(number).and_modify(|node| node.leaves.push(block));
-            }
-            let had = self.nodes.get(&number).and_then(|node| node.xattr_block);
-            let block = match (xattrs, had) {
-                (true, None) => {
-                    let block = self.blocks.take(1).and_then(|runs| Some(runs.first()?.start));
-                    Some(block.ok_or_else(|| self.full())?)
-                }
-                (false, Some(block)) => {
-                    self.release(block..block + 1);
-                    None
-                }
-                (_, same) => same,
-            };
-            self.nodes.entry(number).and_modify(|node| node.xattr_block = block);
-        }
-        Ok(())
-    }
-
-    /// The blocks of a directory.
-    pub(super) fn directory(&self, number: u32, node: &Node) -> Vec<Vec<u8>> {
-        let has: u64 = node.runs.iter().map(|run| run.end - run.start).sum();
-        let dots = [(&b"."[..], number), (&b".."[..], node.parent)];
-        let entries = node
-            .children
-            .order
-            .iter()
-            .filter_map(|name| Some((name.as_slice(), node.children.by_name.get(name)?.0)));
-        let mut blocks: Vec<Vec<u8>> = vec![Vec::new()];
-        let mut last = vec![0];
-        for (name, number) in dots.into_iter().chain(entries) {
-            let len = 8 + name.len().next_multiple_of(4);
-            if blocks.last().is_none_or(|block| block.len() + len > BLOCK_BYTES) {
-                blocks.push(Vec::new());
-                last.push(0);
-            }
-            let (Some(block), Some(last)) = (blocks.last_mut(), last.last_mut()) else { continue };
-            *last = block.len();
-            let kind = self.nodes.get(&number).map_or(0, |node| node.kind.file_type());
-            block.extend(number.to_le_bytes());
-            block.extend((len as u16).to_le_bytes());
-            block.extend([name.len() as u8, kind]);
-            block.extend(name);
-            block.resize(*last + len, 0);
-        }
-        // Blocks that a directory had once stay, empty.
-        while (blocks.len() as u64) < has {
-            blocks.push(Vec::new());
-            last.push(0);
-        }
-        // The last entry of a block has the rest of it.
-        for (block, last) in blocks.iter_mut().zip(last) {
-            block.resize(BLOCK_BYTES, 0);
-            block[last + 4..last + 6].copy_from_slice(&((BLOCK_BYTES - last) as u16).to_le_bytes());
-        }
-        blocks
     }
 }

@@ -1,6 +1,8 @@
 //! Whole disks of others: raw, and qcow2 with what it stands on, as far as that lies beside it.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +12,12 @@ use vm_memory::GuestAddress;
 use super::Format;
 use crate::disk::{self, Disk, Request, State};
 use crate::image::commit::{Change, Commit};
-use crate::image::layer;
 use crate::image::lease::Lease;
 use crate::image::manifest::Descriptor;
 use crate::image::store::Store;
 use crate::image::{Error, MAX_DISK};
-use crate::memory::{Buffers, Pages, allocate};
-use crate::sys::file::{next_data, next_hole};
+use crate::memory::{Buffers, Memory, Pages, allocate};
+use crate::sys::file::{next_data, next_hole, room};
 
 /// How much of a disk is looked at at once.
 const STEP: u64 = 1 << 20;
@@ -68,13 +69,6 @@ impl Store {
     /// # Errors
     /// When it is damaged, stands on something else, or the host refuses.
     pub fn import_qcow2(&self, lease: &mut Lease, from: &Path, about: &Commit) -> Result<Descriptor, Error> {
-        // What was exported here is in a form that imago does not read.
-        let file = File::open(from).map_err(Error::io("open", from))?;
-        if layer::is_one(&file) {
-            let upload = self.upload()?;
-            let (size, _) = layer::read(&file, upload.file(), MAX_DISK)?;
-            return self.import_data(lease, upload.file(), size, about);
-        }
         let config =
             disk::Config { read_only: true, format: Some(disk::Format::Qcow2), ..disk::Config::new(from) };
         let mut disk = disk::Qcow2::open(&config)?;
@@ -83,28 +77,29 @@ impl Store {
             return Err(Error::invalid(from.display().to_string(), format!("it is of {size} bytes")));
         }
         let upload = self.upload()?;
-        let writing = || Error::io("write", upload.path());
-        upload.file().set_len(size).map_err(writing())?;
-        let memory = allocate(&[(GuestAddress(0), STEP)], Pages::Transparent).map_err(std::io::Error::other);
-        let memory = Arc::new(memory.map_err(Error::io("read", from))?);
-        let (mut bytes, mut done) = (vec![0; STEP as usize], Vec::new());
-        for at in (0..size).step_by(STEP as usize) {
-            self.tell("reading", at, Some(size));
-            let part = &mut bytes[..STEP.min(size - at) as usize];
-            let mut buffers = Buffers::new(&memory);
-            // It lies within `memory` by its length.
-            let _ = buffers.push(GuestAddress(0), part.len());
-            disk.submit(0, Request::Read { offset: at, buffers });
-            disk.finished(&mut done);
-            for disk::Done { request, result, .. } in done.drain(..) {
-                result.map_err(Error::io("read", from))?;
-                if let Request::Read { buffers, .. } = request {
-                    buffers.read_at(0, part);
-                }
+        let reading = || Error::io("read", from);
+        let room = room(upload.file()).map_err(Error::io("look at", upload.path()))?;
+        // Clusters may share places: a small file can have very much.
+        let (mut bytes, mut at) = (0, 0);
+        while let Some(data) = disk.next_data(at).map_err(reading())? {
+            (bytes, at) = (bytes + data.end - data.start, data.end);
+            if bytes > room {
+                let reason = format!("it has more than {room} bytes of data, for which there is no room");
+                return Err(Error::invalid(from.display().to_string(), reason));
             }
-            for (index, block) in part.chunks(4096).enumerate() {
+        }
+        upload.file().set_len(size).map_err(Error::io("write", upload.path()))?;
+        let memory = allocate(&[(GuestAddress(0), STEP)], Pages::Transparent).map_err(io::Error::other);
+        let memory = Arc::new(memory.map_err(reading())?);
+        let mut at = 0;
+        while let Some(data) = disk.next_data(at).map_err(reading())? {
+            self.tell("reading", data.start, Some(size));
+            at = data.end.min(data.start + STEP);
+            let bytes = read(&mut disk, data.start..at, &memory).map_err(reading())?;
+            for (index, block) in bytes.chunks(4096).enumerate() {
                 if block.iter().any(|&byte| byte != 0) {
-                    upload.file().write_all_at(block, at + index as u64 * 4096).map_err(writing())?;
+                    let place = data.start + index as u64 * 4096;
+                    upload.file().write_all_at(block, place).map_err(Error::io("write", upload.path()))?;
                 }
             }
         }
@@ -127,4 +122,21 @@ impl Store {
             _ => self.import_raw(lease, from, about),
         }
     }
+}
+
+/// Reads at most [`STEP`] bytes of a disk, through `memory`.
+fn read(disk: &mut disk::Qcow2, place: Range<u64>, memory: &Arc<Memory>) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut done) = (vec![0; (place.end - place.start) as usize], Vec::new());
+    let mut buffers = Buffers::new(memory);
+    // It lies within `memory` by its length.
+    let _ = buffers.push(GuestAddress(0), bytes.len());
+    disk.submit(0, Request::Read { offset: place.start, buffers });
+    disk.finished(&mut done);
+    for disk::Done { request, result, .. } in done {
+        result?;
+        if let Request::Read { buffers, .. } = request {
+            buffers.read_at(0, &mut bytes);
+        }
+    }
+    Ok(bytes)
 }

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::source::Part;
-use super::tar::Archive;
+use super::source::{MAX_DOCUMENT, Part, is_saved};
 use crate::image::Error;
+use crate::image::tar::Archive;
 
 /// The form of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,7 @@ impl Format {
             };
         }
         let foreign: [(&[u8], &str); 5] = [
+            // The library for disks reads VMDK files of flat extents alone, which are not what others export.
             (b"KDMV", "VMDK"),
             (b"# Disk DescriptorFile", "VMDK"),
             (b"vhdxfile", "VHDX"),
@@ -76,16 +77,18 @@ impl Format {
         let mut first = Vec::new();
         part.open().map_err(reading())?.take(512).read_to_end(&mut first).map_err(reading())?;
         // A header's checksum is right, or it is no archive.
-        if !matches!(Archive::new(first.as_slice(), u64::MAX).next(), Ok(Some(_))) {
-            return match is_compressed {
-                true => Err(Error::invalid(what, "it is compressed and no archive: decompress it first")),
-                false => Ok(Format::Raw),
-            };
+        match Archive::new(first.as_slice(), u64::MAX).next() {
+            Ok(Some(entry)) if is_compressed && begins_container(&entry.path) => Err(Error::invalid(
+                what,
+                "it is a compressed archive of a container image: decompress it first, or say --format rootfs",
+            )),
+            Ok(Some(_)) if is_compressed => Ok(Format::Rootfs),
+            Ok(Some(_)) => Self::of_archive(part),
+            _ if is_compressed => {
+                Err(Error::invalid(what, "it is compressed and no archive: decompress it first"))
+            }
+            _ => Ok(Format::Raw),
         }
-        if is_compressed {
-            return Ok(Format::Rootfs);
-        }
-        Self::of_archive(part)
     }
 
     /// Looks for the files that tell, up to the end of the archive.
@@ -95,7 +98,14 @@ impl Format {
         let (mut layout, mut seen) = (false, 0);
         while let Some(entry) = archive.next()? {
             match entry.path.strip_prefix(b"./").unwrap_or(&entry.path) {
-                b"manifest.json" => return Ok(Format::DockerArchive),
+                b"manifest.json" => {
+                    let mut bytes = Vec::new();
+                    let read = (&mut archive).take(MAX_DOCUMENT).read_to_end(&mut bytes);
+                    read.map_err(Error::io("read", Path::new("the archive")))?;
+                    if is_saved(&bytes) {
+                        return Ok(Format::DockerArchive);
+                    }
+                }
                 b"oci-layout" => layout = true,
                 _ => {}
             }
@@ -107,4 +117,12 @@ impl Format {
         }
         Ok(if layout { Format::Oci } else { Format::Rootfs })
     }
+}
+
+/// Whether an archive whose first entry this is looks like one of a container image.
+fn begins_container(path: &[u8]) -> bool {
+    let path = path.strip_prefix(b"./").unwrap_or(path);
+    let first = path.split(|&byte| byte == b'/').next().unwrap_or_default();
+    matches!(first, b"blobs" | b"oci-layout" | b"index.json" | b"manifest.json" | b"repositories")
+        || first.len() >= 64 && first[..64].iter().all(u8::is_ascii_hexdigit)
 }

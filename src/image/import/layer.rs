@@ -2,9 +2,9 @@
 
 use std::io::Read;
 
-use super::tar::{Archive, Entry, Kind};
 use crate::image::Error;
 use crate::image::ext4::{self, Attributes, FileSystem};
+use crate::image::tar::{Archive, Found, Kind};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -28,7 +28,7 @@ pub fn apply(fs: &mut FileSystem, from: impl Read, limit: u64) -> Result<(), Err
     Err(Error::invalid("The archive", format!("it has more than {MOST_ENTRIES} entries")))
 }
 
-fn put(fs: &mut FileSystem, entry: Entry, content: &mut impl Read) -> Result<(), Error> {
+fn put(fs: &mut FileSystem, entry: Found, content: &mut impl Read) -> Result<(), Error> {
     let path = entry.path.strip_suffix(b"/").unwrap_or(&entry.path);
     let (directory, name) = match path.iter().rposition(|&byte| byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),

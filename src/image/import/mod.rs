@@ -11,7 +11,6 @@ mod disk;
 mod format;
 mod layer;
 mod source;
-pub(super) mod tar;
 #[cfg(test)]
 mod tests;
 

@@ -8,14 +8,14 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::tar::{Archive, Kind};
 use crate::image::config::{Process, Version};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::manifest::{Descriptor, INDEX, Manifest};
+use crate::image::tar::{Archive, Kind};
 use crate::image::{Error, Index, Store};
 
 /// The largest document in an archive.
-const MAX_DOCUMENT: u64 = 16 << 20;
+pub(super) const MAX_DOCUMENT: u64 = 16 << 20;
 
 /// A container image whose layers can be read.
 pub struct Container {
@@ -45,6 +45,8 @@ struct Document {
     created: Option<String>,
     architecture: String,
     #[serde(default)]
+    os: Option<String>,
+    #[serde(default)]
     config: Option<Process>,
     rootfs: RootFs,
     #[serde(default)]
@@ -70,13 +72,19 @@ fn is_index(found: &Descriptor) -> bool {
     found.media_type == INDEX || found.media_type.ends_with("manifest.list.v2+json")
 }
 
-fn refuse_ours(manifest: &Manifest, what: &str) -> Result<(), Error> {
+fn refuse_ours(manifest: &Manifest, what: &str, load: &str) -> Result<(), Error> {
     match manifest.is_ours() {
         true => {
-            Err(Error::invalid(what, "it holds an image of machines and not of containers: use `rvmm load`"))
+            let reason = format!("it holds an image of machines and not of containers: use `{load}`");
+            Err(Error::invalid(what, reason))
         }
         false => Ok(()),
     }
+}
+
+/// Whether these bytes are the manifest.json of `docker save`: others have a file of that name, too.
+pub(super) fn is_saved(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<Vec<Saved>>(bytes).is_ok()
 }
 
 /// The regular files in an archive that is not compressed.
@@ -225,6 +233,9 @@ impl Container {
             let reason = format!("it is for {}, not for amd64", document.architecture);
             return Err(Error::invalid(what, reason));
         }
+        if let Some(os) = document.os.filter(|os| os != "linux") {
+            return Err(Error::invalid(what, format!("it is for {os}, not for linux")));
+        }
         let diff_ids = document.rootfs.diff_ids;
         if diff_ids.len() != layers.len() {
             return Err(Error::invalid(
@@ -286,7 +297,7 @@ impl Container {
             image = found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))?;
         }
         let manifest = Manifest::parse(&read(&image)?, &format!("Manifest {}", image.digest))?;
-        refuse_ours(&manifest, &entries.what)?;
+        refuse_ours(&manifest, &entries.what, "rvmm load")?;
         let layers = manifest.layers.iter().map(|layer| entries.part(&blob(&layer.digest)));
         let layers = layers.collect::<Result<_, _>>()?;
         Container::new(&read(&manifest.config)?, &format!("Configuration {}", manifest.config.digest), layers)
@@ -318,7 +329,8 @@ impl Container {
             image = found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))?;
         }
         let manifest: Manifest = store.manifest(&image)?;
-        refuse_ours(&manifest, &store.path().display().to_string())?;
+        let place = store.path().display().to_string();
+        refuse_ours(&manifest, &place, &format!("tar -C {place} -c . | rvmm load"))?;
         let config = store.read_document(&manifest.config)?;
         let open = |layer: &Descriptor| {
             let file = store.open_blob(&layer.digest)?;

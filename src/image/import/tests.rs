@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::UNIX_EPOCH;
 
-use super::tar::{Archive, Kind};
 use super::*;
+use crate::image::tar::{Archive, Kind};
 use crate::image::{Digest, Name, Unpacked};
 
 const SIZE: u64 = 256 << 20;
@@ -310,4 +310,95 @@ fn no_damage_panics() {
             assert!(entry.kind == Kind::File || entry.size == 0);
         }
     }
+}
+
+#[test]
+fn formats_are_known_by_what_is_in_them() {
+    let detect = |bytes: &[u8]| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        Format::detect(file.path())
+    };
+    let saved = std::fs::read(docker_archive(&layers()).path()).unwrap();
+    assert_eq!(detect(&saved).unwrap(), Format::DockerArchive);
+    // A file of that name in a root file system is something else.
+    let web =
+        archive(&[entry("manifest.json", b'0', "", br#"{"name": "app"}"#), entry("etc/", b'5', "", b"")]);
+    assert_eq!(detect(&web).unwrap(), Format::Rootfs);
+    let hex = "0123456789abcdef".repeat(4);
+    for first in ["blobs/", "./oci-layout", &format!("{hex}/"), &format!("{hex}.json")] {
+        let error = detect(&gzip(&archive(&[entry(first, b'0', "", b"")]))).unwrap_err().to_string();
+        assert!(error.contains("decompress it first"), "{first}: {error}");
+    }
+    assert_eq!(detect(&gzip(&layers()[0])).unwrap(), Format::Rootfs);
+}
+
+#[test]
+fn images_of_other_systems_are_refused() {
+    let saved = std::fs::read(docker_archive(&layers()).path()).unwrap();
+    let at = saved.windows(5).position(|window| window == b"linux").unwrap();
+    let mut other = saved.clone();
+    other[at..at + 5].copy_from_slice(b"plan9");
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&other).unwrap();
+    let error = Container::from_archive(file.path(), None).map(drop).unwrap_err().to_string();
+    assert!(error.contains("for plan9, not for linux"), "{error}");
+}
+
+#[test]
+fn exported_disks_are_read_as_disks() {
+    let (directory, store) = store();
+    let mut lease = store.lease().unwrap();
+    let raw = directory.path().join("raw");
+    let file = File::create(&raw).unwrap();
+    {
+        use std::os::unix::fs::FileExt;
+        // Over two tables, and to an end within a cluster.
+        file.set_len((600 << 20) + 4096 + 512).unwrap();
+        for (at, len) in [(0, 5000), (70_000, 200_000), (530 << 20, 9), ((600 << 20) + 4096, 512)] {
+            file.write_all_at(&vec![at as u8 | 1; len], at).unwrap();
+        }
+    }
+    let image = store.import_raw(&mut lease, &raw, &Commit::new(UNIX_EPOCH)).unwrap();
+    let path = directory.path().join("out.qcow2");
+    store.export_qcow2(&image, &File::create(&path).unwrap(), u64::MAX).unwrap();
+    assert!(path.metadata().unwrap().len() < 2 << 20);
+    // As `--disk` opens it, clusters in the order of the disk; and back, the same image.
+    let again = store.import_qcow2(&mut lease, &path, &Commit::new(UNIX_EPOCH)).unwrap();
+    assert_eq!(again, image);
+    let checked = Command::new("qemu-img").args(["check", "-q"]).arg(&path).status();
+    match checked {
+        Ok(status) => assert!(status.success()),
+        Err(_) => crate::testing::skip("no qemu-img, which is to check what was exported"),
+    }
+}
+
+#[test]
+fn small_qcow2_files_are_no_large_disks() {
+    let (directory, store) = store();
+    let mut lease = store.lease().unwrap();
+    // 8 TiB in 16 Ki parts with one table, all of whose clusters are the same one.
+    let (cluster, parts) = (1u64 << 16, 1u64 << 14);
+    let mut bytes = vec![0; 64 << 16];
+    let mut put = |at: u64, field: &[u8]| bytes[at as usize..][..field.len()].copy_from_slice(field);
+    put(0, &[b'Q', b'F', b'I', 0xfb, 0, 0, 0, 2]);
+    put(20, &16u32.to_be_bytes());
+    put(24, &(parts << 29).to_be_bytes());
+    put(36, &(parts as u32).to_be_bytes());
+    put(40, &(8 * cluster).to_be_bytes());
+    put(48, &cluster.to_be_bytes());
+    put(56, &1u32.to_be_bytes());
+    put(cluster, &(2 * cluster).to_be_bytes());
+    let table = |place: u64, count: u64| place.to_be_bytes().repeat(count as usize);
+    put(8 * cluster, &table(3 * cluster, parts));
+    put(3 * cluster, &table(4 * cluster, cluster / 8));
+    let path = directory.path().join("bomb.qcow2");
+    std::fs::write(&path, &bytes).unwrap();
+    let import = |lease: &mut Lease| store.import_qcow2(lease, &path, &Commit::new(UNIX_EPOCH));
+    let error = import(&mut lease).unwrap_err().to_string();
+    assert!(error.contains("room"), "{error}");
+    // The same size without data is done at once.
+    bytes[8 << 16..10 << 16].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    import(&mut lease).unwrap();
 }

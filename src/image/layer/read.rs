@@ -1,5 +1,6 @@
 //! Unpacks a layer in canonical form. Layers come from anywhere: nothing in them is believed.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -10,6 +11,7 @@ use super::*;
 use crate::disk::State;
 use crate::image::Error;
 use crate::image::layer::write::Written;
+use crate::sys;
 
 struct Reader<'a> {
     from: &'a File,
@@ -18,9 +20,8 @@ struct Reader<'a> {
     scan: Scan,
     /// Where the next compressed cluster begins.
     compressed: u64,
-    /// How much may still be written.
-    left: u64,
-    limit: u64,
+    /// The parts of plain clusters that were taken.
+    taken: BTreeMap<u64, u64>,
 }
 
 fn invalid(reason: impl Into<String>) -> Error {
@@ -38,17 +39,11 @@ fn writing(source: io::Error) -> Error {
     Error::Io { doing: "unpack to", path: "a disk layer".into(), source }
 }
 
-/// Whether a file begins as a layer in this form.
-pub fn is_one(from: &File) -> bool {
-    let mut bytes = [0; header::LEN];
-    from.read_exact_at(&mut bytes, 0).is_ok() && Header::parse(&bytes).is_some()
-}
-
 /// Unpacks the layer in `from` to the empty file `to`, in which every data block has its place on the disk.
 /// Returns the disk's size and what the layer holds.
 ///
 /// # Errors
-/// When the layer is not in canonical form, or has more than `limit` bytes of data.
+/// When the layer is not in canonical form, has more than `limit` bytes of data, or there is no room for it.
 pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error> {
     let mut bytes = [0; header::LEN];
     from.read_exact_at(&mut bytes, 0).map_err(reading)?;
@@ -60,8 +55,19 @@ pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error>
         return Err(invalid("its tables do not fit in it"));
     }
     to.set_len(header.size).map_err(writing)?;
-    let mut reader = Reader { from, to, header, scan: Scan::default(), compressed: 0, left: limit, limit };
+    let mut reader =
+        Reader { from, to, header, scan: Scan::default(), compressed: 0, taken: BTreeMap::new() };
     let found = reader.tables(tables)?;
+    let bytes = found.iter().map(|(_, place)| reader.measure(*place)).sum::<Result<u64, _>>()?;
+    if bytes > limit {
+        return Err(Error::TooLarge { what: "A disk layer".into(), limit });
+    }
+    // Before the host's disk is full, not after.
+    let room = sys::file::room(to).map_err(writing)?;
+    if bytes > room {
+        let reason = format!("it unpacks to {bytes} bytes, and there is room for {room}");
+        return Err(writing(io::Error::new(io::ErrorKind::StorageFull, reason)));
+    }
     for (index, place) in found {
         reader.table(index, place)?;
     }
@@ -89,17 +95,28 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    fn table(&mut self, index: u64, place: u64) -> Result<(), Error> {
+    /// The entries of an L2 table that say something: number, descriptor and bitmap.
+    fn entries(&self, place: u64) -> Result<Vec<(u64, u64, u64)>, Error> {
         let mut bytes = vec![0; CLUSTER_BYTES];
         self.from.read_exact_at(&mut bytes, place).map_err(reading)?;
+        let words = bytes.as_chunks::<16>().0.iter().map(|bytes| u128::from_be_bytes(*bytes));
+        let entries = (0..).zip(words).filter(|(_, word)| *word != 0);
+        Ok(entries.map(|(number, word)| (number, (word >> 64) as u64, word as u64)).collect())
+    }
+
+    /// The most bytes that a table's clusters unpack to.
+    fn measure(&self, place: u64) -> Result<u64, Error> {
+        let bytes = |(_, descriptor, bitmap): &(u64, u64, u64)| match descriptor & COMPRESSED {
+            0 => u64::from((*bitmap as u32).count_ones()) * BLOCK / u64::from(PARTS),
+            _ => CLUSTER,
+        };
+        Ok(self.entries(place)?.iter().map(bytes).sum())
+    }
+
+    fn table(&mut self, index: u64, place: u64) -> Result<(), Error> {
         let mut cluster = vec![0; CLUSTER_BYTES];
-        for (entry, bytes) in bytes.as_chunks::<16>().0.iter().enumerate() {
-            let number = index * L2_ENTRIES + entry as u64;
-            let word = u128::from_be_bytes(*bytes);
-            let (descriptor, bitmap) = ((word >> 64) as u64, word as u64);
-            if word == 0 {
-                continue;
-            }
+        for (entry, descriptor, bitmap) in self.entries(place)? {
+            let number = index * L2_ENTRIES + entry;
             let count = blocks(self.header.size).saturating_sub(number * BLOCKS).min(BLOCKS);
             let (data, zeroes) = if descriptor & COMPRESSED != 0 {
                 self.decompress(descriptor, bitmap, &mut cluster)?;
@@ -127,8 +144,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Takes a compressed cluster, which begins where the one before ended: no byte is used twice, so a small file
-    /// cannot be a large disk for nothing.
+    /// Takes a compressed cluster, which begins where the one before ended: no byte is used twice.
     fn decompress(&mut self, descriptor: u64, bitmap: u64, cluster: &mut [u8]) -> Result<(), Error> {
         let start = descriptor & ((1 << SECTORS_SHIFT) - 1);
         let further = descriptor >> SECTORS_SHIFT & 0x3f;
@@ -164,6 +180,12 @@ impl Reader<'_> {
             if !place.is_multiple_of(CLUSTER) || place < CLUSTER || place >= self.header.refcounts {
                 return Err(invalid("a cluster is outside"));
             }
+            // Clusters share a place, but no part of it.
+            let taken = self.taken.entry(place).or_default();
+            if *taken & data != 0 {
+                return Err(invalid("its clusters overlap"));
+            }
+            *taken |= data;
             self.from.read_exact_at(cluster, place).map_err(reading)?;
         }
         Ok((data, zeroes))
@@ -173,10 +195,6 @@ impl Reader<'_> {
         if self.scan.block(block, state, bytes) != State::Data {
             return Ok(());
         }
-        self.left = self
-            .left
-            .checked_sub(BLOCK)
-            .ok_or_else(|| Error::TooLarge { what: "A disk layer".into(), limit: self.limit })?;
         let at = block * BLOCK;
         let len = BLOCK.min(self.header.size - at) as usize;
         self.to.write_all_at(&bytes[..len], at).map_err(writing)

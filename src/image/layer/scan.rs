@@ -63,7 +63,7 @@ pub fn without_zeroes(
         while at < run.end.min(size) {
             let end = (at + CLUSTER).min(size);
             let part = &mut bytes[..(end - at) as usize];
-            read(from, at, part)?;
+            read_sparse(from, at, part)?;
             if !is_zero(part) {
                 append(&mut kept, at..end, State::Data);
             }
@@ -84,15 +84,15 @@ pub fn diff_id(raw: &File, runs: &[Run]) -> io::Result<Digest> {
             continue;
         }
         for block in run.start..run.end() {
-            read(raw, block * BLOCK, &mut bytes)?;
+            read_sparse(raw, block * BLOCK, &mut bytes)?;
             scan.block(block, State::Data, &bytes);
         }
     }
     Ok(scan.end(size).1)
 }
 
-/// Reads bytes; those beyond the end of the file are zeroes.
-pub fn read(from: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+/// Reads from a sparse file; zeroes at its end need not be there.
+pub fn read_sparse(from: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         match from.read_at(&mut bytes[done..], at + done as u64) {

@@ -9,7 +9,7 @@ use std::process::Command;
 use super::*;
 use crate::disk::State;
 use crate::image::Digest;
-use crate::testing::Random;
+use crate::testing::{Random, skip};
 
 const NO_LIMIT: u64 = u64::MAX;
 
@@ -56,9 +56,13 @@ fn bytes_of(file: &File) -> Vec<u8> {
     bytes
 }
 
+/// Asks qemu-img; false, and a word about it, where there is none.
 fn qemu_img(arguments: &[&str], files: &[&Path]) -> bool {
     let output = Command::new("qemu-img").args(arguments).args(files).output();
-    let Ok(output) = output else { return false };
+    let Ok(output) = output else {
+        skip("no qemu-img, which is to read layers as well");
+        return false;
+    };
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "qemu-img {arguments:?}: {said}");
@@ -180,4 +184,47 @@ fn large_layers_are_refused() {
     write(&file, 1 << 20, [(0..1 << 20, State::Data)], &packed, &mut |_, _| {}).unwrap();
     let error = read(&packed, &tempfile::tempfile().unwrap(), 1 << 19).unwrap_err();
     assert!(matches!(error, crate::image::Error::TooLarge { .. }), "{error}");
+}
+
+#[test]
+fn clusters_that_overlap_are_refused() {
+    // Two changed blocks at the same place of their clusters, which cannot share one in the file.
+    let file = tempfile::tempfile().unwrap();
+    let changes: Vec<_> = (0..2).map(|i| (i * CLUSTER..i * CLUSTER + BLOCK, State::Data)).collect();
+    changes.iter().for_each(|(bytes, _)| file.write_all_at(&[1; BLOCK as usize], bytes.start).unwrap());
+    let packed = tempfile::tempfile().unwrap();
+    write(&file, 1 << 20, changes, &packed, &mut |_, _| {}).unwrap();
+    let unpack = || read(&packed, &tempfile::tempfile().unwrap(), NO_LIMIT);
+    unpack().unwrap();
+    let mut entry = [0; 16];
+    packed.read_exact_at(&mut entry, 2 * CLUSTER).unwrap();
+    packed.write_all_at(&entry, 2 * CLUSTER + 16).unwrap();
+    assert!(unpack().unwrap_err().to_string().contains("overlap"));
+}
+
+#[test]
+fn what_has_no_room_is_refused_before() {
+    let to = tempfile::tempfile().unwrap();
+    let count = crate::sys::file::room(&to).unwrap() / (L2_ENTRIES * CLUSTER) + 1;
+    if count > 20_000 {
+        return skip("more room than a test can fill");
+    }
+    // Tables that say of every cluster that it is compressed: more than there is room for.
+    let size = 8 << 40;
+    let header = header::Header { size, refcounts: 0, refcount_clusters: 0 };
+    let tables = 1 + header.l1_clusters();
+    let end = (tables + count) * CLUSTER;
+    let header = header::Header { refcounts: end, refcount_clusters: 1, ..header };
+    let packed = tempfile::tempfile().unwrap();
+    packed.set_len(end + CLUSTER).unwrap();
+    packed.write_all_at(&header.bytes(), 0).unwrap();
+    let table: Vec<u8> = (0..L2_ENTRIES).flat_map(|_| (u128::from(COMPRESSED) << 64).to_be_bytes()).collect();
+    for index in 0..count {
+        let place = (tables + index) * CLUSTER;
+        packed.write_all_at(&(place | COPIED).to_be_bytes(), CLUSTER + index * 8).unwrap();
+        packed.write_all_at(&table, place).unwrap();
+    }
+    let error = read(&packed, &to, NO_LIMIT).unwrap_err();
+    let crate::image::Error::Io { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{source}");
 }

@@ -163,7 +163,7 @@ impl Writer<'_> {
     fn read(&self, block: u64, bytes: &mut [u8]) -> io::Result<()> {
         let len = bytes.len().min((self.size - block * BLOCK) as usize);
         bytes[len..].fill(0);
-        scan::read(self.from, block * BLOCK, &mut bytes[..len])
+        read_sparse(self.from, block * BLOCK, &mut bytes[..len])
     }
 
     /// Writes a cluster compressed if that makes it smaller by a sector.

@@ -1,26 +1,9 @@
-//! Writes tar archives, the same bytes for the same content (POSIX.1-2017, pax: ustar and pax interchange formats).
+//! Writes tar archives, the same bytes for the same content.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
-/// What an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A regular file; its content follows.
-    File = b'0' as isize,
-    /// Another name for an entry before.
-    HardLink = b'1' as isize,
-    /// A symbolic link.
-    Symlink = b'2' as isize,
-    /// A character device.
-    Character = b'3' as isize,
-    /// A block device.
-    Block = b'4' as isize,
-    /// A directory.
-    Directory = b'5' as isize,
-    /// A named pipe.
-    Fifo = b'6' as isize,
-}
+use super::Kind;
 
 /// The header of an entry.
 #[derive(Clone, Debug)]
@@ -125,7 +108,7 @@ fn pad(size: u64, to: &mut impl Write) -> io::Result<()> {
 }
 
 /// `LEN KEY=VALUE\n`, where the length counts its own digits.
-fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
+pub(super) fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = [b" ", key, b"=", value, b"\n"].concat();
     let mut len = rest.len() + 1;
     while rest.len() + len.to_string().len() != len {
@@ -157,41 +140,4 @@ fn header(entry: &Entry, kind: u8) -> [u8; 512] {
     let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     header
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::import::tar::{Archive, Kind as Read};
-    use super::*;
-
-    #[test]
-    fn what_is_written_is_read() {
-        let xattrs =
-            BTreeMap::from([(b"user.a".to_vec(), vec![0, 10, 61]), (b"user.b".to_vec(), vec![7; 90])]);
-        let path = [b"d/".to_vec(), vec![b'x'; 300]].concat();
-        let content = [5; 700];
-        let mut bytes = Vec::new();
-        let long = Entry {
-            uid: 3_000_000,
-            mode: 0o4755,
-            mtime: -5,
-            xattrs: &xattrs,
-            ..Entry::file(&path, content.len() as u64)
-        };
-        long.write(&mut &content[..], &mut bytes).unwrap();
-        let link = Entry { link: &path, kind: Kind::HardLink, ..Entry::file(b"hard", 0) };
-        link.write(&mut io::empty(), &mut bytes).unwrap();
-        let device = Entry { kind: Kind::Block, device: (259, 70_000), ..Entry::file(b"sda", 0) };
-        device.write(&mut io::empty(), &mut bytes).unwrap();
-        end(&mut bytes).unwrap();
-        let mut archive = Archive::new(bytes.as_slice(), u64::MAX);
-        let first = archive.next().unwrap().unwrap();
-        assert_eq!((first.path, first.uid, first.mode, first.mtime), (path.clone(), 3_000_000, 0o4755, -5));
-        assert_eq!((first.xattrs, first.size), (xattrs, 700));
-        let second = archive.next().unwrap().unwrap();
-        assert_eq!((second.kind, second.link), (Read::HardLink, path));
-        assert_eq!(archive.next().unwrap().unwrap().device, (259, 70_000));
-        assert!(archive.next().unwrap().is_none());
-        assert!(Entry::file(b"short", 9).write(&mut &b"no"[..], &mut Vec::new()).is_err());
-    }
 }

@@ -6,6 +6,9 @@ use std::process::Command;
 
 use super::*;
 
+mod hostile;
+mod journal;
+
 fn attributes(mode: u16) -> Attributes {
     Attributes { mode, uid: 1000, gid: 70_000, mtime: 1_700_000_000, xattrs: BTreeMap::new() }
 }
@@ -21,10 +24,14 @@ fn put_file(fs: &mut FileSystem, path: &str, content: &[u8]) {
     fs.fill(id, content.len() as u64, &mut &content[..]).unwrap();
 }
 
-fn tool(name: &str, arguments: &[&str], path: &Path) -> String {
+fn run(name: &str, arguments: &[&str], path: &Path) -> std::process::Output {
     let mut command = Command::new(name);
     command.env("PATH", format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap_or_default()));
-    let output = command.args(arguments).arg(path).output().expect("e2fsprogs is installed");
+    command.args(arguments).arg(path).output().expect("e2fsprogs is installed")
+}
+
+fn tool(name: &str, arguments: &[&str], path: &Path) -> String {
+    let output = run(name, arguments, path);
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name} {arguments:?}: {said}");
@@ -169,4 +176,139 @@ fn hostile_entries_are_refused() {
     for size in [0, 1 << 20, 16 << 40, u64::MAX] {
         assert!(FileSystem::new(size, tempfile::tempfile().unwrap()).is_err());
     }
+}
+
+#[test]
+fn whiteouts_hide_lower_layers_wherever_they_stand() {
+    let (mut fs, file) = new(16 << 20);
+    for path in ["a/sub/old", "a/sub/deep/old", "a/gone/old", "b/old", "b/kept/old", "c/old"] {
+        put_file(&mut fs, path, b"old");
+    }
+    fs.end_layer().unwrap();
+    // Named again, or only gone through, before the whiteout.
+    fs.put(b"a/sub", Kind::Directory, attributes(0o700)).unwrap();
+    put_file(&mut fs, "a/sub/deep/new", b"new");
+    fs.clear(b"a").unwrap();
+    fs.put(b"b", Kind::Directory, attributes(0o711)).unwrap();
+    put_file(&mut fs, "b/kept/new", b"new");
+    fs.remove(b"b").unwrap();
+    // Once more hides nothing more.
+    put_file(&mut fs, "a/late", b"new");
+    fs.clear(b"a").unwrap();
+    fs.clear(b"").unwrap();
+    fs.end_layer().unwrap();
+    check(&file);
+    let names = |path: &str| {
+        let said = ask(&file, &format!("ls -p {path}"));
+        let names = said.lines().filter_map(|line| line.split('/').nth(5));
+        names.filter(|name| !matches!(*name, "" | "." | "..")).map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(names("/"), ["a", "b"]);
+    assert_eq!(
+        (names("/a"), names("/a/sub"), names("/a/sub/deep")),
+        (vec!["sub".into(), "late".into()], vec!["deep".into()], vec!["new".to_string()])
+    );
+    assert_eq!((names("/b"), names("/b/kept")), (vec!["kept".into()], vec!["new".to_string()]));
+}
+
+#[test]
+fn links_lead_through_names_alone() {
+    let (mut fs, file) = new(16 << 20);
+    let long = [&[b'x'; 256][..], b"/y"].concat();
+    fs.put(b"link", Kind::Symlink(long), attributes(0o777)).unwrap();
+    assert!(fs.put(b"link/z", Kind::File, attributes(0o644)).is_err());
+    fs.end_layer().unwrap();
+    check(&file);
+}
+
+#[test]
+fn names_and_attributes_have_an_end() {
+    let (mut fs, _file) = new(64 << 20);
+    let with = |i: u32| {
+        let mut with = attributes(0o644);
+        with.xattrs.insert(b"user.a".into(), vec![i as u8; 3000]);
+        // What ext4 has no place for is not kept.
+        with.xattrs.insert(b"none.a".into(), vec![0; 1 << 20]);
+        with
+    };
+    for i in 0..300 {
+        fs.put(format!("{i}").as_bytes(), Kind::File, with(i)).unwrap();
+    }
+    assert!((900_000..1_200_000).contains(&fs.held), "{}", fs.held);
+    // As many more as there may be.
+    fs.held += 1 << 30;
+    assert!(matches!(fs.put(b"more", Kind::File, with(1)), Err(Error::Crowded)));
+    let target = Kind::Symlink(vec![b'x'; 4000]);
+    assert!(matches!(fs.put(b"more", target, attributes(0o777)), Err(Error::Crowded)));
+    assert!(matches!(fs.link(b"more", b"1"), Err(Error::Crowded)));
+    fs.held -= 1 << 30;
+    fs.layer += 1;
+    fs.clear(b"").unwrap();
+    assert_eq!(fs.held, 0, "what is removed is not counted any more");
+}
+
+#[test]
+fn acls_are_kept() {
+    let acl = |entries: &[(u16, u16, u32)]| {
+        let entry = |&(tag, permissions, id): &(u16, u16, u32)| {
+            [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+        };
+        [vec![2, 0, 0, 0], entries.iter().flat_map(entry).collect()].concat()
+    };
+    let all = u32::MAX;
+    let own = acl(&[(1, 6, all), (2, 4, 502), (4, 5, all), (8, 2, 7), (0x10, 7, all), (0x20, 0, all)]);
+    let mut with = attributes(0o640);
+    with.xattrs.insert(b"system.posix_acl_access".into(), own.clone());
+    let (mut fs, file) = new(16 << 20);
+    fs.put(b"file", Kind::File, with.clone()).unwrap();
+    with.xattrs.insert(b"system.posix_acl_default".into(), own.clone());
+    with.xattrs.insert(b"user.long".into(), vec![9; 500]);
+    fs.put(b"directory", Kind::Directory, with.clone()).unwrap();
+    let mut bad = with.clone();
+    bad.xattrs.insert(b"system.posix_acl_access".into(), vec![1; 12]);
+    assert!(fs.put(b"bad", Kind::File, bad).is_err());
+    fs.end_layer().unwrap();
+    check(&file);
+    // As e2fsprogs know it, which translate as the kernel does.
+    let hex: Vec<String> = own.iter().map(|byte| format!("{byte:02x}")).collect();
+    // Where there is no id, they have another one that is none.
+    let hex = hex.join(" ").replace("ff ff ff ff", "00 00 00 00");
+    let said = ask(&file, "ea_get -x /file system.posix_acl_access");
+    assert!(said.contains(&hex), "{said}");
+    let mut reader = Reader::open(file.reopen().unwrap()).unwrap().unwrap();
+    let root = reader.root().unwrap();
+    let number = reader.entries(&root).unwrap()[&b"directory"[..]];
+    assert_eq!(reader.inode(number).unwrap().xattrs, with.xattrs);
+}
+
+#[test]
+fn as_many_names_as_there_can_be() {
+    let (mut fs, file) = new(64 << 20);
+    put_file(&mut fs, "file", b"many");
+    (1..65_000).for_each(|i| fs.link(format!("{i}").as_bytes(), b"file").unwrap());
+    assert!(fs.link(b"one-more", b"file").is_err());
+    fs.end_layer().unwrap();
+    check(&file);
+    assert!(ask(&file, "stat /file").contains("Links: 65000"));
+}
+
+#[test]
+fn golden() {
+    let (mut fs, file) = new(32 << 20);
+    for i in 0..300u32 {
+        put_file(&mut fs, &format!("usr/{}/{i}", i % 7), &vec![i as u8; i as usize * 97]);
+    }
+    let mut with = attributes(0o755);
+    with.xattrs.insert(b"security.capability".into(), vec![1; 20]);
+    fs.put(b"bin", Kind::Symlink(b"usr/bin".into()), with.clone()).unwrap();
+    with.xattrs.insert(b"user.long".into(), vec![3; 300]);
+    fs.put(b"dev/null", Kind::Character(1, 3), with).unwrap();
+    fs.end_layer().unwrap();
+    fs.remove(b"usr/3").unwrap();
+    put_file(&mut fs, "usr/4/new", &[5; 70_000]);
+    fs.end_layer().unwrap();
+    check(&file);
+    // Another digest here means that images share no layers with those that older versions have made.
+    let digest = crate::image::Digest::of(&std::fs::read(file.path()).unwrap()).to_string();
+    assert_eq!(digest, "sha256:ed7b92412eac9f938d6d9fdfaa925698d23df213024b67c781c74a56fd780431");
 }
