@@ -9,8 +9,9 @@ use rvmm::disk::State;
 use rvmm::image::{Change, Commit, Store};
 
 use crate::bench::{Failure, Samples, World, timed};
+use crate::common::noise::noise;
 use crate::server::Registry;
-use crate::system::{self, System, noise, run};
+use crate::system::{self, System, run};
 use crate::{Figure, Row};
 
 const CHANGE: usize = 1_000_000;

@@ -3,3 +3,5 @@
 #[allow(dead_code)]
 #[path = "../../tests/common/host.rs"]
 pub mod host;
+#[path = "../../tests/common/noise.rs"]
+pub mod noise;

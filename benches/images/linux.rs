@@ -171,7 +171,7 @@ impl Ground<'_> {
         self.ticking("source")?;
         for round in 0..=runs {
             // A container's version is the archive of its upper directory, packed: less than any tool does.
-            let data = crate::system::noise(round as u64 + 900, CHANGE);
+            let data = crate::common::noise::noise(round as u64 + 900, CHANGE);
             fs::write(upper.join("data"), &data)?;
             let pack = || crate::system::pack(&upper, &self.world.path("captured.tar.gz"));
             let (packed, result) = timed(pack);

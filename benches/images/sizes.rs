@@ -29,7 +29,7 @@ pub fn measure(world: &World, system: &System, versions: usize, largest: usize) 
             // A file that is touched, and the data.
             fs::write(directory.join("srv/version"), version.to_string())?;
             if change > 0 {
-                let data = system::noise((change * 100 + version) as u64, change * 1_000_000);
+                let data = crate::common::noise::noise((change * 100 + version) as u64, change * 1_000_000);
                 fs::write(directory.join(format!("srv/data-{version}")), data)?;
             }
             upper += on_disk(&directory);

@@ -10,9 +10,10 @@ use rvmm::disk::State;
 use rvmm::image::{Change, Commit, Name, Store};
 
 use crate::bench::{Failure, World};
+use crate::common::noise::noise;
 use crate::proxy::Proxy;
 use crate::server::Registry;
-use crate::system::{self, Layer, System, noise, run};
+use crate::system::{self, Layer, System, run};
 use crate::{Figure, Row};
 
 const MB: f64 = 1e6;

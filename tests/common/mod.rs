@@ -7,6 +7,7 @@ pub mod bare;
 pub mod host;
 pub mod linux;
 pub mod machine;
+pub mod noise;
 pub mod pty;
 pub mod world;
 

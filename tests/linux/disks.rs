@@ -9,24 +9,13 @@ use tempfile::TempDir;
 
 use crate::common::host;
 use crate::common::linux::{NO_ROOT, guest, made, root_disk};
+use crate::common::noise::noise;
 use crate::need;
 
 const MIB: usize = 1 << 20;
 
 fn scratch() -> TempDir {
     TempDir::new().expect("a directory")
-}
-
-/// Bytes that look random (splitmix64) and are the same in every run.
-fn noise(size: usize) -> Vec<u8> {
-    let mut state = 1u64;
-    let words = std::iter::repeat_with(|| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word ^ (word >> 27)
-    });
-    words.take(size / 8).flat_map(u64::to_le_bytes).collect()
 }
 
 fn disk(directory: &TempDir, name: &str, content: &[u8]) -> PathBuf {
@@ -51,7 +40,7 @@ reboot -f";
 fn copies_are_whole_after_a_flush_a_restart_and_power_off() {
     need!(host::linux());
     let directory = scratch();
-    let source = noise(100 * MIB);
+    let source = noise(1, 100 * MIB);
     let (from, to) = (disk(&directory, "from", &source), directory.path().join("to"));
     fs::File::create(&to).and_then(|file| file.set_len(400 * MIB as u64)).expect("a disk");
     let machine = guest(COPY_AND_RESTART).memory("512M").words(NO_ROOT).disk(&to, "").disk(&from, ",ro");

@@ -7,7 +7,8 @@ use rvmm::image::{DISK_LAYER, Digest};
 use serde_json::{Value, json};
 
 use crate::common::host;
-use crate::home::{Home, noise};
+use crate::common::noise::noise;
+use crate::home::Home;
 use crate::need;
 use crate::proxy::Proxy;
 use crate::script::{Reply, Request, Script};

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::machine::{Ended, Machine};
+use crate::common::noise::noise;
 
 /// A user.
 pub struct Home {
@@ -82,16 +83,4 @@ impl Home {
         assert!(wrong.is_empty(), "{wrong:?}");
         self.store().resolve(name).ok().map(|image| image.digest)
     }
-}
-
-/// Bytes that nothing makes smaller (xorshift64*).
-pub fn noise(seed: u64, size: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
-    };
-    (0..size / 8).flat_map(|_| next()).collect()
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use rvmm::image::Digest;
 use serde_json::json;
 
+use crate::common::noise::noise;
 use crate::containers::{Container, layer};
-use crate::home::{Home, noise};
+use crate::home::Home;
 use crate::script::{Reply, Request, Script};
 
 fn container() -> Container {
