@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod ways;
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ struct Args {
     /// Largest machine that is saved, in MiB
     #[arg(long, default_value_t = 1024)]
     most: u64,
-    /// Measure only capture or restore; may be repeated
+    /// Measure only capture, restore or ways; may be repeated
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Write the figures to a file
@@ -44,6 +45,9 @@ fn main() -> Result<(), Failure> {
     }
     if wanted("restore") {
         figures["restore"] = restore(&world, args.runs)?;
+    }
+    if wanted("ways") {
+        figures["ways"] = ways::measure(256, args.runs)?;
     }
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_string_pretty(&figures)?)?;
