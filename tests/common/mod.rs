@@ -4,10 +4,12 @@
 #![allow(dead_code)]
 
 pub mod bare;
+pub mod filter;
 pub mod host;
 pub mod linux;
 pub mod machine;
 pub mod pty;
+pub mod stream;
 pub mod world;
 
 use std::io::Write;
