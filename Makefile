@@ -18,7 +18,7 @@ build: setup ## build target/release/rvmm
 .PHONY: guest
 guest: setup $(out)/initrd.img $(out)/initrd-6.12.img $(out)/rootfs.ext4 ## fetch a stock kernel, build an initramfs and a root disk for it
 
-system := guest/lib.sh guest/system guest/udhcpc guest/stamp.S guest/agent/Cargo.toml $(wildcard guest/agent/src/*.rs)
+system := guest/lib.sh guest/system guest/udhcpc guest/outb.S guest/agent/Cargo.toml $(wildcard guest/agent/src/*.rs)
 
 $(out)/fetched: guest/fetch
 	guest/fetch

@@ -38,8 +38,11 @@ atomically() {
     mv "$file.$$" "$file"
 }
 
-# hardware_kvm: whether Linux guests run on this machine's KVM directly.
-hardware_kvm() { grep -qwE 'svm|vmx' /proc/cpuinfo && [ -r /dev/kvm ] && [ -w /dev/kvm ]; }
+# hardware_kvm: whether Linux guests run on this machine's KVM directly. rvmm measures it; until it is built, the processor's word must do.
+hardware_kvm() {
+    local rvmm=$guest/../target/release/rvmm
+    if [ -x "$rvmm" ]; then "$rvmm" doctor >/dev/null 2>&1; else grep -qwE 'svm|vmx' /proc/cpuinfo && [ -r /dev/kvm ] && [ -w /dev/kvm ]; fi
+}
 
 # expand FILE: prints it decompressed; its magic number says how. Trailing bytes, which kernels append, are ignored.
 expand() {
@@ -111,7 +114,7 @@ system_into() {
     local root=$1
     mkdir -p "$root"/{sbin,etc/acpi/PWRF,root}
     busybox_into "$root"
-    cc -nostdlib -static -s -Wl,--build-id=none,-z,noseparate-code -o "$root/bin/stamp" "$guest/stamp.S"
+    cc -nostdlib -static -s -Wl,--build-id=none,-z,noseparate-code -o "$root/bin/outb" "$guest/outb.S"
     install -m 755 "$guest/system" "$root/sbin/init"
     install -m 755 "$guest/udhcpc" "$root/etc/udhcpc"
     install -m 755 "$(agent)" "$root/sbin/rvmm-agent"

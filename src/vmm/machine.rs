@@ -213,6 +213,8 @@ impl Machine {
 
     /// Lets the vCPUs run, and devices that held still move.
     pub fn resume(&self) {
+        // What found no room when the vCPUs were called away.
+        self.platform.serial.tell(&[]);
         if let Some(powered) = &self.powered {
             powered.vcpus.resume();
         }

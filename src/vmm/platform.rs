@@ -15,6 +15,7 @@ use crate::devices::boot_timer::BootTimer;
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_status::ExitStatus;
 use crate::devices::ged::Ged;
+use crate::devices::pci_address::PciAddress;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::Serial;
@@ -55,7 +56,7 @@ impl Platform {
     /// Puts every device in its place.
     pub fn attach(&self, buses: &mut Buses, notifier: &Notifier) -> Result<(), Overlap> {
         let notifier = || notifier.clone();
-        let devices: [(layout::Ports, Arc<dyn BusDevice>); 8] = [
+        let devices: [(layout::Ports, Arc<dyn BusDevice>); 9] = [
             (layout::SERIAL, self.serial.clone()),
             (layout::I8042, Arc::new(I8042(notifier()))),
             (layout::DEBUG_CONSOLE, Arc::new(DebugConsole(self.serial.clone()))),
@@ -64,6 +65,7 @@ impl Platform {
             (layout::EXIT_STATUS, Arc::new(ExitStatus(notifier()))),
             (layout::POWER, Arc::new(Power(notifier()))),
             (layout::GED, self.ged.clone()),
+            (layout::PCI_ADDRESS, Arc::new(PciAddress::default())),
         ];
         for (ports, device) in devices {
             buses.pio.insert(ports.start.into(), ports.count.into(), device)?;

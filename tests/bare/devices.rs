@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::common::bare::{guest, kernel};
+use crate::common::eventually;
 use crate::common::host;
 use crate::common::machine::Machine;
 use crate::common::world;
@@ -291,6 +292,65 @@ fn hostile_drivers_of_a_network_interface() {
 fn hostile_drivers_of_the_random_numbers() {
     need!(host::kvm());
     guest("hostile slot=0").cpus(2).run().passed("hostile").said("hostile: device 4\n");
+}
+
+/// A disk of 1 MiB on a file system with room for 16 KiB of it, until `ballast` is removed.
+const FULL: &str = "mount -t tmpfs -o size=64k none /mnt
+truncate -s 1M /mnt/disk; head -c 48k /dev/zero >/mnt/ballast; ";
+
+#[test]
+fn a_host_without_space_pauses_the_machine_and_it_goes_on() {
+    need!(host::kvm(), world::offered());
+    for engine in ENGINES {
+        let machine = Machine::in_world(kernel(), "none", FULL).option("--name", "one");
+        let disk = Path::new("/mnt/disk");
+        let machine = machine.disk(disk, &format!(",engine={engine}"));
+        let machine = machine.words("test=blk mode=write seed=3 first=0 sectors=64").start();
+        let told = machine.complains("no space left on the host");
+        assert!(told.contains("disk vda"), "{told}");
+        let state = machine.command(&["ps"]).out;
+        assert!(state.contains("stalled"), "{state}");
+        // Without any space it stalls again.
+        assert_eq!(machine.command(&["resume", "one"]).status, 0);
+        assert!(eventually(|| machine.command(&["ps"]).out.contains("stalled")));
+        let outside = PathBuf::from(format!("/proc/{}/root/mnt", machine.pid()));
+        fs::remove_file(outside.join("ballast")).expect("the ballast");
+        // What it holds at the end goes with the mount, so it is looked at through a descriptor.
+        let disk = File::open(outside.join("disk")).expect("the disk");
+        assert_eq!(machine.command(&["resume", "one"]).status, 0);
+        machine.finish().passed("blk");
+        let mut written = vec![0; 64 * 512];
+        disk.read_exact_at(&mut written, 0).expect("the disk");
+        assert!(
+            written.chunks(512).all(|sector| sector.iter().any(|&byte| byte != 0)),
+            "all of it is written"
+        );
+    }
+}
+
+#[test]
+fn where_io_uring_is_refused_disks_work_without() {
+    need!(host::kvm());
+    let disks = Disks::new();
+    let disk = disks.raw("disk", 1 << 20);
+    guest("blk").without_uring().disk(&disk, "").run().passed("blk");
+    guest("blk").without_uring().disk(&disk, ",engine=uring").run().refused(&["io_uring", "engine=sync"]);
+}
+
+#[test]
+fn the_network_without_being_asked_for() {
+    need!(host::kvm());
+    let machine = || Machine::rvmm().arg("--json").option("--kernel", kernel()).words("test=hello");
+    let without = machine().env("PATH", "/nonexistent").run();
+    without.passed("hello");
+    assert!(without.err.contains("the machine has no network: passt is not installed"), "{without}");
+    if host::program("passt").is_ok() {
+        let with = machine().option("--name", "one").words("end=hlt").start();
+        with.says("OK hello");
+        let inspected: serde_json::Value =
+            serde_json::from_str(&with.command(&["inspect", "one"]).out).expect("JSON");
+        assert!(inspected[0]["config"]["network-interfaces"][0]["user"].is_object(), "{inspected}");
+    }
 }
 
 #[test]

@@ -31,11 +31,34 @@ fn hello_by_both_boot_protocols() {
 fn the_command_line_arrives() {
     need!(host::kvm());
     let ended = guest("hello").words("some=word  a-b=\"c d\"").run();
-    ended.passed("hello").said("pci=off").said("test=hello some=word  a-b=\"c d\"\n");
-    let long = "x".repeat(3000);
+    ended.passed("hello").said("pci=conf1,noearly").said("test=hello some=word  a-b=\"c d\"\n");
+    let long = "x".repeat(1900);
     guest("hello").words(&*long).run().passed("hello").said(&long);
     let only = Machine::new(crate::common::bare::kernel()).option("--cmdline-only", "test=hello").run();
     only.passed("hello").said("cmdline: test=hello\n");
+}
+
+#[test]
+fn milestones_are_written_with_their_times() {
+    need!(host::kvm());
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("milestones");
+    let milestones = |test: &str| -> Vec<(String, u64)> {
+        guest(test).option("--boot-timer", &path).run().passed("stamp");
+        let lines = std::fs::read_to_string(&path).expect("a file");
+        let line = |line: &str| -> serde_json::Value { serde_json::from_str(line).expect("JSON") };
+        lines
+            .lines()
+            .map(line)
+            .map(|line| (line["milestone"].to_string(), line["monotonic_ns"].as_u64().expect("a time")))
+            .collect()
+    };
+    let reached = milestones("stamp");
+    let names: Vec<_> = reached.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["\"first-run\"", "\"kernel\"", "\"ready\""]);
+    assert!(reached.is_sorted_by_key(|(_, time)| *time), "{reached:?}");
+    // A guest that writes them for ever does not fill the host's memory.
+    assert_eq!(milestones("stamp count=5000").len(), 1 + 1024);
 }
 
 #[test]

@@ -7,17 +7,18 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::io::Write;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{PATIENCE, host, world};
+use super::stream::Stream;
+use super::{PATIENCE, filter, host, world};
 
 /// A machine to be started.
 pub struct Machine {
@@ -101,6 +102,13 @@ impl Machine {
         self
     }
 
+    /// The kernel refuses io_uring to it, as container engines have it.
+    pub fn without_uring(mut self) -> Self {
+        // SAFETY: the calls are safe between fork and exec.
+        unsafe { self.command.pre_exec(filter::refuse_uring) };
+        self
+    }
+
     /// How long it may run before it counts as hanging.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -132,66 +140,6 @@ impl Machine {
         let err = Stream::new(child.stderr.take().expect("a pipe"));
         let stdin = child.stdin.take();
         Running { child, stdin, out, err, home: self.home, deadline: Instant::now() + self.limit }
-    }
-}
-
-/// What a process writes, collected by a thread.
-struct Stream {
-    shared: Arc<(Mutex<Text>, Condvar)>,
-    reader: Option<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Text {
-    bytes: Vec<u8>,
-    ended: bool,
-}
-
-impl Stream {
-    fn new(mut source: impl Read + Send + 'static) -> Self {
-        let shared = Arc::new((Mutex::new(Text::default()), Condvar::new()));
-        let (text, changed) = (Arc::clone(&shared), Arc::clone(&shared));
-        let reader = thread::spawn(move || {
-            let mut piece = [0; 4096];
-            loop {
-                let count = source.read(&mut piece).unwrap_or(0);
-                let mut text = text.0.lock().expect("no panic");
-                text.bytes.extend(&piece[..count]);
-                text.ended = count == 0;
-                changed.1.notify_all();
-                if count == 0 {
-                    return;
-                }
-            }
-        });
-        Stream { shared, reader: Some(reader) }
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.shared.0.lock().expect("no panic").bytes).into_owned()
-    }
-
-    /// Waits until the text satisfies `condition`. False if it ended before, or at the deadline.
-    fn wait(&self, deadline: Instant, condition: impl Fn(&str) -> bool) -> bool {
-        let (text, changed) = &*self.shared;
-        let mut text = text.lock().expect("no panic");
-        loop {
-            if condition(&String::from_utf8_lossy(&text.bytes)) {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if text.ended || left.is_zero() {
-                return false;
-            }
-            text = changed.wait_timeout(text, left).expect("no panic").0;
-        }
-    }
-
-    fn finish(&mut self) -> String {
-        if let Some(reader) = self.reader.take() {
-            reader.join().expect("no panic");
-        }
-        self.text()
     }
 }
 

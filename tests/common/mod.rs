@@ -4,11 +4,13 @@
 #![allow(dead_code)]
 
 pub mod bare;
+pub mod filter;
 pub mod host;
 pub mod linux;
 pub mod machine;
 pub mod noise;
 pub mod pty;
+pub mod stream;
 pub mod world;
 
 use std::io::Write;

@@ -34,7 +34,9 @@ fn boots(machine: Machine, cpus: u32, kernel: &Path) -> Ended {
 #[test]
 fn the_stock_kernel_with_one_cpu() {
     need!(host::linux());
-    boots(guest(SHOW), 1, &kernel());
+    // It is quiet: the first thing that it says is what the script says.
+    let ended = boots(guest(SHOW), 1, &kernel());
+    assert!(ended.out.starts_with("kernel "), "{ended}");
 }
 
 #[test]
@@ -55,7 +57,17 @@ fn the_elf_kernel_inside_the_stock_kernel() {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status();
     assert!(status.expect("bash").success(), "the kernel is taken apart");
-    boots(guest_with(&elf, &made("initrd.img"), SHOW), 2, &kernel());
+    for cpus in [1, 2] {
+        boots(guest_with(&elf, &made("initrd.img"), SHOW), cpus, &kernel());
+    }
+}
+
+#[test]
+fn the_guest_has_only_the_features_that_the_mask_leaves() {
+    need!(host::linux());
+    let script = "grep -ow -e cx16 -e sse4_2 -e x2apic /proc/cpuinfo; echo seen";
+    let ended = guest(script).option("--cpu-mask", "sse4_2").run();
+    ended.succeeded().said("cx16").said("x2apic").did_not_say("sse4_2");
 }
 
 #[test]

@@ -99,6 +99,8 @@ pub const EXIT_STATUS: Ports = ports(0x506, 1);
 pub const POWER: Ports = ports(0x600, 3);
 /// Generic event device.
 pub const GED: Ports = ports(0x604, 1);
+/// Address register of PCI's configuration space; the data ports behind it are nobody's.
+pub const PCI_ADDRESS: Ports = ports(0xcf8, 4);
 /// Interrupt of the generic event device.
 pub const GED_GSI: u32 = 5;
 
