@@ -106,7 +106,8 @@ impl Capture {
         let mut disks = Vec::with_capacity(self.disks.len());
         for (index, (id, contents)) in self.disks.into_iter().enumerate() {
             let base = contents.base();
-            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)?, base });
+            let (layers, digests) = contents.store(draft.path(), index)?.into_iter().unzip();
+            disks.push(bundle::Disk { id, layers, base, digests });
         }
         // The draft stands beside its target, so the way from one is the way from the other.
         let from = draft.path().canonicalize()?;

@@ -13,7 +13,7 @@ use crate::arch::x86_64::cpuid;
 use crate::config::VmConfig;
 use crate::devices::virtio::block::{self, Source};
 use crate::devices::virtio::vsock;
-use crate::disk::{Contents, Format};
+use crate::disk::{self, Contents, Format};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::Memory;
@@ -130,12 +130,19 @@ impl Restore {
                 drive.format = Some(Format::Raw);
                 (drive.source, drive.backing) = (Source::Snapshot, None);
                 drive.overlay = Some(block::scratch(path));
+                drive.digests = bundle.digests(&drive.name(index)).to_vec();
             }
         }
         bundle.check_disks()?;
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
         Ok(Restore { config, state, memory, mode })
+    }
+
+    /// Opens every disk of the snapshot, as a machine that is made of it does.
+    pub fn check_disks(&self) -> Result<(), disk::Error> {
+        let drives = self.config.devices.block.iter().filter(|drive| drive.source == Source::Snapshot);
+        drives.map(|drive| disk::open(&drive.disk()).map(drop)).collect()
     }
 
     /// Refuses a configuration that lets the machine write to a disk of which only the configuration knows: what it had on
