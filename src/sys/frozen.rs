@@ -1,5 +1,5 @@
 //! A frozen copy of this process's memory: a forked child that does nothing, whose pages the kernel shares with ours
-//! until either side writes (clone(2), process_vm_readv(2), Documentation/admin-guide/mm/pagemap.rst).
+//! until either side writes (clone(2), proc(5), Documentation/admin-guide/mm/pagemap.rst).
 //!
 //! Which pages are the copy's own the kernel tells as ranges (PAGEMAP_SCAN, Linux 6.7), or page by page.
 //!
@@ -25,6 +25,7 @@ pub const PAGE: usize = 4096;
 pub struct Frozen {
     pid: libc::pid_t,
     pagemap: File,
+    memory: File,
 }
 
 impl Frozen {
@@ -39,13 +40,12 @@ impl Frozen {
         match pid as libc::pid_t {
             0 => wait_forever(parent),
             -1 => Err(io::Error::last_os_error()),
-            pid => match File::open(format!("/proc/{pid}/pagemap")) {
-                Ok(pagemap) => Ok(Frozen { pid, pagemap }),
-                Err(error) => {
-                    end(pid);
-                    Err(error)
-                }
-            },
+            pid => {
+                let open = |name| File::open(format!("/proc/{pid}/{name}"));
+                let opened = open("pagemap").and_then(|pagemap| Ok((pagemap, open("mem")?)));
+                let (pagemap, memory) = opened.inspect_err(|_| end(pid))?;
+                Ok(Frozen { pid, pagemap, memory })
+            }
         }
     }
 
@@ -54,21 +54,10 @@ impl Frozen {
         self.pid.unsigned_abs()
     }
 
-    /// Reads the copy's memory at `address`.
+    /// Reads the copy's memory at `address`. Not with process_vm_readv(2): that pins pages, for which the kernel first gives the
+    /// copy pages of its own.
     pub fn read(&self, address: usize, to: &mut [u8]) -> io::Result<()> {
-        let mut done = 0;
-        while done < to.len() {
-            let rest = &mut to[done..];
-            let local = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
-            let remote = libc::iovec { iov_base: (address + done) as *mut _, iov_len: rest.len() };
-            // SAFETY: `local` is exactly `rest`; the remote side is another process's memory, which the kernel checks.
-            match unsafe { libc::process_vm_readv(self.pid, &local, 1, &remote, 1, 0) } {
-                -1 => return Err(io::Error::last_os_error()),
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => done += count as usize,
-            }
-        }
-        Ok(())
+        self.memory.read_exact_at(to, address as u64)
     }
 
     /// The pages in a range of addresses that are the process's own, in order: written at least once, in memory or swapped out.
