@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use rvmm::memory::image::{Chain, Error, Mode, Origin, PAGES_FILE, Written, write};
 use rvmm::memory::{Memory, Pages, allocate};
 use rvmm::sys::directory::Directory;
-use rvmm::sys::frozen::{Frozen, PAGE, Page};
+use rvmm::sys::frozen::{Frozen, PAGE};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Numbers that look random and are the same each time (Knuth's MMIX generator).
@@ -72,14 +72,15 @@ fn generations_come_back_exactly() {
         images.push(capture(&memory, &origin, base));
         let chain = chain(images.iter().rev());
         chain.verify(|_| {}).unwrap();
-        (memory, origin) =
-            chain.map(&RANGES, if generation % 3 == 2 { &Mode::Copy } else { &Mode::Cow }).unwrap();
+        (memory, origin) = chain
+            .map(&RANGES, if generation % 3 == 2 { &Mode::Copy } else { &Mode::Cow }, Pages::Transparent)
+            .unwrap();
         assert!(contents(&memory) == before, "generation {generation}");
     }
     // A whole image of a machine that was restored ten times stands for itself.
     let before = contents(&memory);
     let whole = capture(&memory, &origin, None);
-    let (memory, _) = chain([&whole]).map(&RANGES, &Mode::Cow).unwrap();
+    let (memory, _) = chain([&whole]).map(&RANGES, &Mode::Cow, Pages::Transparent).unwrap();
     assert!(contents(&memory) == before);
 }
 
@@ -115,9 +116,8 @@ fn the_copy_keeps_what_was_there() {
     let mut copy = vec![0; bytes.len()];
     frozen.read(bytes.as_ptr() as usize, &mut copy).unwrap();
     assert!(copy.iter().all(|&byte| byte == 7) && bytes.iter().all(|&byte| byte == 9));
-    let mut pages = [Page::Absent; 2];
-    frozen.pages(bytes.as_ptr() as usize / PAGE * PAGE + PAGE, &mut pages).unwrap();
-    assert_eq!(pages, [Page::Private; 2]);
+    let start = bytes.as_ptr() as usize / PAGE * PAGE + PAGE;
+    assert_eq!(frozen.own(start..start + 2 * PAGE).unwrap(), [start..start + 2 * PAGE]);
 }
 
 #[test]

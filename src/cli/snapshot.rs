@@ -16,7 +16,6 @@ use super::output::{Failure, print, print_json};
 use super::progress::Bar;
 use super::table::binary_size as size;
 use crate::image::Step;
-use crate::memory::image::Chain;
 use crate::snapshot::bundle::{self, Bundle};
 use crate::vmm::snapshot::Restore;
 use crate::vmm::{chain, rebase};
@@ -205,18 +204,22 @@ fn inspect(path: &Path) -> Result<u8, Failure> {
 
 fn verify(path: &Path, common: &Common) -> Result<u8, Failure> {
     let restore = Restore::open(path).map_err(Failure::refused)?;
-    let chain: &Chain = restore.memory();
+    restore.check_disks().map_err(Failure::refused)?;
     let mut done = 0;
     let bar = Bar::new(common);
-    let verified = chain.verify(|bytes| {
+    let mut progress = |bytes| {
         done += bytes;
         show(&bar, "checking", done, None);
+    };
+    let memory = restore.memory().verify(&mut progress).map_err(Failure::refused);
+    let verified = memory.and_then(|()| {
+        Bundle::open(path).and_then(|bundle| bundle.verify_disks(progress)).map_err(Failure::refused)
     });
     drop(bar);
-    verified.map_err(Failure::refused)?;
+    verified?;
     match common.json {
         true => print_json(&json!({ "verified_bytes": done }))?,
-        false => print(format!("{}: whole, {} MiB of memory checked", path.display(), done >> 20))?,
+        false => print(format!("{}: whole, {} MiB of memory and disks checked", path.display(), done >> 20))?,
     }
     Ok(0)
 }

@@ -34,6 +34,8 @@ pub struct Config {
     pub keep_overlay: bool,
     /// The file is a snapshot's: nobody ever changes it.
     pub private: bool,
+    /// Digests of `path`, `base` and `layers`, in this order, as far as they are known.
+    pub digests: Vec<Option<String>>,
 }
 
 impl Config {
@@ -50,6 +52,7 @@ impl Config {
             layers: Vec::new(),
             keep_overlay: false,
             private: false,
+            digests: Vec::new(),
         }
     }
 }
@@ -112,7 +115,8 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
             let raw = open_raw(&below)?;
             let files = vec![Arc::clone(raw.file())];
             let base = Base { files, disk: Box::new(raw), private: config.private, path };
-            Stack::over(base, &config.layers, Above::Nameless(directory.clone()), config.engine)?
+            let above = Above::Nameless(directory.clone());
+            Stack::over(base, &config.layers, above, config.engine)?.with_digests(&config.digests)
         }
         _ if !config.layers.is_empty() => {
             let reason = "layers go only with a raw disk and an overlay without a name".into();
@@ -154,7 +158,8 @@ fn open_image(config: &Config) -> Result<Stack, Error> {
             return Err(Error::Overlay { path: file.clone(), reason });
         }
     };
-    Stack::over(Base { disk, files, private: true, path }, &config.layers, above, config.engine)
+    let stack = Stack::over(Base { disk, files, private: true, path }, &config.layers, above, config.engine)?;
+    Ok(stack.with_digests(&config.digests))
 }
 
 fn open_raw(config: &Config) -> Result<Raw, Error> {

@@ -167,6 +167,14 @@ impl Stack {
         Ok(Stack { top, layers, base: count, private, next, path: base.path.into(), keep: false })
     }
 
+    /// What is known already of what is in its layers.
+    pub fn with_digests(self, digests: &[Option<String>]) -> Self {
+        for (layer, digest) in self.layers.iter().zip(digests) {
+            digest.iter().for_each(|digest| drop(layer.digest.set(digest.clone())));
+        }
+        self
+    }
+
     fn disk(&self) -> &dyn Disk {
         match &self.top {
             Top::Plain(disk) => disk.as_ref(),

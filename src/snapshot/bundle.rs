@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::memory::image::{self, Chain, INDEX_FILE};
+use crate::sys::digest;
 use crate::sys::directory::Directory;
 
 pub use draft::{Draft, written};
@@ -132,6 +133,9 @@ pub struct Disk {
     /// How many of them are what the overlays stand on, if it is not one: the map of an image's layers and the layers.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub base: usize,
+    /// Digests of what they read as, as far as they are known: layers of an image have names by theirs in the store.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub digests: Vec<Option<String>>,
 }
 
 fn one() -> usize {
@@ -314,6 +318,27 @@ impl Bundle {
             }
         }
         Ok(())
+    }
+
+    /// Reads every layer of the disks that has a digest and compares it. `progress` is told the bytes after each piece.
+    pub fn verify_disks(&self, mut progress: impl FnMut(u64)) -> Result<(), Error> {
+        for disk in &self.manifest.disks {
+            for (layer, digest) in disk.layers.iter().zip(&disk.digests) {
+                let Some(digest) = digest else { continue };
+                let path = self.path().join(layer);
+                let file = self.directory.file(&layer.to_string_lossy()).map_err(failed("open", &path))?;
+                if digest::digest(&file, &mut progress).map_err(failed("read", &path))? != *digest {
+                    return Err(Error::Damaged { path, reason: "its digest does not fit".into() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Digests of the layers of a disk, as far as they are known.
+    pub fn digests(&self, id: &str) -> &[Option<String>] {
+        let disk = self.manifest.disks.iter().find(|disk| disk.id == id);
+        disk.map_or(&[], |disk| &disk.digests)
     }
 
     /// What the bundle in the directory `from`, which is absolute and plain as this one's path, says when it stands on this

@@ -1,6 +1,7 @@
 //! Host facilities: what the standard library does not wrap.
 
 pub mod clock;
+pub mod digest;
 pub mod directory;
 pub mod file;
 pub mod frozen;

@@ -8,7 +8,7 @@ use super::console::ConsoleInput;
 use super::machine::{Guest, Machine, registers};
 use super::message::Outbox;
 use super::platform::Platform;
-use super::snapshot::{LoadError, Restore};
+use super::snapshot::Restore;
 use super::vcpus::Buses;
 use super::workers::{Subscriber, WorkerThread};
 use super::{Error, host_console};
@@ -61,9 +61,10 @@ pub(super) fn machine(
         guest.open()?;
     }
     let ranges = layout::ram_ranges(config.machine_config.mem_size_mib << 20);
+    let pages = config.machine_config.huge_pages.into();
     let (memory, origin) = match restore {
-        Some(restore) => restore.memory().map(&ranges, restore.mode()).map_err(LoadError::Image)?,
-        None => (memory::allocate(&ranges, config.machine_config.huge_pages.into())?, Origin::default()),
+        Some(restore) => restore.map(&ranges, pages)?,
+        None => (memory::allocate(&ranges, pages)?, Origin::default()),
     };
     let memory = Arc::new(memory);
     let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();

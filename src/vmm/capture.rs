@@ -22,7 +22,7 @@ use super::request::{self, Request, Response, RunState, Save};
 use super::snapshot::{CONFIG, LoadError, STATE, State, settled};
 use super::{Error, Vmm, chain};
 use crate::agent;
-use crate::config::VmConfig;
+use crate::config::{HugePages, VmConfig};
 use crate::disk::Contents;
 use crate::memory::Memory;
 use crate::memory::image::{self, Chain, INDEX_FILE, Lazy, Origin};
@@ -63,16 +63,21 @@ pub struct Capture {
     state: State,
     config: VmConfig,
     pause: Duration,
+    /// The machine stands still until it is written.
+    holds: bool,
 }
 
 impl Capture {
-    /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns.
-    pub(super) fn take(machine: &Machine, config: &VmConfig, paused: Instant) -> Result<Self, Error> {
+    /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns, unless all is to
+    /// stand still until it is written.
+    fn take(machine: &Machine, config: &VmConfig, paused: Instant, holds: bool) -> Result<Self, Error> {
         machine.functions.iter().for_each(|function| lock(function).freeze());
         let taken = machine
             .save()
             .and_then(|state| Ok((state, machine.freeze_contents()?, Frozen::fork().map_err(Error::Fork)?)));
-        machine.retry();
+        if !holds || taken.is_err() {
+            machine.retry();
+        }
         let (state, disks, frozen) = taken?;
         Ok(Capture {
             frozen,
@@ -82,6 +87,7 @@ impl Capture {
             state,
             config: config.clone(),
             pause: paused.elapsed(),
+            holds,
         })
     }
 
@@ -106,7 +112,8 @@ impl Capture {
         let mut disks = Vec::with_capacity(self.disks.len());
         for (index, (id, contents)) in self.disks.into_iter().enumerate() {
             let base = contents.base();
-            disks.push(bundle::Disk { id, layers: contents.store(draft.path(), index)?, base });
+            let (layers, digests) = contents.store(draft.path(), index)?.into_iter().unzip();
+            disks.push(bundle::Disk { id, layers, base, digests });
         }
         // The draft stands beside its target, so the way from one is the way from the other.
         let from = draft.path().canonicalize()?;
@@ -150,17 +157,17 @@ impl Vmm {
         }
     }
 
-    /// Captures what is in the machine, which runs on unless it is to end.
+    /// Captures what is in the machine, which runs on unless it is to end, or is on reserved huge pages: when it writes to one that
+    /// is shared with the copy and the host has none left, the kernel takes it from the copy.
     pub(super) fn capture(&mut self, save: Save) -> Result<Capture, Error> {
-        let stop = save.stop;
+        let holds = save.stop || self.config.machine_config.huge_pages == HugePages::Size2M;
         // Its file systems are frozen already, if they are to be.
         Request::Save(Save { freeze: false, ..save }).check(self.state)?;
         let start = Instant::now();
         self.machine.pause();
-        let capture = Capture::take(&self.machine, &self.config, start);
-        if stop && capture.is_ok() {
-            // It does nothing more that the snapshot would not have.
-            (self.before, self.state) = (self.state, RunState::Ending);
+        let capture = Capture::take(&self.machine, &self.config, start, holds);
+        if holds && capture.is_ok() {
+            (self.before, self.state) = (self.state, RunState::Saving);
         } else if self.state == RunState::Running {
             self.machine.resume();
         }
@@ -182,17 +189,23 @@ fn write(
     outbox: &Outbox,
 ) -> Result<Value, Box<dyn std::error::Error>> {
     let plan = Plan::new(save, ram)?;
+    let start = Instant::now();
     let (sender, captured) = mpsc::channel();
     outbox.send(Message::Capture(save.clone(), sender));
     let captured = captured.recv().map_err(|_| request::Error::Ended)?;
     let thawed = frozen.map(|frozen| frozen.paths.clone());
-    let mut report = captured?.write(plan);
+    let captured = captured?;
+    let holds = captured.holds;
+    let mut report = captured.write(plan);
     if let (Ok(report), Some(thawed)) = (&mut report, thawed) {
         report["frozen"] = thawed.into();
     }
-    if save.stop {
+    if let (Ok(report), true) = (&mut report, holds && !save.stop) {
+        report["pause_us"] = (start.elapsed().as_micros() as u64).into();
+    }
+    if holds {
         // First of all: whoever hears the answer finds a machine that goes on, or ends.
-        outbox.send(Message::Written { whole: report.is_ok() });
+        outbox.send(Message::Written { end: save.stop && report.is_ok() });
     }
     report
 }

@@ -33,10 +33,10 @@ pub enum Message {
     Request(Request, Sender<Response>),
     /// A snapshot is to be written: what is in the machine now is to be captured.
     Capture(Save, Sender<Result<Capture, Error>>),
-    /// The snapshot of a machine that is to end then is written, or could not be.
+    /// The snapshot of a machine that stands still until then is written, or could not be.
     Written {
-        /// It is.
-        whole: bool,
+        /// The machine is to end now.
+        end: bool,
     },
     /// The guest's file systems hold still, as it was asked for, or why not: now the machine is to be saved.
     Frozen(Request, Result<Frozen, String>, Sender<Response>),

@@ -136,7 +136,7 @@ pub struct Vmm {
     inbox: Inbox,
     events: EventManager<Subscriber>,
     state: RunState,
-    /// What it was before it began to end.
+    /// What it was before it stood still to be saved.
     before: RunState,
     /// Why the machine was paused by itself.
     stalled: Option<String>,
@@ -250,8 +250,9 @@ impl Vmm {
                 let _ = writer.send(self.capture(save));
                 None
             }
-            Message::Written { whole: true } => Some(Outcome::Stopped),
-            Message::Written { whole: false } => {
+            Message::Written { end: true } => Some(Outcome::Stopped),
+            Message::Written { end: false } => {
+                self.machine.retry();
                 self.state = RunState::Paused;
                 if self.before == RunState::Running {
                     self.resume();

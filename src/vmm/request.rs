@@ -4,7 +4,7 @@
 //!              Describe  Save  Save, frozen  SaveDisk  Pause  Resume  PowerButton  Stop
 //!   running       x       x         x           x        x              x           x
 //!   paused        x       x                     x                x                   x
-//!   ending        x                                                                 x
+//!   saving        x                                                                 x
 //! ```
 
 use std::fmt;
@@ -61,8 +61,8 @@ pub enum RunState {
     Running,
     /// vCPUs are stopped.
     Paused,
-    /// It stands still until its snapshot is written, and ends then.
-    Ending,
+    /// It stands still until its snapshot is written.
+    Saving,
 }
 
 impl fmt::Display for RunState {
@@ -70,7 +70,7 @@ impl fmt::Display for RunState {
         f.write_str(match self {
             RunState::Running => "running",
             RunState::Paused => "paused",
-            RunState::Ending => "ending",
+            RunState::Saving => "being saved",
         })
     }
 }
@@ -106,7 +106,7 @@ impl Request {
         let allowed = match self {
             Request::Describe | Request::Stop { .. } => true,
             Request::Save(Save { freeze: true, .. }) => state == RunState::Running,
-            Request::Save(_) | Request::SaveDisk { .. } => state != RunState::Ending,
+            Request::Save(_) | Request::SaveDisk { .. } => state != RunState::Saving,
             Request::Pause | Request::PowerButton => state == RunState::Running,
             Request::Resume => state == RunState::Paused,
         };
@@ -134,16 +134,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_that_is_to_end_takes_nothing_else() {
+    fn a_machine_that_stands_still_to_be_saved_takes_nothing_else() {
         let save = |freeze| Request::Save(Save { target: "/one".into(), base: None, stop: false, freeze });
         let others = [Request::Pause, Request::Resume, Request::PowerButton, save(false), save(true)];
-        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into(), freeze: false }])
-        {
-            let error = request.check(RunState::Ending).unwrap_err().to_string();
-            assert!(error.starts_with("The machine is ending: it cannot "), "{error}");
+        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into(), freeze: false }]) {
+            let error = request.check(RunState::Saving).unwrap_err().to_string();
+            assert!(error.starts_with("The machine is being saved: it cannot "), "{error}");
         }
         for request in [Request::Describe, Request::Stop { force: false }, Request::Stop { force: true }] {
-            request.check(RunState::Ending).unwrap();
+            request.check(RunState::Saving).unwrap();
         }
     }
 }

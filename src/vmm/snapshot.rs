@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
 
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
@@ -13,11 +14,11 @@ use crate::arch::x86_64::cpuid;
 use crate::config::VmConfig;
 use crate::devices::virtio::block::{self, Source};
 use crate::devices::virtio::vsock;
-use crate::disk::{Contents, Format};
+use crate::disk::{self, Contents, Format};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
-use crate::memory::Memory;
-use crate::memory::image::{self, Chain, Lazy, Mode, Source as Pages};
+use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as PagesFrom};
+use crate::memory::{Memory, Pages};
 use crate::snapshot::bundle::{self, Bundle};
 use crate::snapshot::{Persist, Saved};
 use crate::sys::host;
@@ -130,12 +131,19 @@ impl Restore {
                 drive.format = Some(Format::Raw);
                 (drive.source, drive.backing) = (Source::Snapshot, None);
                 drive.overlay = Some(block::scratch(path));
+                drive.digests = bundle.digests(&drive.name(index)).to_vec();
             }
         }
         bundle.check_disks()?;
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
         Ok(Restore { config, state, memory, mode })
+    }
+
+    /// Opens every disk of the snapshot, as a machine that is made of it does.
+    pub fn check_disks(&self) -> Result<(), disk::Error> {
+        let drives = self.config.devices.block.iter().filter(|drive| drive.source == Source::Snapshot);
+        drives.map(|drive| disk::open(&drive.disk()).map(drop)).collect()
     }
 
     /// Refuses a configuration that lets the machine write to a disk of which only the configuration knows: what it had on
@@ -151,6 +159,20 @@ impl Restore {
         &self.mode
     }
 
+    /// Maps a machine's memory, in host pages of a kind if it can be had for this mode.
+    pub(super) fn map(
+        &self,
+        ranges: &[(GuestAddress, u64)],
+        pages: Pages,
+    ) -> Result<(Memory, Origin), LoadError> {
+        if pages == Pages::Huge2M && self.mode != Mode::Copy {
+            log::warn!(
+                "the machine goes on in ordinary pages: `--memory-mode copy` puts its memory into huge pages"
+            );
+        }
+        Ok(self.memory.map(ranges, &self.mode, pages)?)
+    }
+
     /// Begins to fill a machine's memory, if it is filled while the machine runs.
     pub(super) fn fill(
         &self,
@@ -159,7 +181,7 @@ impl Restore {
         lost: Option<Lost>,
     ) -> Result<Option<Lazy>, LoadError> {
         let Mode::Lazy(from) = &self.mode else { return Ok(None) };
-        let source = from.as_deref().map_or(Ok(Pages::Files), Pages::connect)?;
+        let source = from.as_deref().map_or(Ok(PagesFrom::Files), PagesFrom::connect)?;
         let outbox = outbox.clone();
         let failed = move |error: &image::Error| {
             let reason = super::chain(error);

@@ -207,3 +207,45 @@ fn damage_is_found() {
     }
     world.does(&["snapshot", "verify", &world.text("one")]);
 }
+
+#[test]
+fn damage_of_disks_is_found() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = world.guest("source", "blk rounds=20000 seed=1 sectors=1 end=hlt").disk(&disk, "").start();
+    source.says("blk: 2048 sectors");
+    world.create("source", "zero", &[]);
+    world.create("source", "one", &[]);
+    drop(source);
+    // A machine that was restored knows the digests of what it stands on, and a copy is as good as what was saved.
+    let copy = world.restore("one", "copy");
+    world.inspect("copy");
+    world.create("copy", "two", &[]);
+    drop(copy);
+    world.does(&["snapshot", "rebase", &world.text("two")]);
+    for snapshot in ["one", "two"] {
+        let verify = || world.command(&["snapshot", "verify", &world.text(snapshot)]);
+        assert_eq!(verify().status, 0);
+        for layer in ["disk-0-0", "disk-0-1"] {
+            let path = world.path(snapshot).join(layer);
+            let whole = fs::read(&path).expect("a layer");
+            // Written anew: other snapshots have the same file.
+            let put = |bytes: &[u8]| {
+                fs::remove_file(&path).expect("a layer");
+                fs::write(&path, bytes).expect("a layer");
+            };
+            put(&whole[..whole.len() / 2]);
+            refused(&verify(), &[snapshot, "disk"]);
+            let mut changed = whole.clone();
+            let at = whole.iter().position(|&byte| byte != 0).expect("a byte");
+            changed[at] ^= 1;
+            put(&changed);
+            refused(&verify(), &[layer, "damaged"]);
+            fs::remove_file(&path).expect("a layer");
+            refused(&verify(), &[layer]);
+            fs::write(&path, &whole).expect("a layer");
+            assert_eq!(verify().status, 0);
+        }
+    }
+}

@@ -212,3 +212,30 @@ fn a_place_where_nothing_can_be_written() {
     goes_on_from(&copy, world.captured("small/one", at));
     world.create("copy", "two", &[]);
 }
+
+/// The host has so many reserved huge pages that nobody uses.
+fn free_huge_pages(wanted: u64) -> host::Offer<()> {
+    let told = fs::read_to_string("/proc/meminfo").map_err(|error| error.to_string())?;
+    let free = told.lines().find_map(|line| line.strip_prefix("HugePages_Free:")?.trim().parse().ok());
+    if free >= Some(wanted) { Ok(()) } else { Err(format!("{wanted} reserved huge pages (vm.nr_hugepages)")) }
+}
+
+#[test]
+fn a_machine_on_reserved_huge_pages() {
+    need!(host::kvm());
+    need!(free_huge_pages(32));
+    let world = World::new();
+    // All of its memory is written all the time, and the host need not have another page for it.
+    let source = world.guest("source", "dirty pages=12288 mib=48 every=1").memory("64M");
+    let source = source.arg("--huge-pages").start();
+    source.says_times("dirty: round", 1);
+    world.create("source", "one", &[]);
+    let rounds = source.said().matches("dirty: round").count();
+    source.says_times("dirty: round", rounds + 2);
+    world.does(&["stop", "source", "--force"]);
+    source.finish();
+    world.restore("one", "copy").says_times("dirty: round", 1);
+    let copy = world.restore_with("one", "huge", &["--memory-mode", "copy"]);
+    copy.says_times("dirty: round", 1);
+    assert!(free_huge_pages(32).is_err(), "it goes on in huge pages");
+}

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::disk::{Error, Sealing};
+use crate::sys::digest::digest;
 use crate::sys::file;
 
 /// A layer of a disk.
@@ -14,11 +15,13 @@ pub(super) struct Layer {
     pub(super) file: Arc<File>,
     /// What is to be done before others can use it, if this process has written to it.
     pub(super) sealing: Option<Arc<Sealing>>,
+    /// Digest of what it reads as, once it was needed: it never changes while there are snapshots to be made of it.
+    pub(super) digest: Arc<OnceLock<String>>,
 }
 
 impl From<Arc<File>> for Layer {
     fn from(file: Arc<File>) -> Self {
-        Layer { file, sealing: None }
+        Layer { file, sealing: None, digest: Arc::default() }
     }
 }
 
@@ -63,10 +66,13 @@ impl Contents {
         sealings.try_for_each(|sealing| sealing.finish()).map_err(failed)
     }
 
-    /// Stores all layers of disk number `index` in `directory` and returns their names, the lowest first. What never changes is linked if it
-    /// can be; the rest is copied, holes as holes. All is durable when it returns.
-    pub fn store(self, directory: &Path, index: usize) -> Result<Vec<PathBuf>, Error> {
-        let failed = |source| Error::Io { action: "copy", path: self.path.clone(), source };
+    /// Stores all layers of disk number `index` in `directory` and returns their names and digests, the lowest first. What never changes is
+    /// linked if it can be; the rest is copied, holes as holes. All is durable when it returns. Only layers of an image can be without a digest.
+    pub fn store(self, directory: &Path, index: usize) -> Result<Vec<(PathBuf, Option<String>)>, Error> {
+        let failed = |action| {
+            let path = self.path.clone();
+            move |source| Error::Io { action, path, source }
+        };
         let mut names = Vec::with_capacity(self.layers.len());
         self.seal()?;
         for (number, layer) in self.layers.iter().enumerate() {
@@ -78,9 +84,15 @@ impl Contents {
                 let copy = File::options().write(true).create_new(true).mode(0o600).open(&path);
                 let copied =
                     copy.and_then(|copy| file::copy(&layer.file, &copy).and_then(|()| copy.sync_all()));
-                copied.map_err(failed)?;
+                copied.map_err(failed("copy"))?;
             }
-            names.push(name);
+            let known = layer.digest.get().cloned();
+            let digest = match self.private && number < self.base {
+                true => known,
+                false => Some(known.map_or_else(|| digest(&layer.file, |_| {}), Ok).map_err(failed("read"))?),
+            };
+            digest.iter().for_each(|digest| drop(layer.digest.set(digest.clone())));
+            names.push((name, digest));
         }
         Ok(names)
     }

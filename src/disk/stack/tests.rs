@@ -34,10 +34,10 @@ fn byte(disk: &mut dyn Disk, offset: u64) -> u8 {
 }
 
 /// A disk over what was stored in a directory.
-fn stored(directory: &Path, names: &[PathBuf]) -> Box<dyn Disk> {
-    let layers = names[1..].iter().map(|name| directory.join(name)).collect();
+fn stored(directory: &Path, names: &[(PathBuf, Option<String>)]) -> Box<dyn Disk> {
+    let layers = names[1..].iter().map(|(name, _)| directory.join(name)).collect();
     let overlay = Some(Place::Nameless(directory.into()));
-    open(&Config { layers, overlay, private: true, ..Config::new(directory.join(&names[0])) }).unwrap()
+    open(&Config { layers, overlay, private: true, ..Config::new(directory.join(&names[0].0)) }).unwrap()
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn the_users_file_is_never_part_of_a_snapshot() {
         let mut disk = open(&Config { overlay: place, ..config }).unwrap();
         let contents = disk.freeze().unwrap().unwrap();
         let names = contents.store(directory.path(), 0).unwrap();
-        let stored = fs::metadata(directory.path().join(&names[0])).unwrap();
+        let stored = fs::metadata(directory.path().join(&names[0].0)).unwrap();
         assert_ne!(stored.ino(), fs::metadata(&path).unwrap().ino());
         assert_eq!(stored.mode() & 0o777, 0o600);
     }

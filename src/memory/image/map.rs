@@ -18,6 +18,9 @@ use crate::sys::frozen::PAGE;
 
 /// Runs shorter than this are copied: a mapping of its own costs more than a few pages.
 const WORTH_MAPPING: u64 = 16;
+/// Most runs that are mapped: half of what the kernel allows by default (vm.max_map_count, 65530), as there may be another
+/// mapping between any two of them, and some are for everything else.
+const MOST_MAPPED: usize = 30_000;
 /// Holes up to this length between two runs of one file are mapped with them: they read as zeroes, as they should.
 const GAP: u64 = 64;
 
@@ -154,25 +157,37 @@ impl Chain {
         data.map(|&(run, layer)| Piece { first: run.first, count: run.count.into(), layer }).collect()
     }
 
-    /// Maps the memory that the chain describes over `ranges` of (address, bytes), copy-on-write: nothing is read yet.
+    /// Maps the memory that the chain describes over `ranges` of (address, bytes), copy-on-write: nothing is read yet. What is
+    /// copied at once is in host pages of the kind `wanted`.
     ///
     /// # Errors
     /// The ranges are not as long as the chain's RAM, or the host cannot map.
-    pub fn map(&self, ranges: &[(GuestAddress, u64)], mode: &Mode) -> Result<(Memory, Origin), Error> {
+    pub fn map(
+        &self,
+        ranges: &[(GuestAddress, u64)],
+        mode: &Mode,
+        wanted: Pages,
+    ) -> Result<(Memory, Origin), Error> {
         let copy = *mode == Mode::Copy;
         self.check_size(ranges.iter().map(|range| range.1).sum())?;
-        let pages = if *mode == Mode::Cow { Pages::Small } else { Pages::Transparent };
+        let pages = match mode {
+            Mode::Cow => Pages::Small,
+            Mode::Copy => wanted,
+            Mode::Lazy(_) => Pages::Transparent,
+        };
         let memory = memory::allocate(ranges, pages)?;
         let mut origin = Origin { mapped: Vec::new(), top: self.identity() };
         if matches!(mode, Mode::Lazy(_)) {
             return Ok((memory, origin));
         }
         let pieces = if copy { self.pieces() } else { self.join(self.pieces()) };
+        let mut mapped = Mapped::of(&pieces);
         for piece in pieces {
+            let copy = copy || !mapped.take(piece.count);
             for (region, piece, offset) in split(&memory, piece) {
                 let layer = &self.layers[piece.layer];
                 let at = piece.first * PAGE as u64;
-                if copy || piece.count < WORTH_MAPPING {
+                if copy {
                     let len = (piece.count * PAGE as u64) as usize;
                     memory::read_file(region, offset, layer.pages()?, at, len)
                         .map_err(file("read", &layer.path))?;
@@ -295,6 +310,36 @@ impl Chain {
     }
 }
 
+/// Which pieces are mapped: all that are worth it, or the longest if there are too many for the kernel.
+struct Mapped {
+    /// Shorter ones are copied, and of those of this length all but some.
+    shortest: u64,
+    some: usize,
+}
+
+impl Mapped {
+    fn of(pieces: &[Piece]) -> Self {
+        let counts = pieces.iter().map(|piece| piece.count);
+        let mut counts: Vec<u64> = counts.filter(|&count| count >= WORTH_MAPPING).collect();
+        if counts.len() <= MOST_MAPPED {
+            return Mapped { shortest: WORTH_MAPPING, some: MOST_MAPPED };
+        }
+        let (longest, &mut shortest, _) =
+            counts.select_nth_unstable_by(MOST_MAPPED - 1, |one, other| other.cmp(one));
+        let longer = longest.iter().filter(|&&count| count > shortest).count();
+        Mapped { shortest, some: MOST_MAPPED - longer }
+    }
+
+    fn take(&mut self, count: u64) -> bool {
+        if count != self.shortest {
+            return count > self.shortest;
+        }
+        let taken = self.some > 0;
+        self.some -= usize::from(taken);
+        taken
+    }
+}
+
 /// Adds what a lower layer says to what the layers above have said.
 fn merge(above: &[(Run, usize)], below: &[Run], layer: usize) -> Vec<(Run, usize)> {
     let mut merged = above.to_vec();
@@ -335,21 +380,4 @@ fn split(memory: &Memory, piece: Piece) -> Vec<(&vm_memory::GuestRegionMmap, Pie
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(first: u64, count: u32) -> Run {
-        Run { first, count, kind: Kind::Data }
-    }
-
-    #[test]
-    fn the_upper_layer_wins() {
-        let above = [(run(2, 2), 0), (run(6, 1), 0)];
-        let merged = merge(&above, &[run(0, 8), run(10, 1)], 1);
-        let expected =
-            [(run(0, 2), 1), (run(2, 2), 0), (run(4, 2), 1), (run(6, 1), 0), (run(7, 1), 1), (run(10, 1), 1)];
-        assert_eq!(merged, expected);
-        assert_eq!(merge(&[(run(0, 9), 0)], &[run(3, 2)], 1), [(run(0, 9), 0)]);
-        assert_eq!(merge(&[], &[run(3, 2)], 1), [(run(3, 2), 1)]);
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::index::{CHUNK_PAGES, Index, Kind};
 use super::{Chain, Error, Origin, PAGES_FILE, file};
 use crate::memory::Memory;
-use crate::sys::frozen::{Frozen, PAGE, Page};
+use crate::sys::frozen::{Frozen, PAGE};
 
 /// Called with the bytes of RAM that are done and all bytes of RAM.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -45,7 +45,7 @@ pub fn write(
         base.check_size(ram)?;
     }
     let mut writer = Writer::create(directory, ram, base)?;
-    let mut candidates = Candidates::new(origin, base);
+    let mut candidates = Candidates::new(own(frozen, memory)?, origin, base);
     let mut number = 0;
     for region in memory.iter() {
         let mut done = 0;
@@ -54,11 +54,7 @@ pub fn write(
             let first = number;
             // A chunk never crosses the border of a region: regions are multiples of 2 MiB or the last one.
             let count = CHUNK_PAGES.min((region.len() - done) / PAGE as u64);
-            let mut places = [Page::Absent; CHUNK_PAGES as usize];
-            let places = &mut places[..count as usize];
-            frozen.pages(start, places).map_err(Error::Memory)?;
-            let look: Vec<bool> =
-                places.iter().zip(number..).map(|(&place, page)| candidates.look(place, page)).collect();
+            let look: Vec<bool> = (first..first + count).map(|page| candidates.look(page)).collect();
             writer.chunk(number, &look, &|page, to| {
                 frozen.read(start + (page - first) as usize * PAGE, to).map_err(Error::Memory)
             })?;
@@ -97,9 +93,23 @@ pub fn fold(
     writer.finish()
 }
 
+/// The pages that are the frozen process's own, as runs of (first, pages).
+fn own(frozen: &Frozen, memory: &Memory) -> Result<Vec<(u64, u64)>, Error> {
+    let (mut first, mut runs) = (0, Vec::new());
+    for region in memory.iter() {
+        let start = region.as_ptr() as usize;
+        let own = frozen.own(start..start + region.len() as usize).map_err(Error::Memory)?;
+        let page = |address: usize| ((address - start) / PAGE) as u64;
+        runs.extend(own.iter().map(|own| (first + page(own.start), page(own.end) - page(own.start))));
+        first += region.len() / PAGE as u64;
+    }
+    Ok(runs)
+}
+
 /// Decides for each page, in order, whether it may have to be written. A page that is not the process's own is what it
 /// was when memory was mapped: the file's page, or zero.
 struct Candidates {
+    own: Cursor,
     mapped: Cursor,
     told: Cursor,
     /// The base is what the memory was mapped from, so what is still mapped is as the base says.
@@ -107,17 +117,18 @@ struct Candidates {
 }
 
 impl Candidates {
-    fn new(origin: &Origin, base: Option<&Chain>) -> Self {
+    fn new(own: Vec<(u64, u64)>, origin: &Origin, base: Option<&Chain>) -> Self {
         Candidates {
+            own: Cursor::new(own),
             mapped: Cursor::new(origin.mapped.clone()),
             told: Cursor::new(base.map(Chain::present).unwrap_or_default()),
             same: base.is_some_and(|base| base.is_origin(origin)),
         }
     }
 
-    fn look(&mut self, place: Page, page: u64) -> bool {
+    fn look(&mut self, page: u64) -> bool {
         let (mapped, told) = (self.mapped.contains(page), self.told.contains(page));
-        place == Page::Private || if self.same { told && !mapped } else { told || mapped }
+        self.own.contains(page) || if self.same { told && !mapped } else { told || mapped }
     }
 }
 

@@ -14,7 +14,7 @@ fn sample(root: &Path) -> PathBuf {
     let target = root.join("one");
     let mut draft = draft(&target);
     draft.add("state.json", b"{\"a\":1}").unwrap();
-    let disks = vec![Disk { id: "vda".into(), layers: vec!["disk-vda-0".into()], base: 1 }];
+    let disks = vec![Disk { id: "vda".into(), layers: vec!["disk-vda-0".into()], base: 1, digests: vec![] }];
     draft.publish(None, disks).unwrap();
     target
 }

@@ -57,6 +57,9 @@ pub struct Config {
     /// Where the path comes from.
     #[serde(skip)]
     pub source: Source,
+    /// Digests of what a snapshot's files have in them, the lowest first, as far as they are known.
+    #[serde(skip)]
+    pub digests: Vec<Option<String>>,
 }
 
 impl virtio::Config for Config {
@@ -192,6 +195,7 @@ impl Config {
             layers: self.layers.clone(),
             keep_overlay: self.keep_overlay,
             private: self.source == Source::Snapshot,
+            digests: self.digests.clone(),
             overlay: self.overlay.as_ref().map(|path| match path.is_dir() {
                 true => Place::Nameless(path.clone()),
                 false => Place::File(path.clone()),
