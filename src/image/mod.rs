@@ -41,6 +41,7 @@ mod tests;
 pub mod time;
 mod upload;
 mod verify;
+mod versions;
 mod view;
 mod warm;
 

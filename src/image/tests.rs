@@ -270,6 +270,10 @@ fn versions_of_a_disk() {
     let loaded = third.load(&mut third.lease().unwrap(), &mut saved.as_slice(), 1 << 30).unwrap();
     assert_eq!(loaded, [(name("disk:9"), newest.clone())]);
     is_whole(&third);
+    // Every version is there, with the digest that it had.
+    assert_eq!(third.versions("disk:9").unwrap(), store.versions("disk").unwrap());
+    assert_eq!(third.gc().unwrap(), Collected::default());
+    third.unpack(&third.resolve("disk:9~8").unwrap(), u64::MAX).unwrap();
     let raw = tempfile::NamedTempFile::new().unwrap();
     third.export_raw(&newest, raw.as_file(), u64::MAX).unwrap();
     assert!(std::fs::read(raw.path()).unwrap() == bytes);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::cli::output::Failure;
+use crate::image::{Scratch, Store};
 
 /// What stands for the newest kernel for machines in clouds, by distribution.
 const USUAL: [&str; 4] =
@@ -19,37 +20,18 @@ pub struct Unpacked {
     _scratch: Scratch,
 }
 
-/// A directory that goes away with its value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> std::io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        let path = std::env::temp_dir().join(format!("rvmm-kernel-{}", std::process::id()));
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Downloads and unpacks a kernel package, or the usual one.
-pub fn fetch(package: Option<&str>) -> Result<Unpacked, Failure> {
-    let scratch = Scratch::new()
-        .map_err(|error| Failure::refused(format!("Cannot make a scratch directory: {error}")))?;
+pub fn fetch(package: Option<&str>, store: &Store) -> Result<Unpacked, Failure> {
+    let scratch = store.scratch().map_err(Failure::refused)?;
     let package = resolve(package)?;
     let version = package.strip_prefix("linux-image-").unwrap_or(&package).trim_start_matches("unsigned-");
-    let root = scratch.0.join("root");
+    let root = scratch.path().join("root");
     // Ubuntu has the modules in a package of their own.
     let beside = [format!("linux-modules-{version}"), format!("linux-modules-extra-{version}")];
     for part in std::iter::once(&package).chain(beside.iter().filter(|part| is_known(part))) {
-        download(part, &scratch.0)?;
+        download(part, scratch.path())?;
     }
-    for entry in fs::read_dir(&scratch.0).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(scratch.path()).into_iter().flatten().flatten() {
         if entry.path().extension().is_some_and(|end| end == "deb") {
             let deb = entry.path();
             run("dpkg-deb", &["-x".as_ref(), deb.as_os_str(), root.as_os_str()], None)?;
