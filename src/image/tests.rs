@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::fault::Fault;
-use super::files::Files;
+use super::store::fault::Fault;
+use super::store::files::Files;
 use super::*;
 
 mod doubt;
