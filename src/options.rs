@@ -89,6 +89,17 @@ pub fn switch(key: &str, value: Option<&str>) -> Result<bool, Error> {
     }
 }
 
+/// A size in bytes: a number with M, G or T, or one of `units` bytes.
+pub fn size(text: &str, units: u64) -> Option<u64> {
+    let shift = match text.as_bytes().last()? {
+        b'M' | b'm' => 20,
+        b'G' | b'g' => 30,
+        b'T' | b't' => 40,
+        _ => return text.parse::<u64>().ok()?.checked_mul(units),
+    };
+    text[..text.len() - 1].parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 /// The value of an option that must have one.
 pub fn required<'a>(key: &str, value: Option<&'a str>, takes: &str) -> Result<&'a str, Error> {
     match value {
@@ -130,6 +141,17 @@ mod tests {
     fn takes_apart() {
         let options = Options::parse("a b=c,ro,id=x=y", &["ro", "id"]).unwrap();
         assert_eq!(options, Options { first: "a b=c", pairs: vec![("ro", None), ("id", Some("x=y"))] });
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("512M", 512 << 20), ("2g", 2 << 30), ("1T", 1 << 40), ("3", 3 << 20), ("0", 0)]
+        {
+            assert_eq!(size(text, 1 << 20), Some(bytes), "{text}");
+        }
+        for bad in ["", "M", "-1", "1K", "1.5G", "99999999999999999999", "99999999999T", "ä"] {
+            assert_eq!(size(bad, 1), None, "{bad}");
+        }
     }
 
     #[test]

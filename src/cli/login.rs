@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::Common;
 use super::output::{Failure, print, print_json};
 use super::registry::Connection;
+use super::{Common, variable};
 use crate::image::Name;
 use crate::image::registry::{Access, Client, Credentials, Logins};
 use crate::sys::terminal;
@@ -125,10 +125,6 @@ fn checked(text: &str) -> Result<&str, Failure> {
         Some((found, "x")) if found == registry => Ok(registry),
         _ => Err(Failure::usage(format!("`{text}` is not a registry: write HOST or HOST:PORT"))),
     }
-}
-
-fn variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Where logins are kept.

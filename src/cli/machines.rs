@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::output::{Failure, complain, print, print_json};
-use super::{Common, exit};
+use super::{Common, exit, variable};
 use crate::api::client;
 use crate::api::runtime::{Directory, Machine};
 use crate::config::VmConfig;
@@ -54,7 +54,6 @@ pub type Results<T> = Vec<(String, Result<T, Error>)>;
 
 /// Where machines of this user are found.
 pub fn directory(common: &Common) -> Directory {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let told = common.runtime_dir.clone().or_else(|| variable("RVMM_RUNTIME_DIR"));
     let path = told.unwrap_or_else(|| {
         use std::os::unix::fs::MetadataExt;

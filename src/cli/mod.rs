@@ -61,6 +61,11 @@ struct Cli {
     run: run::Args,
 }
 
+/// What a variable of the environment says, if it is set and not empty.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// Options of every command.
 #[derive(clap::Args)]
 struct Common {

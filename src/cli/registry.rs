@@ -6,13 +6,13 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
+use super::image::import::disk_size;
 use super::output::{Failure, print, print_json};
 use super::progress::Bar;
 use super::{Common, login, store};
 use crate::image::import::{DEFAULT_SIZE, Options};
 use crate::image::registry::{Access, Client, Moved, Pulled};
-use crate::image::{Commit, Descriptor, Digest, Lease, MAX_DISK, Name, STATE, Step, Store};
-use crate::options;
+use crate::image::{Commit, Descriptor, Digest, Lease, Name, STATE, Step, Store};
 
 /// How a registry is spoken to.
 #[derive(clap::Args)]
@@ -176,17 +176,6 @@ impl Push {
         }
         Ok(0)
     }
-}
-
-fn disk_size(text: &str) -> Result<u64, options::Error> {
-    let (number, shift) = match text.as_bytes().last() {
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    size.filter(|size| (1 << 20..=MAX_DISK).contains(size) && size.is_multiple_of(4096))
-        .ok_or_else(|| options::bad_value("size", text, "a size with its unit, such as 512M or 8G"))
 }
 
 /// How far blobs are that move at once, in one line.

@@ -195,12 +195,7 @@ pub fn seconds(text: &str) -> Result<u64, options::Error> {
 
 /// A size in MiB from `512M`, `2G` or `512`.
 fn mebibytes(text: &str) -> Result<u64, options::Error> {
-    let (number, factor) = match text.as_bytes().last() {
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 1),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 1024),
-        _ => (text, 1),
-    };
-    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    let size = options::size(text, 1 << 20).map(|bytes| bytes >> 20);
     size.filter(|&size| size > 0 && size <= 1 << 32)
         .ok_or_else(|| options::bad_value("memory", text, "a size with its unit, such as 512M or 2G"))
 }

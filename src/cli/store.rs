@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Common;
 use super::output::Failure;
 use super::progress::Bar;
+use super::{Common, variable};
 use crate::image::Store;
 
 /// Where images are kept: as the user says, else where the XDG base directory specification has data.
 pub(super) fn place(common: &Common) -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let absolute = |name| variable(name).filter(|path| path.is_absolute());
     let data =
         || absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));

@@ -80,6 +80,9 @@ impl Store {
             let name: Name = name.parse()?;
             images.push((name, Descriptor::new(&entry.media_type, entry.digest, entry.size)));
         }
+        for (_, image) in &images {
+            self.rebuild_versions(lease, image)?;
+        }
         self.tag_all(&images)?;
         Ok(images)
     }

@@ -141,13 +141,17 @@ impl Store {
     }
 }
 
+/// Whether a blob is memory or state of a machine.
+pub(super) fn is_of_memory(blob: &Descriptor) -> bool {
+    [MEMORY_LAYER, MEMORY_INDEX, STATE].contains(&blob.media_type.as_str())
+}
+
 /// Puts new blobs in place of those that they replace.
 fn replace(layers: &mut Vec<Descriptor>, blobs: &[Descriptor]) {
-    let replaced = |layer: &Descriptor| match layer.media_type.as_str() {
-        // The disk goes on from where it is: memory from before does not belong to it.
-        MEMORY_LAYER | MEMORY_INDEX | STATE => true,
-        DISK_LAYER => false,
-        kind => blobs.iter().any(|blob| blob.media_type == kind),
+    // The disk goes on from where it is: memory from before does not belong to it.
+    let replaced = |layer: &Descriptor| {
+        let is_new = |blob: &Descriptor| blob.media_type == layer.media_type && blob.media_type != DISK_LAYER;
+        is_of_memory(layer) || blobs.iter().any(is_new)
     };
     layers.retain(|layer| !replaced(layer));
     layers.extend_from_slice(blobs);

@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::config::{Config, Version};
 use super::layer::BLOCK;
 use super::manifest::{Descriptor, Manifest};
-use super::name::Name;
 use super::refs::Index;
 use super::store::Store;
 use super::{Digest, Error, kernel};
@@ -153,33 +152,5 @@ impl Store {
         }
         let changed = changed.iter().map(|run| run.start * BLOCK..run.end() * BLOCK).collect();
         Ok(Difference { shared_layers, changed })
-    }
-
-    /// Copies an image into another store with a name there; what is there already is not copied. Returns how many
-    /// bytes were.
-    ///
-    /// # Errors
-    /// When a blob is missing or corrupt, or the host refuses.
-    pub fn copy(&self, image: &Descriptor, to: &Store, name: &Name) -> Result<u64, Error> {
-        let mut here = self.lease()?;
-        here.hold(&image.digest)?;
-        let mut there = to.lease()?;
-        let manifest = self.manifest(image)?;
-        let mut copied = 0;
-        for blob in manifest.blobs().chain([image]) {
-            if there.hold(&blob.digest)? {
-                continue;
-            }
-            let mut upload = to.upload()?;
-            let size = upload.copy(&mut self.open_blob(&blob.digest)?)?;
-            if size != blob.size {
-                return Err(Error::WrongSize { digest: blob.digest, wanted: blob.size, found: size });
-            }
-            upload.publish(&mut there, Some(&blob.digest))?;
-            copied += size;
-        }
-        let plain = Descriptor::new(&image.media_type, image.digest, image.size);
-        to.tag(name, &plain)?;
-        Ok(copied)
     }
 }

@@ -16,23 +16,16 @@ mod digest;
 mod error;
 mod export;
 pub mod ext4;
-#[cfg(test)]
-mod fault;
-mod files;
-mod gc;
 pub mod import;
 pub mod initramfs;
 mod instance;
 pub mod kernel;
 pub mod layer;
-mod lease;
 mod list;
 mod manifest;
 mod name;
 mod overlays;
-mod progress;
 mod qcow2;
-mod refs;
 #[cfg(feature = "registry")]
 pub mod registry;
 mod store;
@@ -40,10 +33,11 @@ mod tar;
 #[cfg(test)]
 mod tests;
 pub mod time;
-mod upload;
-mod verify;
+mod versions;
 mod view;
 mod warm;
+
+use store::{gc, lease, refs};
 
 pub use cache::Unpacked;
 pub use commit::{Change, Commit};
@@ -51,19 +45,14 @@ pub use compare::{Fate, FileChange};
 pub use config::{Config, Disk, MAX_DISK, Machine, Process, Version};
 pub use digest::{Digest, Hasher};
 pub use error::Error;
-pub use gc::Collected;
 pub use instance::{Instance, InstanceLock, Record, Scratch};
 pub use kernel::Kernel;
-pub use lease::Lease;
 pub use list::{Difference, Image, Inspected};
 pub use manifest::{
     CONFIG, DISK_LAYER, Descriptor, IMAGE, INITRAMFS, KERNEL, MANIFEST, MEMORY_INDEX, MEMORY_LAYER, Manifest,
     STATE,
 };
 pub use name::Name;
-pub use progress::{Progress, Step};
-pub use refs::Index;
-pub use store::Store;
+pub use store::{Collected, Index, Lease, Progress, Step, Store, Upload};
 pub use time::{parse_rfc3339, rfc3339};
-pub use upload::Upload;
 pub use view::{ReadAt, View};

@@ -1,6 +1,7 @@
 //! Names of images: `[REGISTRY/]REPO[:TAG]` (OCI distribution specification 1.1, Pulling manifests: name and tag).
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use super::Error;
@@ -77,10 +78,16 @@ fn is_word(word: &str) -> bool {
 }
 
 fn is_host(host: &str) -> bool {
+    let is_port = |port: &str| port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    if let Some(rest) = host.strip_prefix('[') {
+        let (address, port) = rest.split_once(']').unwrap_or_default();
+        let port = port.strip_prefix(':').map_or(port.is_empty(), is_port);
+        return address.parse::<Ipv6Addr>().is_ok() && port;
+    }
     let (name, port) = host.split_once(':').unwrap_or((host, "1"));
     name.split('.').all(|label| !label.is_empty())
         && name.bytes().all(|c| c.is_ascii_alphanumeric() || b".-".contains(&c))
-        && port.parse::<u16>().is_ok()
+        && is_port(port)
 }
 
 #[cfg(test)]
@@ -94,10 +101,21 @@ mod tests {
             ("team/web:v1.2", None, "team/web:v1.2"),
             ("localhost/a:b", Some("localhost"), "localhost/a:b"),
             ("127.0.0.1:5000/a/b-c", Some("127.0.0.1:5000"), "127.0.0.1:5000/a/b-c:latest"),
+            ("[::1]:5000/a:b", Some("[::1]:5000"), "[::1]:5000/a:b"),
+            ("[fd00::2]/a", Some("[fd00::2]"), "[fd00::2]/a:latest"),
         ] {
             let name: Name = text.parse().unwrap();
             assert_eq!(name.to_string(), full);
             assert_eq!(name.registry().map(|(host, _)| host), registry);
+        }
+    }
+
+    #[test]
+    fn refuses_hosts_that_are_none() {
+        for bad in
+            ["a.b:+80/c", "a.b:/c", "a.b:65536/c", "[::1/c", "[::1]80/c", "[::1]:+8/c", "[x:y]/c", "[]/c"]
+        {
+            assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
     }
 

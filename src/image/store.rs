@@ -24,20 +24,34 @@
 //! Bytes are durable before their name is, and a blob before the index that leads to it: a crash leaves at most files
 //! that nothing leads to, which `gc` removes.
 
+#[cfg(test)]
+pub(super) mod fault;
+pub(super) mod files;
+pub(super) mod gc;
+pub(super) mod lease;
+mod progress;
+pub(super) mod refs;
+mod upload;
+mod verify;
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::Error;
 use super::digest::{Digest, Hasher};
-use super::files::Files;
-use super::lease::Lease;
 use super::manifest::Descriptor;
-use super::progress::Progress;
-use super::upload::Upload;
-use super::{Error, refs};
 use crate::sys::file::is_at;
 use crate::sys::random;
+
+use files::Files;
+
+pub use gc::Collected;
+pub use lease::Lease;
+pub use progress::{Progress, Step};
+pub use refs::Index;
+pub use upload::Upload;
 
 pub(super) const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 

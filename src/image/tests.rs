@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::fault::Fault;
-use super::files::Files;
+use super::store::fault::Fault;
+use super::store::files::Files;
 use super::*;
 
 mod doubt;
@@ -248,14 +248,18 @@ fn versions_of_a_disk() {
     let blocks: Vec<u64> = difference.changed.iter().map(|range| range.start / 4096).collect();
     assert_eq!(blocks, [24, 100, 200]);
 
-    // Another store has the first eight layers already: one layer, a configuration and a manifest travel.
+    // Another store has the first eight layers already: one layer, a configuration and a manifest come.
     let other = Store::open(&directory.path().join("other")).unwrap();
-    store.copy(&store.resolve("disk~1").unwrap(), &other, &name("copy:8")).unwrap();
     let newest = store.resolve("disk").unwrap();
-    let copied = store.copy(&newest, &other, &name("copy:9")).unwrap();
     let manifest = store.manifest(&newest).unwrap();
-    let own = newest.size + manifest.config.size + manifest.of_type(DISK_LAYER).last().unwrap().size;
-    assert_eq!(copied, own);
+    let carry = |image: &Descriptor, text: &str| {
+        let mut archive = Vec::new();
+        store.save(&[(name(text), image.clone())], &mut archive).unwrap();
+        other.load(&mut other.lease().unwrap(), &mut archive.as_slice(), 1 << 30).unwrap();
+        blob_count(&other)
+    };
+    let before = carry(&store.resolve("disk~1").unwrap(), "copy:8");
+    assert_eq!(carry(&newest, "copy:9"), before + 3);
     is_whole(&other);
     assert_eq!(other.images().unwrap().len(), 2);
 
@@ -270,6 +274,10 @@ fn versions_of_a_disk() {
     let loaded = third.load(&mut third.lease().unwrap(), &mut saved.as_slice(), 1 << 30).unwrap();
     assert_eq!(loaded, [(name("disk:9"), newest.clone())]);
     is_whole(&third);
+    // Every version is there, with the digest that it had.
+    assert_eq!(third.versions("disk:9").unwrap(), store.versions("disk").unwrap());
+    assert_eq!(third.gc().unwrap(), Collected::default());
+    third.unpack(&third.resolve("disk:9~8").unwrap(), u64::MAX).unwrap();
     let raw = tempfile::NamedTempFile::new().unwrap();
     third.export_raw(&newest, raw.as_file(), u64::MAX).unwrap();
     assert!(std::fs::read(raw.path()).unwrap() == bytes);

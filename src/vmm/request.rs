@@ -137,7 +137,8 @@ mod tests {
     fn a_machine_that_stands_still_to_be_saved_takes_nothing_else() {
         let save = |freeze| Request::Save(Save { target: "/one".into(), base: None, stop: false, freeze });
         let others = [Request::Pause, Request::Resume, Request::PowerButton, save(false), save(true)];
-        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into(), freeze: false }]) {
+        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into(), freeze: false }])
+        {
             let error = request.check(RunState::Saving).unwrap_err().to_string();
             assert!(error.starts_with("The machine is being saved: it cannot "), "{error}");
         }

@@ -201,6 +201,15 @@ fn a_warm_image_goes_on() {
         assert!(!log.contains("CORRUPT"), "{log}");
     }
     world.refuses(&["run", "bare:warm", "-e", "A=b"], &["--cold"]);
+    // Elsewhere, too: in another store it goes on as it is.
+    let other = world.text("other");
+    world.does(&["save", "bare:warm", "-o", "warm.tar"]);
+    world.does(&["load", "-i", "warm.tar", "--store", &other]);
+    let console = format!("file={}", world.text("three.log"));
+    world.does(&["run", "-d", "bare:warm", "--name", "three", "--console", &console, "--store", &other]);
+    world.has_said("three", "\ncounter ");
+    let log = fs::read_to_string(world.path("three.log")).expect("a log");
+    assert!(!log.contains("counter at") && !log.contains("CORRUPT"), "{log}");
     world.does(&["gc"]);
     world.does(&["verify"]);
     world.does(&["stop", "--all", "--force"]);

@@ -94,6 +94,11 @@ fn what_cannot_run_is_told_in_one_line() {
     world.refuses(&["run", "web:1", "-v", "data"], &["DISK:TARGET"]);
     world.refuses(&["run", "web:1", "-p", "x"], &["HOST_PORT"]);
     world.refuses(&["run", "web:1", "-e", "=x"], &["KEY=VALUE"]);
+    let kernel = crate::common::bare::kernel();
+    for option in [["-e", "A=b"], ["-w", "/tmp"], ["-u", "me"], ["-v", "disk:/data"], ["--", "sh"]] {
+        let run = ["run", "web:1", "--kernel", &kernel.to_string_lossy()];
+        world.refuses(&[&run[..], &option].concat(), &["initial RAM disk"]);
+    }
     world.refuses(&["run", "-d", "--kernel", "x"], &["<IMAGE>"]);
     world.refuses(&["checkout", "web:1~3"], &["only 0 commits"]);
     world.refuses(&["rm", "web"], &["no machine `web`"]);

@@ -65,6 +65,26 @@ fn blobs_that_are_not_what_they_should_be() {
 }
 
 #[test]
+fn a_registry_that_gives_a_byte_each_time_is_left() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    refuses(&["breaks off blob", "pull again"], move |request, container| {
+        is_layer(request).then(|| {
+            count.fetch_add(1, SeqCst);
+            let bytes = container.blob(request).unwrap_or_default();
+            let at = request
+                .header("range")
+                .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+            let at: usize = at.unwrap_or(0);
+            let part = format!("bytes {at}-{}/{}", bytes.len() - 1, bytes.len());
+            let status = if at == 0 { 200 } else { 206 };
+            Reply::cut(&bytes[at..at + 1]).status(status).header("Content-Range", part)
+        })
+    });
+    assert!(asked.load(SeqCst) < 20);
+}
+
+#[test]
 fn documents_that_are_not_what_they_should_be() {
     let manifest_is = |bytes: String| {
         move |request: &Request, _: &Container| {

@@ -62,6 +62,10 @@ impl Reply {
         Reply { body: Body::Cut(body.into()), ..Self::new(200, "") }
     }
 
+    pub fn status(self, status: u16) -> Self {
+        Reply { status, ..self }
+    }
+
     pub fn endless() -> Self {
         Reply { body: Body::Endless, ..Self::new(200, "") }
     }

@@ -110,6 +110,8 @@ fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Res
 struct Committed {
     image: Descriptor,
     pause: Option<Duration>,
+    /// The guest's file systems that were at rest.
+    frozen: Value,
 }
 
 impl Commit {
@@ -138,6 +140,7 @@ impl Commit {
                 "digest": committed.image.digest,
                 "layer_bytes": layer,
                 "pause_us": pause_us,
+                "frozen": committed.frozen,
                 "elapsed_us": start.elapsed().as_micros() as u64,
             }))?;
         } else {
@@ -198,7 +201,7 @@ impl Commit {
             stands_on.write(machine.directory())?;
         }
         let pause = said["pause_us"].as_u64().map(Duration::from_micros);
-        Ok(Committed { image, pause })
+        Ok(Committed { image, pause, frozen: said["frozen"].clone() })
     }
 
     /// An instance that does not run.
@@ -219,6 +222,6 @@ impl Commit {
         found.record.first = new.last().map_or(found.record.first, |(number, _)| number + 1);
         store.update_instance(&found).map_err(Failure::refused)?;
         store.drop_covered(&mut found).map_err(Failure::refused)?;
-        Ok(Committed { image, pause: None })
+        Ok(Committed { image, pause: None, frozen: Value::Null })
     }
 }

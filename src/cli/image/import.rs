@@ -6,11 +6,10 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
-use crate::cli::Common;
 use crate::cli::output::{Failure, print, print_json};
-use crate::cli::store;
+use crate::cli::{Common, store, variable};
 use crate::image::import::{Container, DEFAULT_SIZE, Format, Options};
-use crate::image::{Commit, Descriptor, Error, INITRAMFS, KERNEL, Lease, Machine, Name, Store};
+use crate::image::{Commit, Descriptor, Error, INITRAMFS, KERNEL, Lease, MAX_DISK, Machine, Name, Store};
 use crate::options;
 
 /// Options of `import`.
@@ -49,7 +48,7 @@ pub struct Import {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Size of the file system for what is no disk, with unit M, G or T; images share layers only if it is the same
-    #[arg(long, value_name = "SIZE", value_parser = bytes, default_value = "8G")]
+    #[arg(long, value_name = "SIZE", value_parser = disk_size, default_value = "8G")]
     size: u64,
     /// What this version is
     #[arg(short, long, value_name = "TEXT", default_value = "")]
@@ -70,22 +69,16 @@ fn format(text: &str) -> Result<Format, String> {
     }
 }
 
-/// A size in bytes from `512M`, `8G` or `1T`.
-fn bytes(text: &str) -> Result<u64, options::Error> {
-    let (number, shift) = match text.as_bytes().last() {
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        Some(b'T' | b't') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    let whole = size.filter(|size| size.is_multiple_of(4096) && *size > 0);
-    whole.ok_or_else(|| options::bad_value("size", text, "a size with its unit, such as 512M or 8G"))
+/// The size of a file system.
+pub fn disk_size(text: &str) -> Result<u64, options::Error> {
+    let size = options::size(text, 1);
+    size.filter(|size| (1 << 20..=MAX_DISK).contains(size) && size.is_multiple_of(4096))
+        .ok_or_else(|| options::bad_value("size", text, "a size with its unit, such as 512M or 8G"))
 }
 
 /// Who makes a version: as the user says, else the user.
 pub fn author(told: Option<&String>) -> String {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let variable = |name| variable(name)?.into_os_string().into_string().ok();
     told.cloned().or_else(|| variable("RVMM_AUTHOR")).or_else(|| variable("USER")).unwrap_or_default()
 }
 

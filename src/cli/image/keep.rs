@@ -14,7 +14,8 @@ use crate::vmm::chain;
   rvmm gc
   rvmm gc --cache
 
-What a name, a machine or a command under way leads to is never touched, older versions included.")]
+What a name, a machine or a command under way leads to is never touched, older versions included. Nothing is removed while
+what leads there is damaged or cannot be read: `rvmm verify` says what it is.")]
 pub struct Gc {
     /// Remove unpacked layers, too, that no machine uses: they are made again when they are needed
     #[arg(long)]
@@ -27,9 +28,9 @@ pub struct Gc {
   rvmm verify
   rvmm verify --remove
 
-Reads every blob and compares it with its digest.")]
+Reads every blob, and what was unpacked, and compares it with its digest.")]
 pub struct Verify {
-    /// Remove damaged blobs, so that pull or load bring them again
+    /// Remove what is damaged, so that pull or load bring it again, or it is unpacked again
     #[arg(long)]
     remove: bool,
 }

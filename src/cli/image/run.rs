@@ -181,64 +181,21 @@ pub fn launch(
     let runnable = Runnable::open(store, &image, machine.kernel.as_ref())?;
     let keep = machine.name.is_some() && !container.rm;
     let name = machine.name.take().unwrap_or_else(Name::random);
-    let overlay = store.instances_path().map_err(Failure::refused)?;
-    let overlay = if keep { overlay.join(name.as_str()) } else { overlay };
-    let base = runnable.machine(&overlay, keep);
     let warm =
         if container.cold { None } else { store.open_warm(&image, store::LIMIT).map_err(Failure::usage)? };
     let warm = warm.map(|bundle| Restore::open(&bundle)).transpose().map_err(Failure::usage)?;
-    if warm.is_some() && !(container.is_plain() && machine.is_plain()) {
-        return Err(Failure::usage(
-            "A warm image goes on with the machine as it was: a command, variables, disks, CPUs and memory need --cold",
-        ));
-    }
-    let volumes = &container.volume;
-    machine.devices.block.extend(volumes.iter().map(|volume| block::Config {
-        path_on_host: volume.disk.clone(),
-        is_read_only: volume.read_only,
-        ..block::Config::default()
-    }));
-    let (grace, tty) =
-        (Duration::from_secs(machine.stop_timeout), !container.detach && io::stdin().is_terminal());
+    let overlay = store.instances_path().map_err(Failure::refused)?;
+    let overlay = if keep { overlay.join(name.as_str()) } else { overlay };
+    let base = runnable.machine(&overlay, keep);
+    let (grace, detach) = (Duration::from_secs(machine.stop_timeout), container.detach);
     let mut config = match &warm {
-        Some(warm) => resumed(warm, base, machine, container.publish)?,
-        None => {
-            let links = &mut machine.devices.net;
-            if links.is_empty() && !container.publish.is_empty() {
-                links.push(net::Config::user());
-            }
-            publish(links, container.publish)?;
-            run::configure(machine, Some(base))?
-        }
+        Some(warm) => resumed(warm, base, container, machine)?,
+        None => booted(&runnable, base, container, machine, &name)?,
     };
     // It may be started from elsewhere.
     config.make_absolute();
-    if warm.is_none() && config.boot_source.initrd_path.is_some() {
-        let overrides = Overrides {
-            env: container.env,
-            working_dir: container.workdir,
-            user: container.user,
-            entrypoint: container.entrypoint,
-            command: container.command,
-        };
-        let process = overrides.over(runnable.config.config.clone());
-        config.boot_source.process = Some(document(&process, &config, name.as_str(), volumes, tty));
-    }
-    let mut lock = None;
-    if keep {
-        let lock = lock.insert(store.lock_instance(name.as_str()).map_err(Failure::refused)?);
-        if runs(common, name.as_str())? {
-            return Err(Failure::usage(format!("A machine with the name `{name}` runs already")));
-        }
-        let record = Record {
-            image: image.clone(),
-            first: 1,
-            kernel: runnable.kernel,
-            created: rfc3339(SystemTime::now()),
-            machine: json!(config),
-        };
-        store.create_instance(lock, record).map_err(Failure::usage)?;
-    }
+    let lock =
+        if keep { Some(record(store, &name, &image, runnable.kernel, &config, common)?) } else { None };
     let prepared = Prepared {
         store: store.clone(),
         image,
@@ -251,7 +208,60 @@ pub fn launch(
         grace,
         boot_timer,
     };
-    prepared.start(container.detach, common)
+    prepared.start(detach, common)
+}
+
+/// Notes a machine that stays. Its name is this command's until the machine is known to run.
+fn record(
+    store: &Store,
+    name: &Name,
+    image: &Descriptor,
+    kernel: Option<Digest>,
+    config: &VmConfig,
+    common: &Common,
+) -> Result<InstanceLock, Failure> {
+    let lock = store.lock_instance(name.as_str()).map_err(Failure::refused)?;
+    if runs(common, name.as_str())? {
+        return Err(Failure::usage(format!("A machine with the name `{name}` runs already")));
+    }
+    let created = rfc3339(SystemTime::now());
+    let record = Record { image: image.clone(), first: 1, kernel, created, machine: json!(config) };
+    store.create_instance(&lock, record).map_err(Failure::usage)?;
+    Ok(lock)
+}
+
+/// A machine that boots, with what is to run in it.
+fn booted(
+    runnable: &Runnable,
+    base: VmConfig,
+    container: Container,
+    mut machine: run::Args,
+    name: &Name,
+) -> Result<VmConfig, Failure> {
+    let plain = container.is_plain();
+    let Container { env, workdir, user, entrypoint, volume, publish: ports, command, detach, .. } = container;
+    machine.devices.block.extend(volume.iter().map(|volume| block::Config {
+        path_on_host: volume.disk.clone(),
+        is_read_only: volume.read_only,
+        ..block::Config::default()
+    }));
+    let links = &mut machine.devices.net;
+    if links.is_empty() && !ports.is_empty() {
+        links.push(net::Config::user());
+    }
+    publish(links, ports)?;
+    let mut config = run::configure(machine, Some(base))?;
+    if config.boot_source.initrd_path.is_some() {
+        let overrides = Overrides { env, working_dir: workdir, user, entrypoint, command };
+        let process = overrides.over(runnable.config.config.clone());
+        let tty = !detach && io::stdin().is_terminal();
+        config.boot_source.process = Some(document(&process, &config, name.as_str(), &volume, tty));
+    } else if !plain {
+        return Err(Failure::usage(
+            "Nobody in the guest would hear of a command, variables or disks to be mounted: the image or --kernel brings no initial RAM disk",
+        ));
+    }
+    Ok(config)
 }
 
 impl Container {
@@ -267,7 +277,17 @@ impl Container {
 }
 
 /// The machine that was committed, as its guest sees it; disk, kernel and links are those that it gets here.
-fn resumed(warm: &Restore, base: VmConfig, own: run::Args, ports: Vec<Publish>) -> Result<VmConfig, Failure> {
+fn resumed(
+    warm: &Restore,
+    base: VmConfig,
+    container: Container,
+    own: run::Args,
+) -> Result<VmConfig, Failure> {
+    if !(container.is_plain() && own.is_plain()) {
+        return Err(Failure::usage(
+            "A warm image goes on with the machine as it was: a command, variables, disks, CPUs and memory need --cold",
+        ));
+    }
     let mut config = warm.config().as_guest_sees();
     let drives = &mut config.devices.block;
     if drives.len() != base.devices.block.len() {
@@ -284,7 +304,7 @@ fn resumed(warm: &Restore, base: VmConfig, own: run::Args, ports: Vec<Publish>) 
     for (index, link) in own.devices.net.iter().enumerate() {
         config.replace_link(index, link).map_err(Failure::usage)?;
     }
-    publish(&mut config.devices.net, ports)?;
+    publish(&mut config.devices.net, container.publish)?;
     config.console = own.console.unwrap_or_default();
     Ok(config)
 }

@@ -69,15 +69,15 @@ impl Rmi {
                 }
             }
         }
-        let collected = store.gc().map_err(Failure::refused)?;
         let names: Vec<_> = untagged.iter().map(Name::to_string).collect();
+        if !common.json {
+            names.iter().try_for_each(|name| print(format!("Untagged: {name}")))?;
+        }
+        let collected = store.gc().map_err(Failure::refused)?;
         if common.json {
             print_json(&json!({ "untagged": names, "blobs": collected.blobs, "bytes": collected.bytes }))?;
-        } else {
-            names.iter().try_for_each(|name| print(format!("Untagged: {name}")))?;
-            if collected.blobs > 0 {
-                print(format!("Deleted: {} blobs, {}", collected.blobs, size(collected.bytes)))?;
-            }
+        } else if collected.blobs > 0 {
+            print(format!("Deleted: {} blobs, {}", collected.blobs, size(collected.bytes)))?;
         }
         Ok(if failed { exit::REFUSED } else { 0 })
     }

@@ -9,7 +9,7 @@ use super::package;
 use crate::cli::output::{Failure, print, print_json};
 use crate::cli::{CMDLINE, Common, store};
 use crate::image::initramfs::{self, Modules};
-use crate::image::{Kernel, kernel};
+use crate::image::{Kernel, Store, kernel};
 
 /// Options of `kernel add`.
 #[derive(clap::Args)]
@@ -40,12 +40,13 @@ pub struct Add {
 impl Add {
     /// Adds the kernel.
     pub fn run(&self, common: &Common) -> Result<u8, Failure> {
+        let store = store::open(common)?;
         let kernel = match (&self.file, &self.from_package) {
-            (Some(file), _) => self.add(file, self.modules.as_deref(), common)?,
+            (Some(file), _) => self.add(&store, file, self.modules.as_deref())?,
             (None, package) => {
                 let package = package.as_deref().filter(|package| !package.is_empty());
-                let unpacked = package::fetch(package)?;
-                self.add(&unpacked.kernel, Some(&unpacked.modules), common)?
+                let unpacked = package::fetch(package, &store)?;
+                self.add(&store, &unpacked.kernel, Some(&unpacked.modules))?
             }
         };
         match common.json {
@@ -55,7 +56,7 @@ impl Add {
         Ok(0)
     }
 
-    fn add(&self, path: &Path, modules: Option<&Path>, common: &Common) -> Result<Kernel, Failure> {
+    fn add(&self, store: &Store, path: &Path, modules: Option<&Path>) -> Result<Kernel, Failure> {
         let cannot =
             |error: std::io::Error| Failure::refused(format!("Cannot read {}: {error}", path.display()));
         let mut file = File::open(path).map_err(cannot)?;
@@ -92,7 +93,6 @@ impl Add {
                 return Err(Failure::usage(reason));
             }
         };
-        let store = store::open(common)?;
         store.add_kernel(&name, &mut file, &version, &initramfs, CMDLINE).map_err(Failure::refused)
     }
 }

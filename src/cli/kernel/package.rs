@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::cli::output::Failure;
-use crate::sys::scratch::Scratch;
+use crate::image::{Scratch, Store};
 
 /// What stands for the newest kernel for machines in clouds, by distribution.
 const USUAL: [&str; 4] =
@@ -21,9 +21,8 @@ pub struct Unpacked {
 }
 
 /// Downloads and unpacks a kernel package, or the usual one.
-pub fn fetch(package: Option<&str>) -> Result<Unpacked, Failure> {
-    let scratch = Scratch::new(&std::env::temp_dir(), "rvmm-kernel-")
-        .map_err(|error| Failure::refused(format!("Cannot make a scratch directory: {error}")))?;
+pub fn fetch(package: Option<&str>, store: &Store) -> Result<Unpacked, Failure> {
+    let scratch = store.scratch().map_err(Failure::refused)?;
     let package = resolve(package)?;
     let version = package.strip_prefix("linux-image-").unwrap_or(&package).trim_start_matches("unsigned-");
     let root = scratch.path().join("root");

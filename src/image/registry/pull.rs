@@ -29,6 +29,9 @@ fn source(container: &Digest, size: u64) -> String {
     format!("{container} {size}")
 }
 
+/// Bytes after which an attempt counts as a good one: a registry that gives less each time is not asked for ever.
+const PROGRESS: u64 = 64 << 10;
+
 /// A blob on its way.
 struct Arriving<'a> {
     blob: &'a Descriptor,
@@ -88,6 +91,10 @@ impl Store {
             upload.publish_checked(&mut lease, &blob.digest)?;
             Ok(Some(bytes))
         })?;
+        if manifest.is_ours() {
+            let lease = lease.into_inner().unwrap_or_else(PoisonError::into_inner);
+            self.rebuild_versions(lease, image)?;
+        }
         Ok(Pulled { image: image.clone(), moved, known })
     }
 
@@ -144,7 +151,7 @@ impl Store {
             while arriving.at < blob.size {
                 let before = arriving.at;
                 let result = arriving.read_on(from, &mut moved, progress);
-                failed = if arriving.at > before { 0 } else { failed + 1 };
+                failed = if arriving.at >= before.saturating_add(PROGRESS) { 0 } else { failed + 1 };
                 match result {
                     // A disk that is full is not to stay full of this.
                     Err(error @ Error::Io { .. }) => return Err(error),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::store::Store;
+use super::Store;
 
 /// How far a piece of work is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Store {
         self
     }
 
-    pub(super) fn tell(&self, doing: &'static str, done: u64, total: Option<u64>) {
+    pub(in crate::image) fn tell(&self, doing: &'static str, done: u64, total: Option<u64>) {
         if let Some(progress) = &self.progress {
             progress(Step { doing, done, total });
         }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::digest::Digest;
 use super::gc::{entries, entries_if_any};
-use super::manifest::Manifest;
-use super::store::{Hold, Store, digest_of};
-use super::{Error, layer};
+use super::{Hold, Store, digest_of};
+use crate::image::digest::Digest;
+use crate::image::manifest::Manifest;
+use crate::image::{Error, layer};
 use crate::snapshot::bundle::Bundle;
 
 impl Store {

@@ -5,11 +5,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::digest::Digest;
-use super::manifest::{Descriptor, INDEX, MANIFEST, Manifest};
-use super::name::Name;
-use super::store::{Hold, MAX_DOCUMENT, Store};
-use super::{Error, kernel};
+use super::{Hold, MAX_DOCUMENT, Store};
+use crate::image::digest::Digest;
+use crate::image::manifest::{Descriptor, INDEX, MANIFEST, Manifest};
+use crate::image::name::Name;
+use crate::image::{Error, kernel};
 use crate::options::nearest;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -154,7 +154,7 @@ impl Store {
     }
 
     /// Changes names, all of them or none.
-    pub(super) fn change_index<T>(
+    pub(in crate::image) fn change_index<T>(
         &self,
         change: impl FnOnce(&mut Index) -> Result<T, Error>,
     ) -> Result<T, Error> {

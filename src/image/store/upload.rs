@@ -6,10 +6,10 @@ use std::io::Read;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::Error;
-use super::digest::Digest;
 use super::lease::Lease;
-use super::store::{Hold, Store, digest_of};
+use super::{Hold, Store, digest_of};
+use crate::image::Error;
+use crate::image::digest::Digest;
 
 /// A file in the making. Dropped without being published, it is gone.
 pub struct Upload {
@@ -20,7 +20,7 @@ pub struct Upload {
 }
 
 impl Upload {
-    pub(super) fn new(store: &Store) -> Result<Self, Error> {
+    pub(in crate::image) fn new(store: &Store) -> Result<Self, Error> {
         // Shared: gc must not see the file before it is locked.
         let _lock = store.lock(Hold::Shared)?;
         let path = store.uploads().join(store.fresh());
@@ -81,7 +81,7 @@ impl Upload {
 
     /// Makes the file the blob that it was found to be while it was written.
     #[cfg(feature = "registry")]
-    pub(super) fn publish_checked(self, lease: &mut Lease, digest: &Digest) -> Result<(), Error> {
+    pub(in crate::image) fn publish_checked(self, lease: &mut Lease, digest: &Digest) -> Result<(), Error> {
         self.store.files.sync(&self.file, &self.path).map_err(Error::io("sync", &self.path))?;
         self.name(lease, digest)
     }
@@ -98,7 +98,7 @@ impl Upload {
 #[cfg(feature = "registry")]
 impl Store {
     /// An upload that goes on where another process stopped; a new one where that goes on itself.
-    pub(super) fn resume(&self, name: &str) -> Result<Upload, Error> {
+    pub(in crate::image) fn resume(&self, name: &str) -> Result<Upload, Error> {
         let lock = self.lock(Hold::Shared)?;
         let path = self.uploads().join(name);
         let mut file = self.files.open(&path, false).map_err(Error::io("open", &path))?;
@@ -114,25 +114,25 @@ impl Store {
 #[cfg(feature = "registry")]
 impl Upload {
     /// How much is there.
-    pub(super) fn len(&self) -> Result<u64, Error> {
+    pub(in crate::image) fn len(&self) -> Result<u64, Error> {
         Ok(self.file.metadata().map_err(Error::io("look at", &self.path))?.len())
     }
 
     /// Begins again.
-    pub(super) fn clear(&mut self) -> Result<(), Error> {
+    pub(in crate::image) fn clear(&mut self) -> Result<(), Error> {
         let cleared = self.file.set_len(0).and_then(|()| self.file.rewind());
         cleared.map_err(Error::io("write", &self.path))
     }
 
     /// Leaves what is there for the next one, or for gc.
-    pub(super) fn keep(&mut self) {
+    pub(in crate::image) fn keep(&mut self) {
         self.keep = true;
     }
 }
 
 impl Upload {
     /// Makes the file one of the store's other files.
-    pub(super) fn place(self, to: &Path) -> Result<(), Error> {
+    pub(in crate::image) fn place(self, to: &Path) -> Result<(), Error> {
         self.store.files.sync(&self.file, &self.path).map_err(Error::io("sync", &self.path))?;
         let _lock = self.store.lock(Hold::Shared)?;
         self.store.files.rename(&self.path, to).map_err(Error::io("write", to))

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
 
-use super::digest::Digest;
-use super::store::{Hold, Store};
-use super::{Error, files::Files};
+use super::files::Files;
+use super::{Hold, Store};
+use crate::image::Error;
+use crate::image::digest::Digest;
 
 /// Blobs that stay as long as this lives. It ends with its process, however that ends.
 pub struct Lease {
@@ -17,7 +18,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(store: &Store) -> Result<Self, Error> {
+    pub(in crate::image) fn new(store: &Store) -> Result<Self, Error> {
         // Shared: gc must not see the file before it is locked.
         let _lock = store.lock(Hold::Shared)?;
         let path = store.leases().join(store.fresh());
@@ -36,7 +37,7 @@ impl Lease {
     }
 
     /// As [`Lease::hold`], for those who hold the store's lock.
-    pub(super) fn hold_locked(&mut self, digest: &Digest) -> Result<bool, Error> {
+    pub(in crate::image) fn hold_locked(&mut self, digest: &Digest) -> Result<bool, Error> {
         if !self.held.contains(digest) {
             // Not behind half a line that a full disk has left.
             let line = format!("\n{digest}\n");
@@ -56,7 +57,7 @@ impl Drop for Lease {
 }
 
 /// What the leases of `store` hold. Those that nobody has locked are removed. The caller holds the store's lock exclusively.
-pub(super) fn held(store: &Store, files: &Files) -> Result<Vec<Digest>, Error> {
+pub(in crate::image) fn held(store: &Store, files: &Files) -> Result<Vec<Digest>, Error> {
     let directory = store.leases();
     let mut held = Vec::new();
     for entry in std::fs::read_dir(&directory).map_err(Error::io("read", &directory))? {
@@ -76,7 +77,7 @@ pub(super) fn held(store: &Store, files: &Files) -> Result<Vec<Digest>, Error> {
 }
 
 /// The file or directory, locked, if nobody else has it locked.
-pub(super) fn abandoned(path: &PathBuf) -> Result<Option<File>, Error> {
+pub(in crate::image) fn abandoned(path: &PathBuf) -> Result<Option<File>, Error> {
     match File::open(path) {
         Ok(file) => match file.try_lock() {
             Ok(()) => Ok(Some(file)),

@@ -5,12 +5,12 @@ use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 
-use super::Error;
-use super::digest::Digest;
 use super::lease::{self, abandoned};
-use super::manifest::Manifest;
 use super::refs::Index;
-use super::store::{Hold, MAX_DOCUMENT, Store};
+use super::{Hold, MAX_DOCUMENT, Store};
+use crate::image::Error;
+use crate::image::digest::Digest;
+use crate::image::manifest::Manifest;
 
 /// What `gc` removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,7 +183,7 @@ fn unsure(error: Error) -> Error {
 }
 
 /// What is in a directory, in order.
-pub(super) fn entries(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
+pub(in crate::image) fn entries(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
     let read = || -> std::io::Result<Vec<PathBuf>> {
         fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect()
     };
@@ -193,12 +193,12 @@ pub(super) fn entries(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// As above; nothing is in a directory that is not there.
-pub(super) fn entries_if_any(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
+pub(in crate::image) fn entries_if_any(directory: PathBuf) -> Result<Vec<PathBuf>, Error> {
     if directory.exists() { entries(directory) } else { Ok(Vec::new()) }
 }
 
 /// The bytes that a file takes on the host.
-pub(super) fn on_disk(path: &PathBuf) -> u64 {
+pub(in crate::image) fn on_disk(path: &PathBuf) -> u64 {
     use std::os::unix::fs::MetadataExt;
     fs::symlink_metadata(path).map_or(0, |found| found.blocks() * 512)
 }
