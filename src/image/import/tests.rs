@@ -402,3 +402,39 @@ fn small_qcow2_files_are_no_large_disks() {
     std::fs::write(&path, &bytes).unwrap();
     import(&mut lease).unwrap();
 }
+
+#[test]
+fn zeroes_over_zeroes_are_no_layer() {
+    use std::os::unix::fs::FileExt;
+
+    use crate::disk::State;
+    let (directory, store) = store();
+    let mut lease = store.lease().unwrap();
+    let size = 8 << 30;
+    let raw = directory.path().join("raw");
+    let file = File::create(&raw).unwrap();
+    file.set_len(size).unwrap();
+    let blocks = [(1 << 30, 3), (5 << 30, 400)];
+    blocks.iter().for_each(|&(at, count)| file.write_all_at(&vec![1; count * 4096], at).unwrap());
+    let base = store.import_raw(&mut lease, &raw, &Commit::new(UNIX_EPOCH)).unwrap();
+    let empty = tempfile::tempfile().unwrap();
+    let mut commit = |parent: &Descriptor, changes| {
+        let about = Commit { parent: Some(parent), ..Commit::new(UNIX_EPOCH) };
+        store.commit(&mut lease, &about, Some(&Change { file: &empty, size, changes })).unwrap()
+    };
+    // As fstrim of all leaves it.
+    let trimmed = commit(&base, vec![(0..size, State::Zero)]);
+    let layers = |image: &Descriptor| {
+        let manifest = store.manifest(image).unwrap();
+        manifest.of_type(crate::image::DISK_LAYER).cloned().collect::<Vec<_>>()
+    };
+    assert!(layers(&trimmed)[1].size < 150_000, "{}", layers(&trimmed)[1].size);
+    let unpacked = store.unpack(&trimmed, u64::MAX).unwrap();
+    let runs = crate::disk::extents::Map::open(File::open(&unpacked.map).unwrap()).unwrap().runs().unwrap();
+    assert!(runs.iter().all(|run| run.layer.is_none()), "all of it is zeroes");
+    let zeroes: u64 = runs.iter().map(|run| run.count).sum();
+    assert!((403..420).contains(&zeroes), "{zeroes} blocks over those that had data");
+    // Once more changes nothing.
+    let again = commit(&trimmed, vec![(0..size, State::Zero)]);
+    assert_eq!(layers(&again), layers(&trimmed));
+}

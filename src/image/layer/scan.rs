@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use super::{BLOCK, CLUSTER};
 use crate::disk::State;
+use crate::disk::extents::Run;
 use crate::image::digest::{Digest, Hasher};
 
 /// Runs of blocks that are data or zeroes, in order; none touches the next one of its kind.
@@ -71,6 +72,23 @@ pub fn without_zeroes(
         next = next.max(at);
     }
     Ok(kept)
+}
+
+/// `changes` without zeroes over what is zeroes in `below` anyhow.
+pub fn over(below: &[Run], changes: &[(Range<u64>, State)]) -> Vec<(Range<u64>, State)> {
+    let mut kept = Vec::new();
+    for (bytes, state) in changes {
+        if *state != State::Zero {
+            kept.push((bytes.clone(), *state));
+            continue;
+        }
+        let first = below.partition_point(|run| run.end() * BLOCK <= bytes.start);
+        let hidden = below[first..].iter().take_while(|run| run.start * BLOCK < bytes.end);
+        for run in hidden.filter(|run| run.layer.is_some()) {
+            kept.push((bytes.start.max(run.start * BLOCK)..bytes.end.min(run.end() * BLOCK), *state));
+        }
+    }
+    kept
 }
 
 /// Reads from a sparse file; zeroes at its end need not be there.
