@@ -134,10 +134,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         match &head[..got] {
             [0x1f, 0x8b, ..] => take(&mut flate2::bufread::GzDecoder::new(file))?,
             [0xfd, b'7', b'z', b'X', b'Z', 0] => take(&mut lzma_rust2::XzReader::new(file, false))?,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-                let decoder = ruzstd::decoding::StreamingDecoder::new(file);
-                take(&mut decoder.map_err(io::Error::other)?)?
-            }
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => take(&mut zstd::stream::read::Decoder::with_buffer(file)?)?,
             _ => take(&mut { file })?,
         };
         Ok(bytes)

@@ -85,7 +85,7 @@ impl Compression {
             }
             Compression::Xz => read(lzma_rust2::XzReader::new(stream, false), size),
             Compression::Zstd => {
-                read(ruzstd::decoding::StreamingDecoder::new(stream).map_err(io::Error::other)?, size)
+                read(zstd::stream::read::Decoder::with_buffer(stream)?.single_frame(), size)
             }
             Compression::Lz4 => lz4(stream, size),
         }
