@@ -84,9 +84,7 @@ impl Compression {
                 read(lzma_rust2::LzmaReader::new_mem_limit(stream, LZMA_MEMORY_KIB, None)?, size)
             }
             Compression::Xz => read(lzma_rust2::XzReader::new(stream, false), size),
-            Compression::Zstd => {
-                read(zstd::stream::read::Decoder::with_buffer(stream)?.single_frame(), size)
-            }
+            Compression::Zstd => read(zstd::stream::read::Decoder::with_buffer(stream)?.single_frame(), size),
             Compression::Lz4 => lz4(stream, size),
         }
     }

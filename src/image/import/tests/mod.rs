@@ -278,6 +278,12 @@ fn formats_are_known_by_what_is_in_them() {
         assert!(error.contains("decompress it first"), "{first}: {error}");
     }
     assert_eq!(detect(&gzip(&layers()[0])).unwrap(), Format::Rootfs);
+    // What stands before the first entry is no reason to take an archive for a disk.
+    let bytes = archive(&[pax("comment", &[b'x'; 5000]), entry("etc/", b'5', "", b"")]);
+    assert_eq!(detect(&bytes).unwrap(), Format::Rootfs);
+    assert_eq!(detect(&gzip(&bytes)).unwrap(), Format::Rootfs);
+    assert!(detect(&archive(&[entry("a", b'Z', "", b"")])).is_err(), "nor is an entry that is refused");
+    assert_eq!(detect(&[0; 4096]).unwrap(), Format::Raw);
 }
 
 #[test]
