@@ -96,14 +96,14 @@ impl Plan {
         to.set_len(self.end() * CLUSTER)?;
         to.write_all_at(&self.header(), 0)?;
         for (place, table) in (self.first_table()..).zip(&self.tables) {
-            to.write_all_at(&(place * CLUSTER | COPIED).to_be_bytes(), CLUSTER + table * 8)?;
+            to.write_all_at(&((place * CLUSTER) | COPIED).to_be_bytes(), CLUSTER + table * 8)?;
         }
         let mut place = self.first_data();
         for (index, clusters) in self.data.chunk_by(|a, b| a / L2_ENTRIES == b / L2_ENTRIES).enumerate() {
             let mut table = vec![0; CLUSTER as usize];
             for cluster in clusters {
                 let at = (cluster % L2_ENTRIES * 8) as usize;
-                table[at..at + 8].copy_from_slice(&(place * CLUSTER | COPIED).to_be_bytes());
+                table[at..at + 8].copy_from_slice(&((place * CLUSTER) | COPIED).to_be_bytes());
                 place += 1;
             }
             to.write_all_at(&table, (self.first_table() + index as u64) * CLUSTER)?;
