@@ -1,14 +1,18 @@
-//! What a 4 KiB random read or write costs through the `Disk` trait, and what opening a disk costs.
+//! What a 4 KiB random read or write costs through the `Disk` trait, from images of several layers as well, and what
+//! opening a disk costs.
 //!
-//! `cargo bench --bench disk [-- DIRECTORY]` makes a file of 1 GiB there (default: the system's temporary directory).
+//! `cargo bench --bench disk [-- DIRECTORY]` makes 4 GiB of files there (default: the system's temporary directory).
 //! Every row is the median of five runs that take turns with the other rows.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rvmm::disk::{self, Disk, Done, Engine, Place, Request};
+use rvmm::disk::extents::{self, Run};
+use rvmm::disk::{self, Disk, Done, Engine, Layers, Place, Request};
 use rvmm::memory::{Buffers, Memory, Pages, allocate};
+use tempfile::NamedTempFile;
 use vm_memory::GuestAddress;
 
 const SIZE: u64 = 1 << 30;
@@ -45,9 +49,27 @@ fn main() {
                 ("read, cache dropped", false, true),
             ] {
                 let (config, memory, path) = (config.clone(), Arc::clone(&memory), path.path());
-                let run = move || random_io(&config, &memory, path, depth, write, cold);
+                let run = move || {
+                    prepare(&[path.into()], cold);
+                    random_io(disk::open(&config).expect("open"), &memory, depth, write)
+                };
                 rows.push((format!("{name}: 4 KiB random {what}, depth {depth}, us"), Box::new(run)));
             }
+        }
+    }
+    for count in [1, 8, 32] {
+        let (map, files) = layers(&directory, count);
+        for (what, cold) in [("read, in the page cache", false), ("read, cache dropped", true)] {
+            let (map, memory) = (Arc::clone(&map), Arc::clone(&memory));
+            let paths: Vec<PathBuf> = files.iter().map(|file| file.path().into()).collect();
+            let files = Arc::clone(&files);
+            let run = move || {
+                let _ = &files;
+                prepare(&paths, cold);
+                let disk = Layers::open(map.path(), &paths, SIZE).expect("open");
+                random_io(Box::new(disk), &memory, 1, false)
+            };
+            rows.push((format!("image of {count} layers: 4 KiB random {what}, us"), Box::new(run)));
         }
     }
     let mut results = vec![Vec::new(); rows.len()];
@@ -69,21 +91,39 @@ fn per(calls: u32, mut call: impl FnMut()) -> f64 {
     start.elapsed().as_secs_f64() * 1e6 / f64::from(calls)
 }
 
-/// Microseconds per request with `depth` of them in flight.
-fn random_io(
-    config: &disk::Config,
-    memory: &Arc<Memory>,
-    path: &Path,
-    depth: u64,
-    write: bool,
-    cold: bool,
-) -> f64 {
-    let mut disk = disk::open(config).expect("open");
-    if cold {
-        drop_cache(path);
-    } else {
-        std::io::copy(&mut std::fs::File::open(path).expect("open"), &mut std::io::sink()).expect("read");
+/// A disk in `count` layers, each of which has every `count`th piece of 64 KiB: their map, and the layers.
+fn layers(directory: &Path, count: u64) -> (Arc<NamedTempFile>, Arc<Vec<NamedTempFile>>) {
+    let make = || tempfile::Builder::new().prefix("disk-bench").tempfile_in(directory).expect("make a file");
+    let files: Vec<NamedTempFile> = (0..count).map(|_| make()).collect();
+    let (mut runs, piece) = (Vec::new(), vec![0x5a; 1 << 16]);
+    for start in (0..SIZE / BLOCK).step_by(16) {
+        let layer = start / 16 % count;
+        files[layer as usize].as_file().write_all_at(&piece, start * BLOCK).expect("fill a layer");
+        extents::append(&mut runs, Run { start, count: 16, layer: Some(layer as u16) });
     }
+    for file in &files {
+        file.as_file().set_len(SIZE).expect("make a layer as long as the disk");
+        file.as_file().sync_all().expect("sync a layer");
+    }
+    let mut map = make();
+    extents::write(&runs, files.len(), SIZE / BLOCK, &mut map).expect("write the map");
+    (Arc::new(map), Arc::new(files))
+}
+
+/// Brings what files have into the page cache, or drops it from there.
+fn prepare(paths: &[PathBuf], cold: bool) {
+    let (mut piece, count) = (vec![0; 1 << 16], paths.len() as u64);
+    for path in paths.iter().filter(|_| cold) {
+        drop_cache(path);
+    }
+    let files = paths.iter().map(|path| std::fs::File::open(path).expect("open")).collect::<Vec<_>>();
+    for start in (0..SIZE >> 16).filter(|_| !cold) {
+        files[(start % count) as usize].read_exact_at(&mut piece, start << 16).expect("read");
+    }
+}
+
+/// Microseconds per request with `depth` of them in flight.
+fn random_io(mut disk: Box<dyn Disk>, memory: &Arc<Memory>, depth: u64, write: bool) -> f64 {
     let mut state = 1u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -14,6 +14,7 @@ use super::store::Store;
 use super::time::rfc3339;
 use super::{Error, MAX_DISK};
 use crate::disk::State;
+use crate::disk::extents::{self, Run};
 
 /// What a version says of itself and changes.
 #[derive(Clone, Debug)]
@@ -120,12 +121,13 @@ impl Store {
             let reason = format!("it has {size} bytes, the image before has {}", disk.size);
             return Err(Error::invalid("A disk", reason));
         }
+        let below = self.outline(layers, &change.changes)?;
         let upload = self.upload()?;
         let pack = || {
-            // Below the lowest layer are zeroes: its own say nothing.
+            // Zeroes over zeroes say nothing; below the lowest layer there is nothing else.
             let changes = match disk.diff_ids.is_empty() {
                 true => layer::without_zeroes(change.file, size, &change.changes)?,
-                false => change.changes.clone(),
+                false => layer::over(&below, &change.changes),
             };
             let told = &mut |done, all| self.tell("packing", done, Some(all));
             layer::write(change.file, size, changes, upload.file(), told)
@@ -144,6 +146,22 @@ impl Store {
 /// Whether a blob is memory or state of a machine.
 pub(super) fn is_of_memory(blob: &Descriptor) -> bool {
     [MEMORY_LAYER, MEMORY_INDEX, STATE].contains(&blob.media_type.as_str())
+}
+
+impl Store {
+    /// Where disk layers together have data, as far as `changes` have zeroes that may lie over it. By their tables, which
+    /// are the same wherever the layers are.
+    fn outline(&self, layers: &[Descriptor], changes: &[(Range<u64>, State)]) -> Result<Vec<Run>, Error> {
+        let mut merged = Vec::new();
+        if !changes.iter().any(|(_, state)| *state == State::Zero) {
+            return Ok(merged);
+        }
+        for (blob, number) in layers.iter().filter(|layer| layer.media_type == DISK_LAYER).zip(0..) {
+            let runs = layer::outline(&self.open_blob(&blob.digest)?)?;
+            merged = extents::merge(&merged, &extents::of_layer(&runs, number));
+        }
+        Ok(merged)
+    }
 }
 
 /// Puts new blobs in place of those that they replace.

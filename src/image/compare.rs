@@ -109,8 +109,9 @@ impl Pair<'_> {
                     self.both(&path, &a, &b, depth)?;
                 }
                 (Some(a), None) => {
-                    let size = self.a.inode(a)?.size;
-                    self.tell(&path, Fate::Deleted, size)?;
+                    let a = self.a.inode(a)?;
+                    self.bounds_a.enter(&a, depth)?;
+                    self.tell(&path, Fate::Deleted, a.size)?;
                 }
                 (None, Some(b)) => {
                     let b = self.b.inode(b)?;

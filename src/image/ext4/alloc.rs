@@ -1,30 +1,55 @@
 //! Free blocks: the lowest that fit are taken, so the same requests get the same blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// Free runs of blocks, by their first.
-pub struct Blocks(BTreeMap<u64, u64>);
+/// Free runs of blocks.
+#[derive(Default)]
+pub struct Blocks {
+    /// The end of each run, by its first block.
+    runs: BTreeMap<u64, u64>,
+    /// The first blocks of runs, by their length: few lengths are many runs.
+    by_len: BTreeMap<u64, BTreeSet<u64>>,
+}
 
 impl Blocks {
     /// All of `free`.
     pub fn new(free: Range<u64>) -> Self {
-        Blocks(BTreeMap::from([(free.start, free.end)]))
+        let mut blocks = Blocks::default();
+        blocks.insert(free.start, free.end);
+        blocks
+    }
+
+    fn insert(&mut self, start: u64, end: u64) {
+        self.runs.insert(start, end);
+        self.by_len.entry(end - start).or_default().insert(start);
+    }
+
+    /// Takes out the run that begins with `start`; returns its end.
+    fn remove(&mut self, start: u64) -> Option<u64> {
+        let end = self.runs.remove(&start)?;
+        if let Some(starts) = self.by_len.get_mut(&(end - start)) {
+            starts.remove(&start);
+            if starts.is_empty() {
+                self.by_len.remove(&(end - start));
+            }
+        }
+        Some(end)
     }
 
     /// Takes `count` blocks, in one run where there is one.
     pub fn take(&mut self, mut count: u64) -> Option<Vec<Range<u64>>> {
         let mut taken = Vec::new();
-        let whole = self.0.iter().find(|(start, end)| *end - *start >= count).map(|(&start, _)| start);
+        let whole = self.by_len.range(count..).filter_map(|(_, starts)| starts.first()).min().copied();
         while count > 0 {
-            let found = whole.or_else(|| self.0.keys().next().copied());
-            let Some((start, end)) = found.and_then(|start| self.0.remove_entry(&start)) else {
+            let found = whole.or_else(|| self.runs.keys().next().copied());
+            let Some((start, end)) = found.and_then(|start| Some((start, self.remove(start)?))) else {
                 taken.into_iter().for_each(|run| self.give(run));
                 return None;
             };
             let stop = end.min(start + count);
             if stop < end {
-                self.0.insert(stop, end);
+                self.insert(stop, end);
             }
             count -= stop - start;
             taken.push(start..stop);
@@ -38,21 +63,21 @@ impl Blocks {
             return;
         }
         let (mut start, mut end) = (run.start, run.end);
-        if let Some((&before, &stop)) = self.0.range(..run.start).next_back()
+        if let Some((&before, &stop)) = self.runs.range(..run.start).next_back()
             && stop == run.start
         {
-            self.0.remove(&before);
+            self.remove(before);
             start = before;
         }
-        if let Some(stop) = self.0.remove(&run.end) {
+        if let Some(stop) = self.remove(run.end) {
             end = stop;
         }
-        self.0.insert(start, end);
+        self.insert(start, end);
     }
 
     /// Free runs in order.
     pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.0.iter().map(|(&start, &end)| start..end)
+        self.runs.iter().map(|(&start, &end)| start..end)
     }
 }
 

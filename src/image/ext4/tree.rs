@@ -206,7 +206,7 @@ impl FileSystem {
             Some((parent, name)) => self.child(parent, &name).unwrap_or(0),
             None => ROOT,
         };
-        let older = self.to_look_through(directory, true);
+        let older = self.entries_in(directory, true);
         self.remove_all(older, true);
         Ok(())
     }
@@ -322,7 +322,7 @@ impl FileSystem {
     }
 
     /// The entries of a directory; of those to look for older ones in, none where there are no older ones.
-    fn to_look_through(&mut self, number: u32, older: bool) -> Vec<(u32, Vec<u8>)> {
+    fn entries_in(&mut self, number: u32, older: bool) -> Vec<(u32, Vec<u8>)> {
         let layer = self.layer;
         let Some(node) = self.nodes.get_mut(&number).filter(|node| node.kind == Kind::Directory) else {
             return Vec::new();
@@ -340,7 +340,7 @@ impl FileSystem {
         let mut next = 0;
         while let Some((directory, name)) = doomed.get(next) {
             if let Some(number) = self.child(*directory, name) {
-                doomed.extend(self.to_look_through(number, older));
+                doomed.extend(self.entries_in(number, older));
             }
             next += 1;
         }

@@ -1,12 +1,12 @@
 //! What a file or directory to be imported is, as far as that can be seen.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::source::{MAX_DOCUMENT, Part, is_saved};
 use crate::image::Error;
-use crate::image::tar::Archive;
+use crate::image::tar::{self, Archive};
 
 /// The form of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,20 +74,30 @@ impl Format {
         let compressed = [&b"\x1f\x8b"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
         let is_compressed = compressed.iter().any(|magic| head.starts_with(magic));
         let part = Part::whole(file).map_err(reading())?;
-        let mut first = Vec::new();
-        part.open().map_err(reading())?.take(512).read_to_end(&mut first).map_err(reading())?;
-        // A header's checksum is right, or it is no archive.
-        match Archive::new(first.as_slice(), u64::MAX).next() {
-            Ok(Some(entry)) if is_compressed && begins_container(&entry.path) => Err(Error::invalid(
+        let mut first = [0; 512];
+        let is_archive = match part.open().and_then(|mut from| from.read_exact(&mut first)) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(reading()(error)),
+            read => read.is_ok() && tar::is_header(&first),
+        };
+        match (is_archive, is_compressed) {
+            (false, true) => {
+                Err(Error::invalid(what, "it is compressed and no archive: decompress it first"))
+            }
+            (false, false) => Ok(Format::Raw),
+            (true, true) => Self::of_compressed(part, what),
+            (true, false) => Self::of_archive(part),
+        }
+    }
+
+    /// Looks at the first entry alone: of a root file system, that is no file of an image.
+    fn of_compressed(part: Part, what: String) -> Result<Self, Error> {
+        let from = part.open().map_err(Error::io("read", Path::new(&what)))?;
+        match Archive::new(from, u64::MAX).next()? {
+            Some(entry) if begins_container(&entry.path) => Err(Error::invalid(
                 what,
                 "it is a compressed archive of a container image: decompress it first, or say --format rootfs",
             )),
-            Ok(Some(_)) if is_compressed => Ok(Format::Rootfs),
-            Ok(Some(_)) => Self::of_archive(part),
-            _ if is_compressed => {
-                Err(Error::invalid(what, "it is compressed and no archive: decompress it first"))
-            }
-            _ => Ok(Format::Raw),
+            _ => Ok(Format::Rootfs),
         }
     }
 

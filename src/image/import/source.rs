@@ -68,8 +68,17 @@ struct Saved {
     repo_tags: Option<Vec<String>>,
 }
 
-fn is_index(found: &Descriptor) -> bool {
-    found.media_type == INDEX || found.media_type.ends_with("manifest.list.v2+json")
+/// The image itself, or that for linux on amd64 of an index of several platforms; one level of them is what there is.
+fn for_here(
+    image: &Descriptor,
+    read: impl Fn(&Descriptor) -> Result<Vec<u8>, Error>,
+) -> Result<Descriptor, Error> {
+    if image.media_type != INDEX && !image.media_type.ends_with("manifest.list.v2+json") {
+        return Ok(image.clone());
+    }
+    let what = format!("Index {}", image.digest);
+    let found = Index::parse(&read(image)?, &what)?.amd64().cloned();
+    found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))
 }
 
 fn refuse_ours(manifest: &Manifest, what: &str, load: &str) -> Result<(), Error> {
@@ -289,13 +298,8 @@ impl Container {
         };
         let what = format!("index.json in {}", entries.what);
         let index = Index::parse(&entries.document("index.json")?, &what)?;
-        let mut image = index.choose(wanted).ok_or_else(|| entries.choose(index.names()))?.clone();
-        if is_index(&image) {
-            let what = format!("Index {}", image.digest);
-            let several = Index::parse(&read(&image)?, &what)?;
-            let found = several.amd64().cloned();
-            image = found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))?;
-        }
+        let image = index.choose(wanted).ok_or_else(|| entries.choose(index.names()))?;
+        let image = for_here(image, read)?;
         let manifest = Manifest::parse(&read(&image)?, &format!("Manifest {}", image.digest))?;
         refuse_ours(&manifest, &entries.what, "rvmm load")?;
         let layers = manifest.layers.iter().map(|layer| entries.part(&blob(&layer.digest)));
@@ -320,14 +324,7 @@ impl Container {
     /// # Errors
     /// When a blob is missing or damaged.
     pub fn from_store(store: &Store, image: &Descriptor) -> Result<Self, Error> {
-        let mut image = image.clone();
-        // An index of several platforms; one level of them is what there is.
-        if is_index(&image) {
-            let what = format!("Index {}", image.digest);
-            let index = Index::parse(&store.read_document(&image)?, &what)?;
-            let found = index.amd64().cloned();
-            image = found.ok_or_else(|| Error::invalid(what, "it has no image for linux on amd64"))?;
-        }
+        let image = for_here(image, |found| store.read_document(found))?;
         let manifest: Manifest = store.manifest(&image)?;
         let place = store.path().display().to_string();
         refuse_ours(&manifest, &place, &format!("tar -C {place} -c . | rvmm load"))?;

@@ -30,8 +30,8 @@ mod scan;
 mod tests;
 mod write;
 
-pub use read::read;
-pub use scan::{Runs, diff_id, read_sparse, without_zeroes};
+pub use read::{outline, read};
+pub use scan::{Runs, diff_id, over, read_sparse, without_zeroes};
 pub use write::{Written, write};
 
 /// Bytes of a block, the unit of change.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::header::{self, Header};
-use super::scan::{Scan, blocks};
+use super::scan::{Scan, append, blocks};
 use super::*;
 use crate::disk::State;
 use crate::image::Error;
@@ -39,12 +39,8 @@ fn writing(source: io::Error) -> Error {
     Error::Io { doing: "unpack to", path: "a disk layer".into(), source }
 }
 
-/// Unpacks the layer in `from` to the empty file `to`, in which every data block has its place on the disk.
-/// Returns the disk's size and what the layer holds.
-///
-/// # Errors
-/// When the layer is not in canonical form, has more than `limit` bytes of data, or there is no room for it.
-pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error> {
+/// Opens a layer: a reader, and the number and place of each L2 table.
+fn open<'a>(from: &'a File, to: &'a File) -> Result<(Reader<'a>, Vec<(u64, u64)>), Error> {
     let mut bytes = [0; header::LEN];
     from.read_exact_at(&mut bytes, 0).map_err(reading)?;
     let header =
@@ -54,10 +50,43 @@ pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error>
     if header.refcounts > len || tables > header.refcounts {
         return Err(invalid("its tables do not fit in it"));
     }
-    to.set_len(header.size).map_err(writing)?;
     let mut reader =
         Reader { from, to, header, scan: Scan::default(), compressed: 0, taken: BTreeMap::new() };
     let found = reader.tables(tables)?;
+    Ok((reader, found))
+}
+
+/// Which blocks a layer has, by its tables alone: zeroes that are compressed with others are taken for data.
+///
+/// # Errors
+/// When the layer is not in canonical form.
+pub fn outline(from: &File) -> Result<Runs, Error> {
+    let (reader, found) = open(from, from)?;
+    let (mut runs, blocks) = (Runs::new(), blocks(reader.header.size));
+    for (index, place) in found {
+        for (entry, descriptor, bitmap) in reader.entries(place)? {
+            let first = (index * L2_ENTRIES + entry) * BLOCKS;
+            for block in first..(first + BLOCKS).min(blocks) {
+                let bits = parts(block - first);
+                match descriptor & COMPRESSED != 0 || bitmap & bits != 0 {
+                    true => append(&mut runs, block..block + 1, State::Data),
+                    false if bitmap >> 32 & bits != 0 => append(&mut runs, block..block + 1, State::Zero),
+                    false => {}
+                }
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// Unpacks the layer in `from` to the empty file `to`, in which every data block has its place on the disk.
+/// Returns the disk's size and what the layer holds.
+///
+/// # Errors
+/// When the layer is not in canonical form, has more than `limit` bytes of data, or there is no room for it.
+pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error> {
+    let (mut reader, found) = open(from, to)?;
+    to.set_len(reader.header.size).map_err(writing)?;
     let bytes = found.iter().map(|(_, place)| reader.measure(*place)).sum::<Result<u64, _>>()?;
     if bytes > limit {
         return Err(Error::TooLarge { what: "A disk layer".into(), limit });
@@ -71,8 +100,9 @@ pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error>
     for (index, place) in found {
         reader.table(index, place)?;
     }
-    let (runs, diff_id) = reader.scan.end(header.size);
-    Ok((header.size, Written { runs, diff_id }))
+    let size = reader.header.size;
+    let (runs, diff_id) = reader.scan.end(size);
+    Ok((size, Written { runs, diff_id }))
 }
 
 impl Reader<'_> {

@@ -91,6 +91,23 @@ pub fn diff_id(raw: &File, runs: &[Run]) -> io::Result<Digest> {
     Ok(scan.end(size).1)
 }
 
+/// `changes` without zeroes over what is zeroes in `below` anyhow.
+pub fn over(below: &[Run], changes: &[(Range<u64>, State)]) -> Vec<(Range<u64>, State)> {
+    let mut kept = Vec::new();
+    for (bytes, state) in changes {
+        if *state != State::Zero {
+            kept.push((bytes.clone(), *state));
+            continue;
+        }
+        let first = below.partition_point(|run| run.end() * BLOCK <= bytes.start);
+        let hidden = below[first..].iter().take_while(|run| run.start * BLOCK < bytes.end);
+        for run in hidden.filter(|run| run.layer.is_some()) {
+            kept.push((bytes.start.max(run.start * BLOCK)..bytes.end.min(run.end() * BLOCK), *state));
+        }
+    }
+    kept
+}
+
 /// Reads from a sparse file; zeroes at its end need not be there.
 pub fn read_sparse(from: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;

@@ -6,7 +6,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use read::{Archive, Found};
+pub use read::{Archive, Found, is_header};
 pub use write::{Entry, end};
 
 /// What an entry is: the byte in its header.

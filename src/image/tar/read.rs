@@ -236,11 +236,10 @@ impl<R: Read> Archive<R> {
         if header.iter().all(|&byte| byte == 0) {
             return Ok(None);
         }
-        let sum = |(at, &byte): (usize, &u8)| u64::from(if (148..156).contains(&at) { b' ' } else { byte });
-        if number(&header[148..156])? != header.iter().enumerate().map(sum).sum::<u64>() {
-            return Err(invalid("it is no tar archive, or damaged: a checksum is wrong"));
+        match is_header(&header) {
+            true => Ok(Some(header)),
+            false => Err(invalid("it is no tar archive, or damaged: a checksum is wrong")),
         }
-        Ok(Some(header))
     }
 
     fn count(&mut self, bytes: u64) -> Result<(), Error> {
@@ -288,6 +287,12 @@ impl<R: Read> Read for Archive<R> {
 /// A field up to its first zero byte.
 fn text(field: &[u8]) -> &[u8] {
     field.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+/// Whether the first block of a file is the header of an entry: its checksum is right.
+pub fn is_header(block: &[u8; BLOCK]) -> bool {
+    let byte = |(at, &byte): (usize, &u8)| u64::from(if (148..156).contains(&at) { b' ' } else { byte });
+    number(&block[148..156]).is_ok_and(|sum| sum == block.iter().enumerate().map(byte).sum::<u64>())
 }
 
 fn kind(byte: u8, path: &[u8]) -> Result<Kind, Error> {

@@ -1,4 +1,4 @@
-//! Journals that e2fsprogs write, replayed here and by e2fsck.
+//! Journals that e2fsprogs and a kernel write, replayed here and by e2fsck.
 
 use super::*;
 use crate::image::view::ReadAt;
@@ -38,16 +38,16 @@ fn dirty(options: &[&str], open: &str) -> tempfile::NamedTempFile {
     file
 }
 
-fn check_replay(options: &[&str], open: &str) {
-    let file = dirty(options, open);
+/// Compares a file system as it is read here with what e2fsck makes of it; returns how many blocks the journal has changed.
+fn check_replay(file: &tempfile::NamedTempFile, what: &str) -> usize {
     let mut reader = Reader::open(file.reopen().unwrap()).unwrap().unwrap();
     let journal = reader.inode(8).unwrap();
     let replayed = tempfile::NamedTempFile::new().unwrap();
     std::fs::copy(file.path(), replayed.path()).unwrap();
     // It says that it has changed something.
     let status = run("e2fsck", &["-y", "-E", "journal_only"], replayed.path()).status.code();
-    assert!(matches!(status, Some(0 | 1)), "{options:?}: {status:?}");
-    let mut ours = vec![0; 32 << 20];
+    assert!(matches!(status, Some(0 | 1)), "{what}: {status:?}");
+    let mut ours = vec![0; file.as_file().metadata().unwrap().len() as usize];
     reader.disk.read_at(0, &mut ours).unwrap();
     let (theirs, before) = (std::fs::read(replayed.path()).unwrap(), std::fs::read(file.path()).unwrap());
     let len = reader.block() as usize;
@@ -59,21 +59,71 @@ fn check_replay(options: &[&str], open: &str) {
     // Whether it is clean stands in the superblock, and e2fsck writes that.
     for number in (2..ours.len() / len).filter(|&number| !is_journal(number as u64)) {
         let bytes = number * len..(number + 1) * len;
-        assert!(ours[bytes.clone()] == theirs[bytes.clone()], "{options:?} {open}: block {number}");
+        assert!(ours[bytes.clone()] == theirs[bytes.clone()], "{what}: block {number}");
         different += usize::from(ours[bytes.clone()] != before[bytes]);
     }
-    assert!(different >= 40, "{options:?}: only {different} blocks were in the journal");
+    different
 }
 
 #[test]
 fn journals_are_replayed_as_by_e2fsck() {
     for block in ["4096", "1024"] {
-        check_replay(&["-b", block, "-O", "^metadata_csum,^64bit"], "jo");
-        check_replay(&["-b", block, "-O", "^metadata_csum,64bit"], "jo");
-        check_replay(&["-b", block, "-O", "metadata_csum,^64bit"], "jo -c -v 2");
-        check_replay(&["-b", block, "-O", "metadata_csum,^64bit"], "jo -c -v 3");
-        check_replay(&["-b", block, "-O", "metadata_csum,64bit"], "jo -c -v 3");
+        for (features, open) in [
+            ("^metadata_csum,^64bit", "jo"),
+            ("^metadata_csum,64bit", "jo"),
+            ("metadata_csum,^64bit", "jo -c -v 2"),
+            ("metadata_csum,^64bit", "jo -c -v 3"),
+            ("metadata_csum,64bit", "jo -c -v 3"),
+        ] {
+            let what = format!("{block} {features} {open}");
+            let file = dirty(&["-b", block, "-O", features], open);
+            let changed = check_replay(&file, &what);
+            assert!(changed >= 40, "{what}: only {changed} blocks were in the journal");
+        }
     }
+}
+
+/// A file system that the host's kernel has mounted.
+struct Mounted(tempfile::TempDir);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn journals_of_a_kernel() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(64 << 20).unwrap();
+    tool("mkfs.ext4", &["-q", "-F"], file.path());
+    let place = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount").args(["-o", "loop"]).arg(file.path()).arg(place.path()).output();
+    if !mounted.is_ok_and(|mounted| mounted.status.success()) {
+        return crate::testing::skip("only root can mount a file system, where there are loop devices");
+    }
+    let mounted = Mounted(place);
+    let root = mounted.0.path();
+    for i in 0..200 {
+        let directory = root.join(format!("d{}", i % 9));
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(format!("f{i}")), vec![i as u8; i * 50]).unwrap();
+    }
+    std::fs::File::open(root.join("d0/f0")).unwrap().sync_all().unwrap();
+    // Blocks of directories that are gone are revoked.
+    std::fs::remove_dir_all(root.join("d3")).unwrap();
+    std::fs::rename(root.join("d4"), root.join("moved")).unwrap();
+    std::fs::File::create(root.join("last")).unwrap().sync_all().unwrap();
+    // As after a loss of power.
+    let dirty = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(file.path(), dirty.path()).unwrap();
+    drop(mounted);
+    assert!(check_replay(&dirty, "a kernel's") > 10);
+    let mut reader = Reader::open(dirty.reopen().unwrap()).unwrap().unwrap();
+    let root = reader.root().unwrap();
+    let names = reader.entries(&root).unwrap();
+    assert!(names.contains_key(&b"moved"[..]) && names.contains_key(&b"last"[..]), "{names:?}");
+    assert!(!names.contains_key(&b"d3"[..]) && !names.contains_key(&b"d4"[..]), "{names:?}");
 }
 
 #[test]
