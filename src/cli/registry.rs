@@ -93,6 +93,7 @@ impl Pull {
         let mut lease = store.lease().map_err(Failure::refused)?;
         let (image, moved, known) = self.fetch(&store, &mut lease, &client, &tag, common)?;
         store.tag(target, &image).map_err(Failure::refused)?;
+        store::unpack(&store, &image);
         let digest = image.digest;
         match common.json {
             true => print_json(&json!({

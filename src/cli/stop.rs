@@ -87,6 +87,16 @@ fn act(machine: &Machine, action: &str) -> Result<Value, Error> {
     ask(machine, "PUT", "/actions", Some(json!({ "action_type": action })))
 }
 
+/// Ends the machine `name` at once; false if none runs.
+pub fn by_force(name: &str, common: &Common) -> Result<bool, Failure> {
+    let machines = machines::all(common)?;
+    let Some(machine) = machines.iter().find(|machine| machine.name == name) else { return Ok(false) };
+    match force(machine) {
+        Err(error) if !machine.is_gone() => Err(Failure::refused(error)),
+        _ => Ok(true),
+    }
+}
+
 /// Ends a machine at once.
 fn force(machine: &Machine) -> Result<(), Error> {
     let killed = act(machine, "Kill");

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use log::warn;
+
 use super::output::Failure;
 use super::progress::Bar;
 use super::{Common, variable};
-use crate::image::Store;
+use crate::image::{DISK_LAYER, Descriptor, Error, Store};
+use crate::sys::chain;
 
 /// Where images are kept: as the user says, else where the XDG base directory specification has data.
 pub(super) fn place(common: &Common) -> Option<PathBuf> {
@@ -38,6 +41,20 @@ pub fn existing(common: &Common) -> Result<Option<Store>, Failure> {
     match place(common).is_some_and(|place| place.join("oci-layout").is_file()) {
         true => open(common).map(Some),
         false => Ok(None),
+    }
+}
+
+/// Unpacks what has come into the store, so that the first machine of the image starts as quickly as all others. If that fails it is
+/// said, and tried again when it is needed.
+pub fn unpack(store: &Store, image: &Descriptor) {
+    let unpack = || -> Result<(), Error> {
+        if store.manifest(image)?.of_type(DISK_LAYER).next().is_some() {
+            store.unpack(image, LIMIT)?;
+        }
+        store.open_warm(image, LIMIT).map(drop)
+    };
+    if let Err(error) = unpack() {
+        warn!("the image is there and not unpacked yet: {}", chain(&error));
     }
 }
 

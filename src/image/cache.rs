@@ -1,4 +1,4 @@
-//! Unpacked layers: what running machines read, made from the blobs when it is first needed.
+//! Unpacked layers: what running machines read, made from the blobs when an image comes, and again when it is needed and not there.
 //!
 //! ```text
 //! cache/DIFF-ID.raw   the blocks of one layer, each at its place on the disk (sparse)

@@ -88,6 +88,9 @@ fn damage_is_found_and_can_be_put_right() {
     let file = fs::File::options().write(true).open(&blob).expect("a blob");
     let middle = file.metadata().expect("a blob").len() / 2;
     file.write_all_at(b"damage", middle).expect("a blob");
+    // What was unpacked while it was whole still is.
+    world.does(&["export", "web:1", "before", "--format", "raw"]);
+    world.does(&["gc", "--cache"]);
     world.refuses(&["export", "web:1", "f", "--format", "raw"], &["rvmm: "]);
     assert!(!world.path("f").exists(), "what was not exported is not there");
     let said = world.says(&["verify"]);

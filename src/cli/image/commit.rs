@@ -134,6 +134,7 @@ impl Commit {
         let manifest = store.manifest(&committed.image).map_err(Failure::refused)?;
         let layer = manifest.of_type(DISK_LAYER).last().map_or(0, |layer| layer.size);
         let pause_us = committed.pause.map(|pause| pause.as_micros() as u64);
+        store::unpack(&store, &committed.image);
         if common.json {
             print_json(&json!({
                 "name": self.name.to_string(),

@@ -79,6 +79,7 @@ impl Load {
         let store = store::open(common)?;
         let mut lease = store.lease().map_err(Failure::refused)?;
         let images = store.load(&mut lease, &mut from, store::LIMIT).map_err(Failure::refused)?;
+        images.iter().for_each(|(_, image)| store::unpack(&store, image));
         if common.json {
             let line = |(name, image): &(Name, crate::image::Descriptor)| json!({ "name": name.to_string(), "digest": image.digest });
             print_json(&images.iter().map(line).collect::<Vec<_>>())?;

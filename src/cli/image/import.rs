@@ -107,6 +107,7 @@ impl Import {
         };
         let image = self.import(&store, &mut lease, about).map_err(Failure::refused)?;
         store.tag(&self.name, &image).map_err(Failure::refused)?;
+        store::unpack(&store, &image);
         match common.json {
             true => print_json(&json!({ "name": self.name.to_string(), "digest": image.digest }))?,
             false => print(image.digest)?,

@@ -6,7 +6,7 @@ use super::machine::root_drive;
 use super::run::Prepared;
 use crate::api::name::Name;
 use crate::cli::output::{Failure, print, print_json};
-use crate::cli::{Common, exit, machines, store};
+use crate::cli::{Common, exit, machines, stop, store};
 use crate::config::VmConfig;
 use crate::console;
 use crate::image::{Instance, Store};
@@ -36,12 +36,16 @@ pub struct Start {
 #[command(after_help = "Examples:
   rvmm rm web
   rvmm stop web; rvmm rm web
+  rvmm rm -f web                 the same at once, as if its power failed
 
 What the machine has written goes with it; `rvmm commit` keeps it as a version of its image.")]
 pub struct Rm {
     /// Machines, as `rvmm ps -a` names them
     #[arg(required = true, value_name = "NAME")]
     instances: Vec<String>,
+    /// End machines that run
+    #[arg(short, long)]
+    force: bool,
 }
 
 /// Whether a machine of this name runs.
@@ -99,12 +103,19 @@ impl Start {
     }
 }
 
-fn remove(store: &Store, name: &str, common: &Common) -> Result<(), Failure> {
+fn remove(store: &Store, name: &str, force: bool, common: &Common) -> Result<(), Failure> {
+    let ended = force && stop::by_force(name, common)?;
     let lock = store.lock_instance(name).map_err(Failure::refused)?;
     if runs(common, name)? {
-        return Err(Failure::refused(format!("`{name}` runs: `rvmm stop {name}` ends it")));
+        return Err(Failure::refused(format!(
+            "`{name}` runs: `rvmm stop {name}` ends it, `rvmm rm -f {name}` does both"
+        )));
     }
-    instance(store, name)?;
+    match instance(store, name) {
+        // One that is not kept goes by itself.
+        Err(_) if ended => return Ok(()),
+        found => found?,
+    };
     store.remove_instance(&lock).map_err(Failure::refused)
 }
 
@@ -114,7 +125,7 @@ impl Rm {
         let store = store::open(common)?;
         let (mut removed, mut failed) = (Vec::new(), false);
         for name in &self.instances {
-            match remove(&store, name, common) {
+            match remove(&store, name, self.force, common) {
                 Ok(()) => removed.push(name),
                 Err(failure) => {
                     failure.report(common.json);
