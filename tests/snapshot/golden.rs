@@ -25,7 +25,8 @@ fn those_of_earlier_versions_go_on() {
     let archives = fs::read_dir(GOLDEN).expect("golden bundles").flatten().map(|entry| entry.path());
     let archives: Vec<_> = archives.filter(|path| path.extension().is_some_and(|ext| ext == "gz")).collect();
     assert!(!archives.is_empty());
-    for archive in archives {
+    let mut refusals = Vec::new();
+    for archive in &archives {
         let world = World::new();
         host::run("tar", &["-C", &world.text(""), "-xzf", &archive.to_string_lossy()]);
         world.does(&["snapshot", "verify", &world.text("golden")]);
@@ -34,8 +35,11 @@ fn those_of_earlier_versions_go_on() {
             let ended = copy.finish();
             let named = OF_ANOTHER_HOST.iter().any(|words| ended.err.contains(words));
             assert!(named, "{}: {said}\n{ended}", archive.display());
-            skip(&format!("{} is of another host: {}", archive.display(), ended.err.trim()));
+            refusals.push(format!("{}: {}", archive.display(), ended.err.trim()));
         }
+    }
+    if refusals.len() == archives.len() {
+        skip(&format!("every bundle is of another kind of host: {}", refusals.join("; ")));
     }
 }
 
