@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::Error;
 use super::console::ConsoleInput;
 use super::machine::{Guest, Machine, registers};
 use super::message::Outbox;
@@ -11,9 +12,9 @@ use super::platform::Platform;
 use super::snapshot::Restore;
 use super::vcpus::Buses;
 use super::workers::{Subscriber, WorkerThread};
-use super::{Error, host_console};
 use crate::arch::x86_64::layout;
 use crate::config::VmConfig;
+use crate::console;
 use crate::devices::virtio::{Context, Function, Place, Worker, mmio::Mmio};
 use crate::kvm;
 use crate::memory;
@@ -69,7 +70,7 @@ pub(super) fn machine(
     let memory = Arc::new(memory);
     let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();
     let notifier = outbox.notifier();
-    let console = host_console::open(&config.console, directory.as_deref())?;
+    let console = console::open(&config.console, directory.as_deref())?;
     let platform = Platform::new(console.output)?;
     let mut buses = Buses::default();
     platform.attach(&mut buses, &notifier)?;

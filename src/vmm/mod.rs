@@ -11,6 +11,7 @@ mod build;
 mod capture;
 mod console;
 mod disk;
+mod error;
 mod freeze;
 mod machine;
 pub mod message;
@@ -34,69 +35,18 @@ use serde_json::json;
 
 use crate::config::VmConfig;
 use crate::devices::ged::Event;
-use crate::devices::virtio;
-use crate::kvm::{self, Exit};
-use crate::memory;
+use crate::kvm::Exit;
 use crate::notice::Notice;
-use crate::{bus, console as host_console};
 
 pub use crate::sys::chain;
 pub use build::{Environment, Lost};
+pub use error::Error;
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
 use request::{Request, Response, RunState};
 use snapshot::Restore;
 use workers::{Subscriber, Wake};
 use writers::Writers;
-
-/// Why a machine could not be built or run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// KVM.
-    #[error(transparent)]
-    Kvm(#[from] kvm::Error),
-    /// Guest RAM.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-    /// A vCPU thread.
-    #[error(transparent)]
-    Vcpu(#[from] vcpus::StartError),
-    /// Kernel, tables or registers.
-    #[error(transparent)]
-    Boot(#[from] crate::arch::x86_64::Error),
-    /// A virtio device.
-    #[error(transparent)]
-    Device(#[from] virtio::Error),
-    /// The console.
-    #[error(transparent)]
-    Console(#[from] host_console::Error),
-    /// Two devices in one place: a mistake in the layout.
-    #[error(transparent)]
-    Bus(#[from] bus::Overlap),
-    /// More virtio devices than interrupt pins.
-    #[error("{count} devices are more than the {limit} that a machine can have")]
-    Devices {
-        /// How many there are with those added by default.
-        count: usize,
-        /// How many there can be.
-        limit: usize,
-    },
-    /// A saved machine.
-    #[error(transparent)]
-    Load(#[from] snapshot::LoadError),
-    /// The copy of the memory for a snapshot.
-    #[error("Cannot freeze the machine's memory")]
-    Fork(#[source] io::Error),
-    /// What is asked is not possible now.
-    #[error(transparent)]
-    Request(#[from] request::Error),
-    /// The machine is switched off.
-    #[error("The machine is switched off")]
-    Off,
-    /// An event descriptor, a thread or the event loop.
-    #[error("Cannot set up the event loop")]
-    Loop(#[from] io::Error),
-}
 
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

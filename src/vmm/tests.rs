@@ -7,6 +7,7 @@ use super::*;
 use crate::arch::x86_64::kernel::fake::{FakeElf, START};
 use crate::config::BootSource;
 use crate::console::Config as Console;
+use crate::kvm;
 
 /// `cli`, then `hlt` for ever.
 const NOTHING: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
