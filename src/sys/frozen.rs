@@ -162,6 +162,35 @@ struct Region {
     categories: u64,
 }
 
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        end(self.pid);
+    }
+}
+
+/// The child's whole life.
+fn wait_forever(parent: libc::pid_t) -> ! {
+    // SAFETY: system calls without pointers. Descriptors are closed so that no lock, tap or pipe lives on in the child.
+    unsafe {
+        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+        // The parent may have died before the first call.
+        while libc::syscall(libc::SYS_getppid) == libc::c_long::from(parent) {
+            libc::syscall(libc::SYS_pause);
+        }
+        libc::syscall(libc::SYS_exit_group, 0);
+    }
+    unreachable!("exit_group does not return")
+}
+
+fn end(pid: libc::pid_t) {
+    // SAFETY: `pid` is a child of ours that has not been waited for, so the number is not anybody else's.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,34 +224,5 @@ mod tests {
             }
             assert_eq!(frozen.own(start..start + length).unwrap(), found);
         }
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        end(self.pid);
-    }
-}
-
-/// The child's whole life.
-fn wait_forever(parent: libc::pid_t) -> ! {
-    // SAFETY: system calls without pointers. Descriptors are closed so that no lock, tap or pipe lives on in the child.
-    unsafe {
-        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
-        // The parent may have died before the first call.
-        while libc::syscall(libc::SYS_getppid) == libc::c_long::from(parent) {
-            libc::syscall(libc::SYS_pause);
-        }
-        libc::syscall(libc::SYS_exit_group, 0);
-    }
-    unreachable!("exit_group does not return")
-}
-
-fn end(pid: libc::pid_t) {
-    // SAFETY: `pid` is a child of ours that has not been waited for, so the number is not anybody else's.
-    unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        libc::waitpid(pid, std::ptr::null_mut(), 0);
     }
 }

@@ -142,8 +142,8 @@ impl Restore {
 
     /// Opens every disk of the snapshot, as a machine that is made of it does.
     pub fn check_disks(&self) -> Result<(), disk::Error> {
-        let drives = self.config.devices.block.iter().filter(|drive| drive.source == Source::Snapshot);
-        drives.map(|drive| disk::open(&drive.disk()).map(drop)).collect()
+        let mut drives = self.config.devices.block.iter().filter(|drive| drive.source == Source::Snapshot);
+        drives.try_for_each(|drive| disk::open(&drive.disk()).map(drop))
     }
 
     /// Refuses a configuration that lets the machine write to a disk of which only the configuration knows: what it had on
