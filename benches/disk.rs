@@ -1,8 +1,8 @@
 //! What a 4 KiB random read or write costs through the `Disk` trait, from images of several layers as well, and what
 //! opening a disk costs.
 //!
-//! `cargo bench --bench disk [-- DIRECTORY]` makes 4 GiB of files there (default: the system's temporary directory).
-//! Every row is the median of five runs that take turns with the other rows.
+//! `cargo bench --bench disk [-- DIRECTORY [ROWS]]` makes 4 GiB of files there (default: the system's temporary directory)
+//! and measures all rows, or those with ROWS in their name. Every row is the median of five runs that take turns with the other rows.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,7 @@ fn main() {
             rows.push((format!("image of {count} layers: 4 KiB random {what}, us"), Box::new(run)));
         }
     }
+    rows.retain(|(name, _)| arguments.get(1).is_none_or(|wanted| name.contains(wanted)));
     let mut results = vec![Vec::new(); rows.len()];
     for _ in 0..5 {
         for ((_, run), results) in rows.iter_mut().zip(&mut results) {
