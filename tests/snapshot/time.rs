@@ -61,7 +61,7 @@ fn register(state: &Value, wanted: u32) -> Option<u64> {
 
 /// A vCPU of a new machine in this state, `ahead` cycles later; its state then.
 fn went_on(state: &Value, ahead: u64) -> Value {
-    let vcpu = machine().vcpu(0).expect("a vCPU");
+    let mut vcpu = machine().vcpu(0).expect("a vCPU");
     let state: VcpuState = serde_json::from_value(state.clone()).expect("a state");
     vcpu.load(&state, ahead).expect("a vCPU that takes it");
     save(&vcpu)
@@ -74,7 +74,7 @@ fn save(vcpu: &Vcpu) -> Value {
 
 /// A fresh vCPU, and its TSC.
 fn fresh() -> (Value, u64) {
-    let vcpu = machine().vcpu(0).expect("a vCPU");
+    let mut vcpu = machine().vcpu(0).expect("a vCPU");
     vcpu.set_cpuid(&kvm::supported_cpuid(&kvm::open().expect("KVM")).expect("features")).expect("a vCPU");
     let state = save(&vcpu);
     let tsc = register(&state, TSC).expect("a TSC");
