@@ -10,7 +10,7 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::request::{Request, Response};
-use crate::agent::Frozen;
+use crate::agent::{self, Frozen};
 use crate::kvm::Exit;
 use crate::notice::{Notice, Notifier};
 
@@ -30,7 +30,7 @@ pub enum Message {
     /// Somebody asks for something.
     Request(Request, Sender<Response>),
     /// The guest's file systems hold still, as it was asked for, or why not: now the machine is to be saved.
-    Frozen(Request, Result<Frozen, String>, Sender<Response>),
+    Frozen(Request, Result<Frozen, agent::Error>, Sender<Response>),
 }
 
 /// Where messages are put. Cheap to clone.

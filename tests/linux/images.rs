@@ -138,7 +138,8 @@ fn a_running_guest_is_committed_at_rest_and_goes_on_as_somebody_else() {
 /// Waits for a page and prints it; the program and where things are come before.
 const SERVED: &str = r#"set -e
 rvmm() { "$RVMM" --store "$HERE/store" --runtime-dir "$HERE/run" "$@"; }
-page() { for i in $(seq 600); do busybox wget -q -O - "http://127.0.0.1:$1" 2>/dev/null && return; sleep 0.1; done; false; }
+page() { for i in $(seq 60); do busybox wget -T 5 -q -O - "http://127.0.0.1:$1" 2>/dev/null && return; sleep 0.1; done
+rvmm ps -a >&2; for name in web source; do rvmm logs $name >&2; done; false; }
 trap 'rvmm stop --all --force >/dev/null' EXIT
 rvmm run -d --name web -p 127.0.0.1:8080:80 -v "$HERE/data.ext4:/data" box:1 -- httpd -f -p 80 -h /data
 page 8080/page; echo
