@@ -15,7 +15,7 @@ use serde_json::json;
 use super::machine::lock;
 use super::request::{self, Response, RunState};
 use super::{Vmm, chain};
-use crate::agent::Frozen;
+use crate::agent::{self, Frozen};
 use crate::disk::Contents;
 
 impl Vmm {
@@ -24,7 +24,7 @@ impl Vmm {
     pub(super) fn save_disk(
         &mut self,
         target: PathBuf,
-        frozen: Option<Result<Frozen, String>>,
+        frozen: Option<Result<Frozen, agent::Error>>,
         answer: Sender<Response>,
     ) {
         let refuse = |reason: String| Err(request::Error::Save(reason));
@@ -48,8 +48,9 @@ impl Vmm {
             let linked = link(contents, &target, pause).map(|mut linked| {
                 match frozen {
                     Some(Ok(paths)) => linked["frozen"] = paths.into(),
-                    Some(Err(reason)) => linked["not_frozen"] = reason.into(),
-                    None => {}
+                    // Who has no agent wants none.
+                    None | Some(Err(agent::Error::NoAgent)) => {}
+                    Some(Err(error)) => linked["not_frozen"] = chain(&error).into(),
                 }
                 linked
             });

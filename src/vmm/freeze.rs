@@ -7,6 +7,7 @@
 //! The monitor never waits for the guest. Whatever fails, the connection ends, and with it the agent thaws; if it is not heard
 //! of again, after [`LIMIT`].
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::thread;
@@ -41,13 +42,13 @@ impl Vmm {
     pub(super) fn write(
         &mut self,
         request: Request,
-        frozen: Option<Result<Frozen, String>>,
+        frozen: Option<Result<Frozen, agent::Error>>,
         answer: Sender<Response>,
     ) {
         match (request, frozen) {
             (Request::SaveDisk { target, .. }, frozen) => self.save_disk(target, frozen, answer),
-            (Request::Save(_), Some(Err(reason))) => {
-                let _ = answer.send(Err(Error::Freeze(reason)));
+            (Request::Save(_), Some(Err(error))) => {
+                let _ = answer.send(Err(Error::Freeze(chain(&error))));
             }
             (Request::Save(save), frozen) => self.save(save, frozen.and_then(Result::ok), answer),
             _ => {}
@@ -59,10 +60,10 @@ impl Vmm {
 pub(super) fn freeze(request: Request, socket: Option<PathBuf>, outbox: Outbox, answer: Sender<Response>) {
     let work = move || {
         let frozen = match socket {
-            Some(socket) => Client::connect(&socket, agent::PATIENCE)
-                .and_then(|client| client.freeze(&[], LIMIT))
-                .map_err(|error| chain(&error)),
-            None => Err("The machine has no channel to its guest".into()),
+            Some(socket) => {
+                Client::connect(&socket, agent::PATIENCE).and_then(|client| client.freeze(&[], LIMIT))
+            }
+            None => Err(agent::Error::NoChannel(ErrorKind::NotFound.into())),
         };
         outbox.send(Message::Frozen(request, frozen, answer));
     };

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::Error;
 use super::capture::Capture;
 use super::request::{Request, Response, Save};
-use crate::agent::Frozen;
+use crate::agent::{self, Frozen};
 use crate::kvm::Exit;
 use crate::notice::{Notice, Notifier};
 
@@ -39,7 +39,7 @@ pub enum Message {
         end: bool,
     },
     /// The guest's file systems hold still, as it was asked for, or why not: now the machine is to be saved.
-    Frozen(Request, Result<Frozen, String>, Sender<Response>),
+    Frozen(Request, Result<Frozen, agent::Error>, Sender<Response>),
 }
 
 /// Where messages are put. Cheap to clone.

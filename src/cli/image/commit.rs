@@ -85,7 +85,7 @@ fn disk(machine: &Machine, to: &Path) -> Result<Saved, Failure> {
     let said = machines::ask_for(machine, "PUT", "/disk/save", Some(body), PATIENCE);
     let said = said.map_err(Failure::refused)?;
     if let Some(reason) = said["not_frozen"].as_str() {
-        log::info!("the guest's file systems are committed as they are: {reason}");
+        log::warn!("the guest's file systems are committed as they are: {reason}");
     }
     let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
     Ok((layers.map(|name| to.join(name)).collect(), Vec::new(), said))
