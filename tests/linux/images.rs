@@ -1,6 +1,8 @@
 //! Images run as machines with Linux, from the import to a version that was committed, by the command line.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -133,4 +135,46 @@ fn a_running_guest_is_committed_at_rest_and_goes_on_as_somebody_else() {
     assert_eq!(other[2], "from outside");
     // It goes on, and reads what it has not read yet.
     home.exec(&name, "rm -f /sums; until [ -e /sums ]; do :; done; find /bin /www -type f | xargs md5sum");
+}
+
+/// What a guest serves at a port of the host; nothing while it does not.
+fn page(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, page)| page.to_string())
+}
+
+#[test]
+fn a_port_and_a_disk_of_the_host_are_the_guests() {
+    need!(
+        host::linux(),
+        host::program("busybox").map(drop),
+        host::program("passt").map(drop),
+        host::program("mke2fs").map(drop)
+    );
+    let home = Home::new();
+    fs::create_dir(home.path("data")).expect("a directory");
+    fs::write(home.path("data/page"), "of the volume").expect("a file");
+    let (data, disk) = (home.text("data"), home.text("data.ext4"));
+    host::run("mke2fs", &["-q", "-t", "ext4", "-d", &data, &disk, "8M"]);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("a port").port();
+    drop(listener);
+
+    let (publish, volume) = (format!("127.0.0.1:{port}:80"), format!("{disk}:/data"));
+    let run = ["run", "-d", "--name", "web", "-p", &publish, "-v", &volume, "box:1", "--"];
+    home.does(&[&run[..], &["httpd", "-f", "-p", "80", "-h", "/data"]].concat());
+    let mut served = None;
+    assert!(eventually(|| {
+        served = page(port);
+        served.is_some()
+    }));
+    assert_eq!(served.as_deref(), Some("of the volume"));
+    home.exec("web", "echo written >/data/new && sync");
+    home.does(&["rm", "-f", "web"]);
+    let written = host::run("debugfs", &["-R", "cat /new", &disk]);
+    assert!(written.contains("written"), "{written}");
 }
