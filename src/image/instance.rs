@@ -10,9 +10,8 @@
 //! A command has an instance's lock before it reads the record. One that starts a machine keeps it until the machine is in
 //! the runtime directory: from then on it counts as running.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::gc::entries_if_any;
 use super::store::{Hold, MAX_DOCUMENT, Store};
 use super::{Descriptor, Digest, Error};
+use crate::sys::scratch::Scratch;
 
 const RECORD: &str = "instance.json";
 
@@ -67,26 +67,6 @@ impl Instance {
 pub struct InstanceLock {
     name: String,
     _file: File,
-}
-
-/// A directory that is gone when this is dropped.
-pub struct Scratch {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl Scratch {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What stays is removed by gc.
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }
 
 impl Store {
@@ -226,14 +206,8 @@ impl Store {
     /// # Errors
     /// When the host refuses.
     pub fn scratch(&self) -> Result<Scratch, Error> {
-        // Shared: gc must not see the directory before it is locked.
-        let _lock = self.lock(Hold::Shared)?;
         let parent = self.path().join("scratch");
         self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;
-        let path = parent.join(self.fresh());
-        DirBuilder::new().mode(0o700).create(&path).map_err(Error::io("make", &path))?;
-        let lock = File::open(&path).map_err(Error::io("open", &path))?;
-        lock.lock().map_err(Error::io("lock", &path))?;
-        Ok(Scratch { path, _lock: lock })
+        Scratch::new(&parent, "").map_err(Error::io("make a directory in", &parent))
     }
 }

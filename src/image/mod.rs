@@ -45,7 +45,7 @@ pub use compare::{Fate, FileChange};
 pub use config::{Config, Disk, MAX_DISK, Machine, Process, Version};
 pub use digest::{Digest, Hasher};
 pub use error::Error;
-pub use instance::{Instance, InstanceLock, Record, Scratch};
+pub use instance::{Instance, InstanceLock, Record};
 pub use kernel::Kernel;
 pub use list::{Difference, Image, Inspected};
 pub use manifest::{

@@ -8,6 +8,7 @@ use super::counter::{address, counting, goes_on_from};
 use super::world::{World, refused};
 use crate::common::eventually;
 use crate::common::host::{self, Offer};
+use crate::common::machine::Running;
 use crate::need;
 
 /// A machine that is to be saved, and still runs after it was refused.
@@ -133,6 +134,13 @@ impl Small {
     }
 }
 
+/// A guest that writes to more memory than a small file system has room for.
+pub fn large(world: &World) -> Running {
+    let source = world.guest("source", "dirty pages=2048 mib=64 every=1").start();
+    source.says_times("dirty: round", 1);
+    source
+}
+
 impl Drop for Small {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
@@ -145,8 +153,7 @@ fn no_space() {
     let world = World::new();
     let small = Small::mount(world.text("small"));
     need!(small.as_ref().map(drop).map_err(String::clone));
-    let source = world.guest("source", "dirty pages=2048 mib=64 every=1").start();
-    source.says_times("dirty: round", 1);
+    let source = large(&world);
     let target = world.text("small/one");
     refused(&world.command(&["snapshot", "create", "source", &target]), &["small", "space"]);
     assert_eq!(fs::read_dir(world.path("small")).expect("a directory").count(), 0, "nothing is left");

@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::Value;
 
 use super::counter::{address, counting, goes_on_from};
-use super::refused::Small;
+use super::refused::{Small, large};
 use super::world::{World, memory, refused};
 use crate::common::machine::Running;
 use crate::common::{eventually, host};
@@ -97,8 +97,7 @@ fn a_machine_that_stands_still_and_is_not_saved_stands_still() {
     let world = World::new();
     let small = Small::mount(world.text("small"));
     need!(small.as_ref().map(drop).map_err(String::clone));
-    let source = world.guest("source", "dirty pages=2048 mib=64 every=1").start();
-    source.says_times("dirty: round", 1);
+    let source = large(&world);
     world.does(&["pause", "source"]);
     let target = world.text("small/one");
     refused(&world.command(&["snapshot", "create", "source", &target, "--stop"]), &["small", "space"]);

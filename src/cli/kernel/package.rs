@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::cli::output::Failure;
-use crate::image::{Scratch, Store};
+use crate::image::Store;
+use crate::sys::scratch::Scratch;
 
 /// What stands for the newest kernel for machines in clouds, by distribution.
 const USUAL: [&str; 4] =
