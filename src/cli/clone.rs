@@ -185,6 +185,8 @@ fn live(
         name: Some(name),
         grace: Duration::from_secs(10),
         paused: args.paused,
+        // The others find it read. The snapshot of a machine that runs is new in the cache, and is removed.
+        ahead: number == 1 && args.source.exists(),
         another: true,
         ready: Some(ready),
         ..Life::default()

@@ -17,10 +17,11 @@ use crate::devices::virtio::vsock;
 use crate::disk::{self, Contents, Format};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
-use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as PagesFrom};
+use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as PagesFrom, WorkingSet};
 use crate::memory::{Memory, Pages};
 use crate::snapshot::bundle::{self, Bundle};
 use crate::snapshot::{Persist, Saved};
+use crate::sys::directory::Directory;
 use crate::sys::host;
 
 /// File of the machine's state in a bundle.
@@ -97,6 +98,7 @@ pub struct Restore {
     state: State,
     memory: Chain,
     mode: Mode,
+    directory: Arc<Directory>,
 }
 
 impl Restore {
@@ -137,7 +139,7 @@ impl Restore {
         bundle.check_disks()?;
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
-        Ok(Restore { config, state, memory, mode })
+        Ok(Restore { config, state, memory, mode, directory: bundle.directory().clone() })
     }
 
     /// Opens every disk of the snapshot, as a machine that is made of it does.
@@ -191,6 +193,11 @@ impl Restore {
             outbox.send(Message::Failed(reason));
         };
         Ok(Some(Lazy::start(&self.memory, source, memory, failed)?))
+    }
+
+    /// What reads memory ahead of its use, if it is mapped.
+    pub(super) fn working_set(&self) -> Option<WorkingSet> {
+        (self.mode == Mode::Cow).then(|| WorkingSet::new(&self.memory, &self.directory))
     }
 
     /// The configuration of the machine that was saved.
