@@ -104,15 +104,11 @@ pub struct Restore {
 impl Restore {
     /// Opens the bundle at `path`, for a machine that has its memory copy-on-write from it.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        Restore::open_in(path, Mode::default())
+        Restore::open_on(path, Mode::default(), &[])
     }
 
-    /// Opens the bundle at `path`, for a machine that gets its memory in this way.
-    pub fn open_in(path: &Path, mode: Mode) -> Result<Self, LoadError> {
-        Restore::open_on(path, mode, &[])
-    }
-
-    /// The same for a bundle that may stand on those at `bases`, which are not where they were.
+    /// Opens the bundle at `path`, for a machine that gets its memory in this way. It may stand on the bundles at `bases`,
+    /// which are not where they were.
     pub fn open_on(path: &Path, mode: Mode, bases: &[PathBuf]) -> Result<Self, LoadError> {
         settled(|| Restore::open_once(path, mode.clone(), bases))
     }
