@@ -6,8 +6,11 @@
 //!                 4        format, 1
 //!                 rest     one bit for each page of RAM, the lowest first: it was used
 //!
-//!  first run ─► read what is recorded into the host's cache ─► SOON later, or at the end ─► record it, if much is new
+//!  first run ─► read what is recorded into the host's cache ─► SOON later, or at the end ─► record it, if much is different
 //! ```
+//!
+//! The kernel maps what its cache has together: 64 KiB, or up to 2 MiB just after the image was written. So the first record
+//! may have much that was not used, until a machine has found its pages on the disk.
 //!
 //! It is no part of the snapshot: without it, or with a wrong one, the machine is the same and waits for its disk more
 //! often. So nothing vouches for it, and one that cannot be read or written is left out.
@@ -28,6 +31,7 @@ use crate::sys::directory::Directory;
 use crate::sys::file::{self, AHEAD};
 use crate::sys::frozen::PAGE;
 use crate::sys::pagemap::{Pagemap, Pages};
+use crate::sys::process;
 
 /// File with the record, in the directory of an image.
 pub const USED_FILE: &str = "memory.used";
@@ -111,17 +115,17 @@ impl WorkingSet {
         let (chain, directory) = (self.chain.clone(), Arc::clone(&self.directory));
         let (memory, origin) = (Arc::clone(memory), origin.clone());
         let work = move || {
+            process::give_way();
             let before = recorded(&directory, chain.ram());
             let goes_on = || stopped.try_recv() == Err(mpsc::TryRecvError::Empty);
             if let Err(error) = before.as_ref().map_or(Ok(()), |before| chain.read_ahead(before, goes_on)) {
                 debug!("pages are not read ahead: {error}");
             }
-            if stopped.recv_timeout(SOON) == Err(RecvTimeoutError::Timeout) {
-                debug!("what the machine does from now on is not recorded");
-            }
+            let lived = stopped.recv_timeout(SOON) == Err(RecvTimeoutError::Timeout);
             let recorded = used(&memory, &origin, chain.ram()).and_then(|used| {
                 let before = before.unwrap_or_else(|| Used::none(chain.ram()));
-                record(&directory, &before, &before.with(&used))
+                // One that ended before knows of more pages, and not which are needless.
+                record(&directory, &before, &if lived { used } else { before.with(&used) })
             });
             if let Err(error) = recorded {
                 debug!("what the machine uses is not recorded: {error}");
@@ -177,10 +181,10 @@ fn used(memory: &Memory, origin: &Origin, ram: u64) -> io::Result<Used> {
     Ok(all)
 }
 
-/// Records `all` in place of `before` if much is new.
-fn record(directory: &Directory, before: &Used, all: &Used) -> io::Result<()> {
-    if all.count() > before.count() + before.count() / 4 {
-        directory.put(USED_FILE, &all.to_bytes())?;
+/// Records pages in place of those `before` if there are many more, or many less.
+fn record(directory: &Directory, before: &Used, now: &Used) -> io::Result<()> {
+    if now.count().abs_diff(before.count()) > before.count() / 4 {
+        directory.put(USED_FILE, &now.to_bytes())?;
     }
     Ok(())
 }

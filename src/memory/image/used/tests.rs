@@ -44,7 +44,7 @@ fn what_is_close_is_read_at_once() {
 }
 
 #[test]
-fn it_is_recorded_when_much_is_new() {
+fn it_is_recorded_when_much_is_different() {
     let root = tempfile::tempdir().unwrap();
     let directory = Directory::open(root.path()).unwrap();
     let (none, first) = (Used::none(RAM), pages(0..100));
@@ -57,7 +57,11 @@ fn it_is_recorded_when_much_is_new() {
     assert_eq!(recorded(&directory, RAM), Some(first.clone()));
     let more = first.with(&pages(200..226));
     record(&directory, &first, &more).unwrap();
-    assert_eq!(recorded(&directory, RAM), Some(more));
+    assert_eq!(recorded(&directory, RAM), Some(more.clone()));
+    record(&directory, &more, &pages(0..95)).unwrap();
+    assert_eq!(recorded(&directory, RAM), Some(more.clone()));
+    record(&directory, &more, &pages(0..94)).unwrap();
+    assert_eq!(recorded(&directory, RAM), Some(pages(0..94)));
     // Another memory's, an endless one, none at all.
     assert_eq!(recorded(&directory, RAM / 2), None);
     fs::remove_file(root.path().join(USED_FILE)).unwrap();
