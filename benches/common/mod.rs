@@ -103,8 +103,13 @@ pub struct Machine {
 impl Machine {
     /// Waits until the guest has said `text`.
     pub fn says(&self, text: &str) -> Result<(), Failure> {
+        self.says_times(text, 1)
+    }
+
+    /// Waits until it has said it so many times.
+    pub fn says_times(&self, text: &str, times: usize) -> Result<(), Failure> {
         let start = Instant::now();
-        while !fs::read_to_string(&self.log).unwrap_or_default().contains(text) {
+        while fs::read_to_string(&self.log).unwrap_or_default().matches(text).count() < times {
             if start.elapsed() > Duration::from_secs(300) {
                 return Err(format!("the guest did not say {text:?}").into());
             }

@@ -1,5 +1,6 @@
 //! How long a machine stands still while it is saved, how long saving and restoring take, and what snapshots occupy.
 
+mod ahead;
 #[path = "../common/mod.rs"]
 mod common;
 mod ways;
@@ -23,7 +24,7 @@ struct Args {
     /// Largest machine that is saved, in MiB
     #[arg(long, default_value_t = 1024)]
     most: u64,
-    /// Measure only capture, restore or ways; may be repeated
+    /// Measure only capture, restore, ahead or ways; may be repeated
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Write the figures to a file
@@ -45,6 +46,9 @@ fn main() -> Result<(), Failure> {
     }
     if wanted("restore") {
         figures["restore"] = restore(&world, args.runs)?;
+    }
+    if wanted("ahead") {
+        figures["ahead"] = ahead::measure(&world, args.runs)?;
     }
     if wanted("ways") {
         figures["ways"] = ways::measure(256, args.runs)?;

@@ -46,6 +46,9 @@ pub struct Args {
     /// A snapshot, or a machine that runs, as `rvmm ps` names it
     #[arg(value_name = "DIR|NAME")]
     source: PathBuf,
+    /// Where a snapshot that it stands on is now, if it is not where it was
+    #[arg(long, value_name = "DIR")]
+    base: Vec<PathBuf>,
     /// How many machines
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1)]
     count: u32,
@@ -71,7 +74,8 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     // It must live until all have opened what is in it.
     let scratch = scratch(&args.source, common)?;
     let snapshot = scratch.as_ref().map_or_else(|| args.source.clone(), Scratch::snapshot);
-    let restore = Restore::open_in(&snapshot, args.memory_mode.clone()).map_err(Failure::usage)?;
+    let restore =
+        Restore::open_on(&snapshot, args.memory_mode.clone(), &args.base).map_err(Failure::usage)?;
     let prefix = match &args.name {
         Some(name) => name.clone(),
         None => args.source.file_name().map_or("clone".into(), |name| name.to_string_lossy().into_owned()),
@@ -185,6 +189,8 @@ fn live(
         name: Some(name),
         grace: Duration::from_secs(10),
         paused: args.paused,
+        // The others find it read. The snapshot of a machine that runs is new in the cache, and is removed.
+        ahead: number == 1 && args.source.exists(),
         another: true,
         ready: Some(ready),
         ..Life::default()

@@ -33,6 +33,8 @@ pub struct Life {
     pub grace: Duration,
     /// It stands still at first.
     pub paused: bool,
+    /// What it uses of a snapshot's memory is read before it is used, and recorded there.
+    pub ahead: bool,
     /// It was saved and does not go on as itself, but as another machine.
     pub another: bool,
     /// Where its milestones are written.
@@ -72,6 +74,7 @@ impl Life {
             grace: self.grace,
             directory: entry.as_ref().map(|entry| entry.path().to_path_buf()),
             paused: self.paused,
+            ahead: self.ahead,
             lost: Some(lost(entry.as_ref(), common)),
         };
         let outcome = self.run(config, restore, environment, entry.as_ref());

@@ -77,6 +77,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     config.console = args.console;
     args.replacements.apply(&mut config, &Marks(&[]))?;
     let grace = Duration::from_secs(args.stop_timeout);
-    let life = Life { name: args.name, grace, paused: args.paused, boot_timer, ..Life::default() };
+    let life =
+        Life { name: args.name, grace, paused: args.paused, ahead: true, boot_timer, ..Life::default() };
     life.live(config, Some(&restore), common)
 }

@@ -8,6 +8,7 @@
 //!    memory          guest RAM (memory/image), whole or what differs from the parent's
 //!    memory.index
 //!    disk-ID-N       layers of the disks, those that the parent does not have
+//!    memory.used     what restored machines have left there for the next one, if they did: no part of the snapshot
 //! ```
 //!
 //! It is written beside its place under another name, made durable and renamed. Paths in it are relative to it. It
@@ -242,7 +243,7 @@ impl Bundle {
     }
 
     /// The directory, held open.
-    pub fn directory(&self) -> &Directory {
+    pub fn directory(&self) -> &Arc<Directory> {
         &self.directory
     }
 

@@ -1,8 +1,8 @@
 //! A directory that is held open: its files are those that it has, whatever stands at its path meanwhile (openat(2)).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -37,17 +37,41 @@ impl Directory {
     /// Opens a regular file in it for reading. Nothing is followed and nothing waited for: links, pipes and devices are
     /// refused.
     pub fn file(&self, name: &str) -> io::Result<File> {
-        let name = CString::new(name)?;
-        let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = self
+            .open_file(&CString::new(name)?, flags)
+            .map_err(|error| if error.raw_os_error() == Some(libc::ELOOP) { not_regular() } else { error })?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+    }
+
+    /// Puts a file of its owner's alone into it, in place of one that may be there: whoever looks finds one of them, whole.
+    pub fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let draft = CString::new(format!(".{name}.{}", std::process::id()))?;
+        let (name, directory) = (CString::new(name)?, self.file.as_raw_fd());
+        let mut file = self.open_file(&draft, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL)?;
+        let put = file.write_all(bytes).and_then(|()| {
+            // SAFETY: both names are C strings that live until after the call.
+            match unsafe { libc::renameat(directory, draft.as_ptr(), directory, name.as_ptr()) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+        if put.is_err() {
+            // SAFETY: as above.
+            unsafe { libc::unlinkat(directory, draft.as_ptr(), 0) };
+        }
+        put
+    }
+
+    fn open_file(&self, name: &CStr, flags: libc::c_int) -> io::Result<File> {
+        let (flags, mode) = (flags | libc::O_CLOEXEC, 0o600 as libc::c_uint);
         // SAFETY: the name is a C string that lives until after the call.
-        let fd = unsafe { libc::openat(self.file.as_raw_fd(), name.as_ptr(), flags) };
+        let fd = unsafe { libc::openat(self.file.as_raw_fd(), name.as_ptr(), flags, mode) };
         if fd < 0 {
-            let error = io::Error::last_os_error();
-            return Err(if error.raw_os_error() == Some(libc::ELOOP) { not_regular() } else { error });
+            return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-        let file = unsafe { File::from_raw_fd(fd) };
-        if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+        Ok(unsafe { File::from_raw_fd(fd) })
     }
 
     /// Reads a whole regular file in it, of at most `limit` bytes.
@@ -91,6 +115,24 @@ mod tests {
             assert_eq!(directory.read(name, 5).unwrap_err().to_string(), "it is not a regular file");
         }
         assert_eq!(directory.file("none").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_is_put_in_place_of_whatever_is_there() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::open(root.path()).unwrap();
+        fs::write(root.path().join("other"), "other").unwrap();
+        symlink("other", root.path().join("file")).unwrap();
+        for text in ["first", "second"] {
+            directory.put("file", text.as_bytes()).unwrap();
+            assert_eq!(directory.read("file", 9).unwrap(), text.as_bytes());
+        }
+        assert_eq!(fs::read(root.path().join("other")).unwrap(), b"other");
+        assert_eq!(fs::metadata(root.path().join("file")).unwrap().mode() & 0o777, 0o600);
+        // What cannot be put there leaves nothing.
+        fs::create_dir(root.path().join("directory")).unwrap();
+        assert!(directory.put("directory", b"").is_err());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 3);
     }
 
     #[test]

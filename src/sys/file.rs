@@ -154,6 +154,20 @@ pub fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     }
 }
 
+/// Has the kernel read a range of a file, before somebody waits for it. It reads no more than it would read ahead by itself
+/// at once, so the range should be as short as [`AHEAD`].
+pub fn read_ahead(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let advice = libc::POSIX_FADV_WILLNEED;
+    // SAFETY: the call takes no pointers.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, advice) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// See [`read_ahead`]: what the kernel does by default.
+pub const AHEAD: u64 = 128 << 10;
+
 /// Bytes that a user may still write to the file system of a file (fstatvfs(3)).
 pub fn room(file: &File) -> io::Result<u64> {
     // SAFETY: all-zero is a valid statvfs.

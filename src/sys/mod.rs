@@ -6,6 +6,7 @@ pub mod directory;
 pub mod file;
 pub mod frozen;
 pub mod host;
+pub mod pagemap;
 pub mod poll;
 pub mod process;
 pub mod random;

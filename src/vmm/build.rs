@@ -33,6 +33,8 @@ pub struct Environment {
     pub directory: Option<PathBuf>,
     /// The machine stands still until it is told to go on.
     pub paused: bool,
+    /// What is mapped from a snapshot is read ahead of its use, and what is used recorded there for the next one.
+    pub ahead: bool,
     /// Called on another thread when the memory of a machine that gets it while it runs is lost, with the reason. The program
     /// should end at once: threads may wait for that memory for ever, and its pages cannot be touched any more.
     pub lost: Option<Lost>,
@@ -109,6 +111,7 @@ pub(super) fn machine(
         memory,
         origin,
         lazy,
+        working_set: None,
         outbox: outbox.clone(),
         console: console.place,
     };

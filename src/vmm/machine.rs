@@ -24,7 +24,7 @@ use crate::devices::virtio::{Function, mmio};
 use crate::devices::{vmclock, vmgenid};
 use crate::image::initramfs;
 use crate::kvm::{self, Reserved, Vcpu, Vm};
-use crate::memory::image::{Lazy, Origin};
+use crate::memory::image::{Lazy, Origin, WorkingSet};
 use crate::memory::{self, Memory};
 
 /// A machine and all that it has on the host.
@@ -45,6 +45,8 @@ pub struct Machine {
     pub(super) origin: Origin,
     /// Fills memory while the machine runs.
     pub(super) lazy: Option<Lazy>,
+    /// Has memory read ahead of its use.
+    pub(super) working_set: Option<WorkingSet>,
     pub(super) outbox: Outbox,
     /// Where a person finds the console, if that is not plain.
     pub(super) console: Option<String>,
@@ -201,6 +203,7 @@ impl Machine {
         self.powered = None;
         self.platform.reset();
         self.functions.iter().for_each(|function| lock(function).reset());
+        self.working_set = None;
         self.origin = Origin::default();
         self.lazy = None;
         Ok(memory::clear(&self.memory)?)
@@ -217,6 +220,13 @@ impl Machine {
         self.platform.serial.tell(&[]);
         if let Some(powered) = &self.powered {
             powered.vcpus.resume();
+        }
+    }
+
+    /// The vCPUs have been let go for the first time.
+    pub fn has_begun(&mut self) {
+        if let Some(working_set) = &mut self.working_set {
+            working_set.start(&self.memory, &self.origin);
         }
     }
 

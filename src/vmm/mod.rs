@@ -112,10 +112,10 @@ impl Vmm {
         if let Some(termination) = environment.termination {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
-        let Environment { grace, paused, .. } = environment;
+        let Environment { grace, paused, ahead, .. } = environment;
         let vsock = config.devices.vsock.first().zip(environment.directory.as_ref());
         let agent = vsock.map(|(vsock, directory)| vsock.socket(directory));
-        let (machine, subscribers) = build::machine(
+        let (mut machine, subscribers) = build::machine(
             &config,
             restore,
             environment.kernel_cache,
@@ -123,6 +123,7 @@ impl Vmm {
             inbox.outbox(),
             environment.lost,
         )?;
+        machine.working_set = restore.filter(|_| ahead).and_then(Restore::working_set);
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }
@@ -320,12 +321,13 @@ impl Vmm {
         if self.stalled.take().is_some() {
             self.machine.retry();
         }
+        let first = Milestone { code: FIRST_RUN, at: Instant::now() };
+        self.machine.resume();
         if self.first_run.is_none() {
-            let first = Milestone { code: FIRST_RUN, at: Instant::now() };
             self.first_run = Some(first.at);
             self.milestones.push(first);
+            self.machine.has_begun();
         }
-        self.machine.resume();
         self.state = RunState::Running;
     }
 }

@@ -17,10 +17,11 @@ use crate::devices::virtio::vsock;
 use crate::disk::{self, Contents, Format};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
-use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as PagesFrom};
+use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as PagesFrom, WorkingSet};
 use crate::memory::{Memory, Pages};
 use crate::snapshot::bundle::{self, Bundle};
 use crate::snapshot::{Persist, Saved};
+use crate::sys::directory::Directory;
 use crate::sys::host;
 
 /// File of the machine's state in a bundle.
@@ -97,20 +98,17 @@ pub struct Restore {
     state: State,
     memory: Chain,
     mode: Mode,
+    directory: Arc<Directory>,
 }
 
 impl Restore {
     /// Opens the bundle at `path`, for a machine that has its memory copy-on-write from it.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        Restore::open_in(path, Mode::default())
+        Restore::open_on(path, Mode::default(), &[])
     }
 
-    /// Opens the bundle at `path`, for a machine that gets its memory in this way.
-    pub fn open_in(path: &Path, mode: Mode) -> Result<Self, LoadError> {
-        Restore::open_on(path, mode, &[])
-    }
-
-    /// The same for a bundle that may stand on those at `bases`, which are not where they were.
+    /// Opens the bundle at `path`, for a machine that gets its memory in this way. It may stand on the bundles at `bases`,
+    /// which are not where they were.
     pub fn open_on(path: &Path, mode: Mode, bases: &[PathBuf]) -> Result<Self, LoadError> {
         settled(|| Restore::open_once(path, mode.clone(), bases))
     }
@@ -137,7 +135,7 @@ impl Restore {
         bundle.check_disks()?;
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
-        Ok(Restore { config, state, memory, mode })
+        Ok(Restore { config, state, memory, mode, directory: bundle.directory().clone() })
     }
 
     /// Opens every disk of the snapshot, as a machine that is made of it does.
@@ -191,6 +189,11 @@ impl Restore {
             outbox.send(Message::Failed(reason));
         };
         Ok(Some(Lazy::start(&self.memory, source, memory, failed)?))
+    }
+
+    /// What reads memory ahead of its use, if it is mapped.
+    pub(super) fn working_set(&self) -> Option<WorkingSet> {
+        (self.mode == Mode::Cow).then(|| WorkingSet::new(&self.memory, &self.directory))
     }
 
     /// The configuration of the machine that was saved.

@@ -28,6 +28,7 @@ fn paused(directory: &Path, outside: impl FnOnce(&Outbox) + Send + 'static) -> O
         grace: Duration::ZERO,
         directory: None,
         paused: true,
+        ahead: false,
         lost: None,
     };
     let mut vmm = Vmm::new(config, None, environment).unwrap();

@@ -10,7 +10,7 @@ use std::thread;
 use rvmm::vmm::snapshot::Restore;
 use serde_json::{Value, json};
 
-use super::counter::{address, counting, goes_on_from};
+use super::counter::{address, counting, goes_on_from, went_on_from};
 use super::hostile::{forge, try_restore};
 use super::world::{World, memory, refused};
 use crate::common::machine::Running;
@@ -51,6 +51,25 @@ fn another_base_in_the_place_of_the_first() {
     refused(&world.command(&["restore", &s2, "--base", &world.text("s1")]), &words);
     world.does(&["snapshot", "rebase", &s2, "--onto", &moved]);
     assert_eq!(world.captured("s2", at), captured);
+}
+
+#[test]
+fn clones_of_a_difference_whose_base_has_moved() {
+    need!(host::kvm());
+    let world = World::new();
+    let (source, at) = two(&world);
+    drop(source);
+    let captured = world.captured("s2", at);
+    fs::rename(world.path("s1"), world.path("moved")).expect("a directory");
+    let (s2, console) = (world.text("s2"), format!("file={}", world.text("%n.log")));
+    let clone = ["clone", &s2, "-n", "2", "--name", "w", "--console", &console];
+    refused(&world.command(&clone), &["s1"]);
+    world.does(&[&clone[..], &["--base", &world.text("moved")]].concat());
+    for number in [1, 2] {
+        let said = || fs::read_to_string(world.path(&format!("w-{number}.log"))).unwrap_or_default();
+        assert!(eventually(|| said().matches("\ncounter ").count() >= 5), "{}", said());
+        went_on_from(&said(), captured);
+    }
 }
 
 #[test]

@@ -98,6 +98,7 @@ pub fn try_restore(path: &Path) -> Result<(), String> {
         termination: None,
         grace: Duration::ZERO,
         paused: true,
+        ahead: false,
         lost: None,
     };
     Vmm::new(config, Some(&restore), environment).map(drop).map_err(|error| error.to_string())

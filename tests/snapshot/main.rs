@@ -17,5 +17,6 @@ mod refused;
 mod registers;
 mod replaced;
 mod time;
+mod used;
 mod world;
 mod written;

@@ -127,6 +127,7 @@ impl Prepared {
             name: Some(self.name),
             grace: self.grace,
             boot_timer: self.boot_timer,
+            ahead: true,
             entered: Some(Box::new(move |directory: &Path| {
                 stands_on.write(directory)?;
                 drop(self.lock);

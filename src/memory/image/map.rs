@@ -182,24 +182,22 @@ impl Chain {
         }
         let pieces = if copy { self.pieces() } else { self.join(self.pieces()) };
         let mut mapped = Mapped::of(&pieces);
-        for piece in pieces {
-            let copy = copy || !mapped.take(piece.count);
-            for (region, piece, offset) in split(&memory, piece) {
-                let layer = &self.layers[piece.layer];
-                let at = piece.first * PAGE as u64;
-                if copy {
-                    let len = (piece.count * PAGE as u64) as usize;
-                    memory::read_file(region, offset, layer.pages()?, at, len)
-                        .map_err(file("read", &layer.path))?;
-                } else {
-                    memory::map_file(region, offset, layer.pages()?, at, piece.count * PAGE as u64)
-                        .map_err(file("map", &layer.path))?;
-                    origin.mapped.push((piece.first, piece.count));
-                }
-            }
+        let (pieces, copies): (Vec<_>, Vec<_>) =
+            pieces.into_iter().partition(|piece| !copy && mapped.take(piece.count));
+        for (region, piece, offset) in copies.into_iter().flat_map(|piece| split(&memory, piece)) {
+            let layer = &self.layers[piece.layer];
+            let (at, len) = (piece.first * PAGE as u64, (piece.count * PAGE as u64) as usize);
+            memory::read_file(region, offset, layer.pages()?, at, len).map_err(file("read", &layer.path))?;
         }
+        // Before files are mapped, as it is not for those.
         if pages == Pages::Small {
             memory::allow_huge_pages(&memory);
+        }
+        for (region, piece, offset) in pieces.into_iter().flat_map(|piece| split(&memory, piece)) {
+            let layer = &self.layers[piece.layer];
+            let (at, len) = (piece.first * PAGE as u64, piece.count * PAGE as u64);
+            memory::map_file(region, offset, layer.pages()?, at, len).map_err(file("map", &layer.path))?;
+            origin.mapped.push((piece.first, piece.count));
         }
         Ok((memory, origin))
     }

@@ -3,6 +3,7 @@
 //! ```text
 //!  memory         sparse file as long as RAM; a page stands at its RAM offset, holes have no meaning of their own
 //!  memory.index   which pages the file holds, which are zero in this image, and a digest of each 2 MiB of them
+//!  memory.used    which pages a machine used soon after it was restored, if one was (used.rs)
 //!
 //!  top    ─ index ─►  D . . Z D .      D data here, Z zero here, . as below
 //!  parent ─ index ─►  D D . D . .
@@ -10,12 +11,13 @@
 //!  the guest sees     D D . Z D .      . below the last image is zero
 //! ```
 //!
-//! RAM offset: RAM regions one after the other without the hole. Files are written once and never changed.
+//! RAM offset: RAM regions one after the other without the hole. Files are written once and never changed, but for memory.used, which may be absent or wrong.
 
 mod index;
 mod lazy;
 mod map;
 mod serve;
+mod used;
 mod write;
 
 use std::io;
@@ -25,6 +27,7 @@ pub use index::{Index, Kind, Run};
 pub use lazy::{Filled, Lazy};
 pub use map::{Chain, Mode, Origin};
 pub use serve::{Source, serve};
+pub use used::{USED_FILE, WorkingSet};
 pub use write::{Progress, Written, fold, write};
 
 /// File with the pages, in the directory of an image.

@@ -1,6 +1,8 @@
 //! Writes to `pages` distinct pages, spread over `mib` MiB of RAM, round after round: a known amount of
 //! dirty memory.
 //!
+//! With `fill=1` all of these MiB have something in them first.
+//!
 //! Each page counts the rounds, so a machine that lost a page, for example in a snapshot, says `CORRUPT`.
 
 use crate::memory::{self, PAGE, RegionKind, Shared};
@@ -22,6 +24,12 @@ pub fn run() -> Result {
     memory::map(region.0, size);
     print!("dirty: ", pages, " pages from ", Hex(region.0), ", one each ", Hex(stride), "\n");
 
+    if cmdline::number("fill", 0) != 0 {
+        for page in (0..size).step_by(PAGE as usize) {
+            // SAFETY: as below.
+            unsafe { Shared::new(region.0 + page) }.write64(8, 1);
+        }
+    }
     for round in 0..rounds {
         let start = cpu::tsc();
         for page in 0..pages {
