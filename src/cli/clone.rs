@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 use serde_json::{Value, json};
 
+use super::image::stands_on::StandsOn;
 use super::life::{Life, Ready};
 use super::output::{Failure, complain, print, print_json};
 use super::progress::Bar;
@@ -181,11 +182,13 @@ fn live(
     common: &Common,
 ) -> Result<u8, Failure> {
     let config = configure(number, &name, args, restore)?;
+    let (entered, _lease) = StandsOn::of(restore, &config, common).map(StandsOn::enter).unzip();
     let life = Life {
         name: Some(name),
         grace: Duration::from_secs(10),
         paused: args.paused,
         another: true,
+        entered,
         ready: Some(ready),
         ..Life::default()
     };

@@ -95,6 +95,8 @@ pub struct Vmm {
     paused: bool,
     /// The socket that leads to the guest's agent.
     agent: Option<PathBuf>,
+    /// The machine's own directory.
+    directory: Option<PathBuf>,
     milestones: Vec<Milestone>,
     first_run: Option<Instant>,
     /// What the guest's command ended with.
@@ -112,14 +114,14 @@ impl Vmm {
         if let Some(termination) = environment.termination {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
-        let Environment { grace, paused, .. } = environment;
-        let vsock = config.devices.vsock.first().zip(environment.directory.as_ref());
+        let Environment { grace, paused, directory, .. } = environment;
+        let vsock = config.devices.vsock.first().zip(directory.as_ref());
         let agent = vsock.map(|(vsock, directory)| vsock.socket(directory));
         let (machine, subscribers) = build::machine(
             &config,
             restore,
             environment.kernel_cache,
-            environment.directory,
+            directory.clone(),
             inbox.outbox(),
             environment.lost,
         )?;
@@ -139,6 +141,7 @@ impl Vmm {
             grace,
             paused,
             agent,
+            directory,
             milestones: Vec::new(),
             first_run: None,
             exit_status: None,
@@ -273,6 +276,7 @@ impl Vmm {
             Request::Resume => self.resume(),
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
             Request::Stop { force: false } => outcome = self.press_power_button(),
+            Request::StandOn { base, above } => return (self.stand_on(base, above), None),
             // Answered when it is written: see `save`.
             Request::Save(_) | Request::SaveDisk { .. } => {}
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),

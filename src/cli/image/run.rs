@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::machine::{Overrides, Runnable, StandsOn, Volume, document};
+use super::machine::{Overrides, Runnable, Volume, document};
+use super::stands_on::StandsOn;
 use super::start::runs;
 use crate::api::name::Name;
 use crate::cli::boot_timer::BootTimer;
@@ -103,8 +104,8 @@ pub struct Prepared {
     /// The memory and state with which it goes on.
     pub warm: Option<Restore>,
     pub name: Name,
-    /// The first overlay, if they are kept.
-    pub first: Option<u32>,
+    /// Its overlays are kept.
+    pub kept: bool,
     /// The machine is this command's alone until it is known to run.
     pub lock: Option<InstanceLock>,
     pub grace: Duration,
@@ -121,8 +122,13 @@ impl Prepared {
                 return Err(Failure::usage("The image was removed meanwhile"));
             }
         }
-        let stands_on =
-            StandsOn { store: self.store.path().into(), image: self.image, covered: 0, first: self.first };
+        let stands_on = StandsOn {
+            store: self.store.path().into(),
+            image: self.image,
+            covered: 0,
+            kept: self.kept,
+            lease: Some(lease.path().into()),
+        };
         let life = Life {
             name: Some(self.name),
             grace: self.grace,
@@ -203,7 +209,7 @@ pub fn launch(
         config,
         warm,
         name,
-        first: keep.then_some(1),
+        kept: keep,
         lock,
         grace,
         boot_timer,
