@@ -57,6 +57,7 @@ fn machines_with_names_stay() {
     assert_eq!(world.does(&["ps", "-a", "-q"]), "web");
     world.does(&["gc"]);
     world.does(&["verify"]);
+    world.refuses(&["logs", "web"], &["`web` does not run", "rvmm start web"]);
     // It goes on with the disk that it had.
     world.does(&["commit", "web", "seven"]);
     world.verifies("seven", 7);
@@ -95,7 +96,9 @@ fn what_cannot_run_is_told_in_one_line() {
     let world = World::new();
     world.image("web:1");
     world.refuses(&["run", "wbe:1"], &["did you mean `web:1`?"]);
-    world.refuses(&["run", "web:1"], &["no kernel", "rvmm kernel add"]);
+    world.refuses(&["run", "web:1"], &["no kernel", "rvmm kernel add --from-package"]);
+    world.refuses(&["run", "-it", "web:1", "sh"], &["`--`: rvmm run web:1 -- sh"]);
+    world.refuses(&["run", "nosuch"], &["There is no image `nosuch`: `rvmm pull`"]);
     world.refuses(&["run", "web:1", "-v", "data"], &["DISK:TARGET"]);
     world.refuses(&["run", "web:1", "-p", "x"], &["HOST_PORT"]);
     world.refuses(&["run", "web:1", "-e", "=x"], &["KEY=VALUE"]);

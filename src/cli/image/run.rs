@@ -27,6 +27,9 @@ pub struct Run {
     /// The image; without one, a kernel is booted as in the bare form
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
+    /// A command at the place where containers have it
+    #[arg(hide = true, value_name = "WORD")]
+    misplaced: Vec<String>,
     #[command(flatten)]
     container: Container,
     #[command(flatten)]
@@ -40,6 +43,12 @@ pub struct Container {
     /// Run in the background; `rvmm logs` shows the console
     #[arg(short, long, requires = "image")]
     detach: bool,
+    /// For those who are used to it: the console is on the terminal anyway
+    #[arg(short, long, hide = true, requires = "image")]
+    interactive: bool,
+    /// As `interactive`
+    #[arg(short, long, hide = true, requires = "image")]
+    tty: bool,
     /// Boot a warm image instead of going on with its memory
     #[arg(long, requires = "image")]
     cold: bool,
@@ -84,6 +93,10 @@ impl Run {
     /// Runs an image, or boots a machine.
     pub fn run(self, common: &Common) -> Result<u8, Failure> {
         match &self.image {
+            Some(image) if !self.misplaced.is_empty() => {
+                let command = self.misplaced.join(" ");
+                Err(Failure::usage(format!("A command stands behind `--`: rvmm run {image} -- {command}")))
+            }
             Some(image) => {
                 let store = store::open(common)?;
                 let descriptor = store.resolve(image).map_err(Failure::usage)?;

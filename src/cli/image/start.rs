@@ -10,7 +10,7 @@ use crate::cli::{Common, exit, machines, stop, store};
 use crate::config::VmConfig;
 use crate::console;
 use crate::image::{Error, Instance, Store};
-use crate::options::nearest;
+use crate::options::similar;
 use crate::vmm::chain;
 
 /// Options of `start`.
@@ -66,7 +66,7 @@ pub fn instance(store: &Store, name: &str) -> Result<Instance, Failure> {
     }
     let all = store.instance_names().map_err(Failure::refused)?;
     let names: Vec<&str> = all.iter().map(String::as_str).collect();
-    Err(Failure::refused(match nearest(name, &names) {
+    Err(Failure::refused(match similar(name, &names) {
         Some(nearest) => format!("There is no machine `{name}`, did you mean `{nearest}`?"),
         None => format!("There is no machine `{name}`: `rvmm run --name {name} IMAGE` makes one"),
     }))
