@@ -3,7 +3,8 @@
 //! ```text
 //! instances/NAME/instance.json   the image, and the machine that it became
 //!                overlay-N       what the machine has written, the newest with the largest number (disk/overlay)
-//! scratch/ID/                    overlays on their way into a layer, instances on their way out; locked by the command
+//! scratch/ID/                    overlays on their way into a layer, machines on their way to clones, instances on their way out; locked
+//!                                by the command
 //! locks/instance-NAME            locked by the command that makes, starts, commits or removes the instance
 //! ```
 //!
