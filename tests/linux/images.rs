@@ -168,7 +168,7 @@ fn free_port() -> u16 {
 }
 
 /// A server, and a number in memory that grows.
-const COUNTS: &str = "httpd -p 80 -h /www; i=0; while :; do i=$((i+1)); echo $i >/dev/shm/new; mv /dev/shm/new /dev/shm/count; sleep 0.05; done";
+const COUNTS: &str = "echo ready; httpd -p 80 -h /www; i=0; while :; do i=$((i+1)); echo $i >/dev/shm/new; mv /dev/shm/new /dev/shm/count; sleep 0.05; done";
 
 /// What tells machines apart, a line for each; then what they have in common.
 const WHO: &str =
@@ -180,6 +180,7 @@ fn a_warm_image_goes_on_in_another_store_each_time_as_somebody_else() {
     need!(host::linux(), host::program("busybox").map(drop), host::program("passt").map(drop));
     let home = Home::new();
     home.does(&["run", "-d", "--name", "web", "--net", "user", "box:1", "--", "sh", "-c", COUNTS]);
+    assert!(eventually(|| home.rvmm(&["logs", "web"]).out.contains("ready")), "it runs");
     home.exec("web", "echo of memory >/dev/shm/mark; until [ -e /dev/shm/count ]; do sleep 0.1; done");
     let count =
         |name: &str| -> u64 { home.exec(name, "cat /dev/shm/count").trim().parse().expect("a number") };
