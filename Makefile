@@ -51,6 +51,7 @@ test: setup guest ## run every check and test; those with a Linux guest run in t
 
 .PHONY: bench
 bench: setup guest ## measure
+	guest/setup bench
 	cargo bench --features registry
 
 .PHONY: clean

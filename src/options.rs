@@ -118,6 +118,13 @@ pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     candidates.iter().copied().min_by_key(|candidate| distance(word, candidate))
 }
 
+/// The candidate that `word` is most likely meant to be: the nearest, if it is near. For names that users choose, which have nothing to
+/// do with each other.
+pub fn similar<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let most = (word.chars().count() / 3).max(2);
+    nearest(word, candidates).filter(|candidate| distance(word, candidate) <= most)
+}
+
 /// Levenshtein distance: the least number of letters to insert, delete or replace.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();

@@ -22,6 +22,8 @@ use crate::{Figure, Row};
 const UP: &str = "up-and-running";
 /// The image.
 const IMAGE: &str = "debian:1";
+/// The image of a machine that waits.
+const IDLE: &str = "debian:hot";
 /// Bytes that are written before each capture.
 const CHANGE: usize = 1_000_000;
 
@@ -94,10 +96,9 @@ impl Ground<'_> {
         run(&mut self.rvmm(arguments))
     }
 
-    /// A machine in the background whose command says that it runs, for ever.
-    fn ticking(&self, name: &str) -> Result<(), Failure> {
-        let ticks = format!("while :; do echo {UP}; sleep 0.02; done");
-        let machine = ["run", "-d", "--net", "none", "--name", name, IMAGE, "--", "sh", "-c", &ticks];
+    /// A machine in the background that has said that it runs, with a command that goes on.
+    fn up(&self, name: &str, command: &str) -> Result<(), Failure> {
+        let machine = ["run", "-d", "--net", "none", "--name", name, IMAGE, "--", "sh", "-c", command];
         self.does(&machine)?;
         loop {
             let logs = self.rvmm(&["logs", name]).output()?;
@@ -118,7 +119,8 @@ impl Ground<'_> {
         let (mut first, mut whole) = (Table::default(), Table::default());
         let mut spec = specification(self.world, false)?;
         spec["process"]["args"] = vec!["sh", "-c", &format!("echo {UP}")].into();
-        self.ticking("warm-source")?;
+        // It says so for ever: the first word after it goes on comes at once.
+        self.up("warm-source", &format!("while :; do echo {UP}; sleep 0.02; done"))?;
         self.does(&["commit", "warm-source", "debian:warm", "--warm"])?;
         self.remove("warm-source")?;
         let mut left_out = Vec::new();
@@ -168,7 +170,8 @@ impl Ground<'_> {
         let mut table = Table::default();
         let upper = self.world.path("captured");
         fs::create_dir_all(&upper)?;
-        self.ticking("source")?;
+        // One that does nothing: where processors are emulated, it would take the time from what is measured.
+        self.up("source", &format!("echo {UP}; exec sleep 1000000"))?;
         for round in 0..=runs {
             // A container's version is the archive of its upper directory, packed: less than any tool does.
             let data = crate::common::noise::noise(round as u64 + 900, CHANGE);
@@ -181,7 +184,7 @@ impl Ground<'_> {
             let tag = format!("debian:v{round}");
             let (disk, report) = timed(|| self.report(&["commit", "source", &tag, "-m", "captured"]));
             let pause = report?["pause_us"].as_f64().unwrap_or(f64::NAN) / 1e3;
-            let (warm, result) = timed(|| self.does(&["commit", "source", "debian:hot", "--warm"]));
+            let (warm, result) = timed(|| self.does(&["commit", "source", IDLE, "--warm"]));
             result?;
             if round > 0 {
                 put(&mut table, "tar and gzip of the upper directory", packed);
@@ -202,7 +205,7 @@ impl Ground<'_> {
         }
     }
 
-    /// Memory of many instances of the warm image.
+    /// Memory of many instances of the warm image that was captured last.
     fn many(&self, counts: &[usize]) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
         for &count in counts {
@@ -210,7 +213,7 @@ impl Ground<'_> {
             let (time, result) = timed(|| -> Result<(), Failure> {
                 for number in 0..count {
                     let name = format!("many-{number}");
-                    self.does(&["run", "-d", "--rm", "--name", &name, "debian:warm"])?;
+                    self.does(&["run", "-d", "--rm", "--name", &name, IDLE])?;
                     names.push(name);
                 }
                 Ok(())

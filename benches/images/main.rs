@@ -28,12 +28,23 @@ mod system;
 mod transfer;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Parser;
 use serde_json::json;
 
 use bench::{Failure, World, load};
 use system::System;
+
+/// The parts, and what each needs; buildah and crun are left out where they are missing.
+const PARTS: [(&str, &[&str]); 6] = [
+    ("sizes", &["docker-registry", "skopeo"]),
+    ("transfer", &["docker-registry", "skopeo"]),
+    ("create", &["runc", "cc"]),
+    ("capture", &["docker-registry", "skopeo", "umoci"]),
+    ("many", &["runc", "cc"]),
+    ("linux", &["runc"]),
+];
 
 /// Compares machines with containers
 #[derive(Parser)]
@@ -74,37 +85,49 @@ fn main() -> Result<(), Failure> {
         let rows = linux::inside(&world, &system::kept(), args.runs)?;
         return args.json.as_deref().map_or(Ok(()), |path| write(path, &rows));
     }
-    for program in ["docker-registry", "skopeo", "tar", "runc", "umoci", "cc"] {
-        common::host::program(program)?;
+    let parts = wanted(&args.only)?;
+    if parts.is_empty() {
+        return Ok(());
     }
     bench::build_guest()?;
     let world = World::new()?;
     let system = System::new(&world)?;
     println!("\nContainers and machines, load average {}; p50 (p90)", load());
-    let wanted = |part: &str| args.only.is_empty() || args.only.iter().any(|only| only == part);
     let mut rows = Vec::new();
-    if wanted("sizes") {
-        rows.extend(sizes::measure(&world, &system, args.versions, args.largest)?);
-    }
-    if wanted("transfer") {
-        rows.extend(transfer::measure(&world, &system)?);
-    }
-    if wanted("create") {
-        rows.extend(create::measure(&world, &system, args.runs)?);
-    }
-    if wanted("capture") {
-        rows.extend(capture::measure(&world, &system, args.runs)?);
-    }
-    if wanted("many") {
-        rows.extend(many::measure(&world, &system, args.most)?);
-    }
-    if wanted("linux") {
-        rows.extend(linux::measure(&world, &system, args.runs)?);
+    for part in parts {
+        let start = Instant::now();
+        rows.extend(match part {
+            "sizes" => sizes::measure(&world, &system, args.versions, args.largest)?,
+            "transfer" => transfer::measure(&world, &system)?,
+            "create" => create::measure(&world, &system, args.runs)?,
+            "capture" => capture::measure(&world, &system, args.runs)?,
+            "many" => many::measure(&world, &system, args.most)?,
+            _ => linux::measure(&world, &system, args.runs)?,
+        });
+        println!("{part} took {:.0} s", start.elapsed().as_secs_f64());
     }
     if let Some(path) = &args.svg {
         std::fs::write(path, plot::draw(&rows))?;
     }
     args.json.as_deref().map_or(Ok(()), |path| write(path, &rows))
+}
+
+/// The parts that are asked for and can be measured here; what is left out is said.
+fn wanted(only: &[String]) -> Result<Vec<&'static str>, Failure> {
+    if let Some(unknown) = only.iter().find(|only| PARTS.iter().all(|(part, _)| part != only)) {
+        return Err(format!("there is no part `{unknown}`").into());
+    }
+    let everywhere = ["tar", "gzip"].into_iter().chain((!System::is_made()).then_some("debootstrap"));
+    let everywhere: Vec<&str> = everywhere.collect();
+    let can = |(part, programs): &&(&str, &[&str])| {
+        let mut missing =
+            everywhere.iter().chain(*programs).filter_map(|program| common::host::program(program).err());
+        let missing = missing.next();
+        missing.iter().for_each(|reason| println!("{part} is left out: {reason}"));
+        missing.is_none()
+    };
+    let asked = PARTS.iter().filter(|(part, _)| only.is_empty() || only.iter().any(|only| only == part));
+    Ok(asked.filter(can).map(|(part, _)| *part).collect())
 }
 
 /// Writes the figures to a file.

@@ -41,9 +41,14 @@ pub fn kept() -> PathBuf {
 }
 
 impl System {
+    /// Whether it is there already.
+    pub fn is_made() -> bool {
+        kept().join("etc/debian_version").exists()
+    }
+
     pub fn new(world: &World) -> Result<Self, Failure> {
         let kept = kept();
-        if !kept.join("etc/debian_version").exists() {
+        if !Self::is_made() {
             println!("making a Debian with debootstrap");
             let beside = kept.with_extension("new");
             let _ = fs::remove_dir_all(&beside);

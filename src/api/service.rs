@@ -15,7 +15,7 @@ use crate::vmm::request::{Error, Request, Response as Answer, Save};
 type Action = fn(&Service, &[u8]) -> Result<Response, Response>;
 
 /// Method, path, what is done. Firecracker's paths where it has one.
-const ROUTES: [(&str, &str, Action); 9] = [
+const ROUTES: [(&str, &str, Action); 10] = [
     ("GET", "/", Service::instance),
     ("GET", "/version", Service::version),
     ("GET", "/vm", Service::describe),
@@ -25,6 +25,7 @@ const ROUTES: [(&str, &str, Action); 9] = [
     ("PUT", "/actions", Service::act),
     ("PUT", "/snapshot/create", Service::save),
     ("PUT", "/disk/save", Service::save_disk),
+    ("PUT", "/disk/base", Service::stand_on),
 ];
 
 /// Body of `PATCH /vm`.
@@ -65,6 +66,16 @@ struct DiskSave {
     /// Have the guest's agent, if there is one, freeze its file systems meanwhile.
     #[serde(default)]
     freeze: bool,
+}
+
+/// Body of `PUT /disk/base`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskBase {
+    /// The map of an image's layers and the layers, the lowest first.
+    base: Vec<PathBuf>,
+    /// How many overlays are in them.
+    above: usize,
 }
 
 /// Body of `PUT /actions`.
@@ -135,10 +146,7 @@ impl Service {
     fn save(&self, body: &[u8]) -> Result<Response, Response> {
         let Snapshot { path, base, stop, freeze } = parse(body)?;
         if !path.is_absolute() || base.as_ref().is_some_and(|base| !base.is_absolute()) {
-            return Err(Response::fault(
-                400,
-                "Paths must be absolute: the machine has a directory of its own",
-            ));
+            return Err(relative());
         }
         self.ask(Request::Save(Save { target: path, base, stop, freeze })).map(Response::ok)
     }
@@ -147,12 +155,18 @@ impl Service {
     fn save_disk(&self, body: &[u8]) -> Result<Response, Response> {
         let DiskSave { path, freeze } = parse(body)?;
         if !path.is_absolute() {
-            return Err(Response::fault(
-                400,
-                "The path must be absolute: the machine has a directory of its own",
-            ));
+            return Err(relative());
         }
         self.ask(Request::SaveDisk { target: path, freeze }).map(Response::ok)
+    }
+
+    /// Says whether the disk stands on these layers now.
+    fn stand_on(&self, body: &[u8]) -> Result<Response, Response> {
+        let DiskBase { base, above } = parse(body)?;
+        if base.iter().any(|path| !path.is_absolute()) {
+            return Err(relative());
+        }
+        self.ask(Request::StandOn { base, above }).map(Response::ok)
     }
 
     fn instance(&self, _body: &[u8]) -> Result<Response, Response> {
@@ -207,6 +221,10 @@ impl Service {
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
     let fault = |error| Response::fault(400, format!("The body is not what is wanted here: {error}"));
     serde_json::from_slice(body).map_err(fault)
+}
+
+fn relative() -> Response {
+    Response::fault(400, "Paths must be absolute: the machine has a directory of its own")
 }
 
 fn unknown(path: &str) -> Response {

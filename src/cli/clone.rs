@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 use log::warn;
 use serde_json::{Value, json};
 
+use super::image::stands_on::StandsOn;
 use super::life::{Life, Ready};
 use super::output::{Failure, complain, print, print_json};
 use super::progress::Bar;
 use super::replace::{Marks, Replacements};
 use super::restore::memory_mode;
-use super::scratch::Scratch;
-use super::{Common, background, exit, machines};
+use super::{Common, background, exit, machines, snapshot, store};
 use crate::api::name::Name;
 use crate::config::VmConfig;
 use crate::console;
 use crate::memory::image::Mode;
+use crate::sys::scratch::Scratch;
 use crate::vmm::chain;
 use crate::vmm::snapshot::Restore;
 
@@ -73,7 +74,7 @@ pub struct Args {
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     // It must live until all have opened what is in it.
     let scratch = scratch(&args.source, common)?;
-    let snapshot = scratch.as_ref().map_or_else(|| args.source.clone(), Scratch::snapshot);
+    let snapshot = scratch.as_ref().map_or_else(|| args.source.clone(), between);
     let restore =
         Restore::open_on(&snapshot, args.memory_mode.clone(), &args.base).map_err(Failure::usage)?;
     let prefix = match &args.name {
@@ -149,16 +150,24 @@ fn start_all(names: &[(u32, Name)], args: &Args, restore: &Restore, common: &Com
     }
 }
 
-/// Saves the machine that is to be cloned, unless `source` is a snapshot.
+/// Where the snapshot is that is only for the clones: they have all of it open when they run, and it goes.
+fn between(scratch: &Scratch) -> PathBuf {
+    scratch.path().join("snapshot")
+}
+
+/// Saves the machine that is to be cloned, which runs on, unless `source` is a snapshot.
 fn scratch(source: &Path, common: &Common) -> Result<Option<Scratch>, Failure> {
     let name = source.to_str().and_then(|text| text.parse::<Name>().ok());
     let Some(name) = name.filter(|_| !source.exists()) else { return Ok(None) };
-    match machines::all(common)?.iter().any(|machine| machine.name == name.as_str()) {
-        true => Scratch::of(&name, common).map(Some),
-        false => Err(Failure::usage(format!(
-            "There is no snapshot `{name}` here, and no machine of that name runs"
-        ))),
+    if !machines::all(common)?.iter().any(|machine| machine.name == name.as_str()) {
+        let reason = format!("There is no snapshot `{name}` here, and no machine of that name runs");
+        return Err(Failure::usage(reason));
     }
+    // The store is on a disk, and this user's.
+    let scratch = store::open(common)?.scratch().map_err(Failure::usage)?;
+    let target = between(&scratch);
+    snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
+    Ok(Some(scratch))
 }
 
 /// What is to be made of the snapshot for one machine.
@@ -185,6 +194,7 @@ fn live(
     common: &Common,
 ) -> Result<u8, Failure> {
     let config = configure(number, &name, args, restore)?;
+    let (entered, _lease) = StandsOn::of(restore, &config, common).map(StandsOn::enter).unzip();
     let life = Life {
         name: Some(name),
         grace: Duration::from_secs(10),
@@ -192,6 +202,7 @@ fn live(
         // The others find it read. The snapshot of a machine that runs is new in the cache, and is removed.
         ahead: number == 1 && args.source.exists(),
         another: true,
+        entered,
         ready: Some(ready),
         ..Life::default()
     };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::output::{Failure, complain, print, print_json};
-use super::{Common, exit, variable};
+use super::{Common, exit, store, variable};
 use crate::api::client;
 use crate::api::runtime::{Directory, Machine};
 use crate::config::VmConfig;
@@ -32,6 +32,18 @@ pub enum Error {
     /// No machine at all.
     #[error("There is no machine `{name}`, none is running")]
     None {
+        /// What was asked for.
+        name: String,
+    },
+    /// None of those that run.
+    #[error("There is no machine `{name}`: `rvmm ps -a` lists those that there are")]
+    Absent {
+        /// What was asked for.
+        name: String,
+    },
+    /// It is there and does not run.
+    #[error("The machine `{name}` does not run: `rvmm start {name}` starts it")]
+    Stopped {
         /// What was asked for.
         name: String,
     },
@@ -81,13 +93,19 @@ fn by_name(common: &Common, names: &[String]) -> Result<Results<Machine>, Failur
     let mut machines = all(common)?;
     let known: Vec<String> = machines.iter().map(|machine| machine.name.clone()).collect();
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let stopped = match names.iter().all(|name| known.contains(&name.as_str())) {
+        true => Vec::new(),
+        false => store::existing(common)?.and_then(|store| store.instance_names().ok()).unwrap_or_default(),
+    };
     let find = |name: &String| {
         let found = machines.iter().position(|machine| machine.name == *name);
         let machine = found.map(|place| machines.swap_remove(place)).ok_or_else(|| {
             let name = name.clone();
-            match options::nearest(&name, &known) {
+            match options::similar(&name, &known) {
+                _ if stopped.contains(&name) => Error::Stopped { name },
                 Some(nearest) => Error::Unknown { nearest: nearest.into(), name },
-                None => Error::None { name },
+                None if known.is_empty() => Error::None { name },
+                None => Error::Absent { name },
             }
         });
         (name.clone(), machine)
@@ -168,7 +186,9 @@ pub fn report(common: &Common, results: &Results<()>) -> Result<u8, Failure> {
 /// Says on standard error what is wrong with one machine.
 pub fn complain_about(common: &Common, name: &str, error: &Error) {
     match error {
-        Error::Unknown { .. } | Error::None { .. } => complain(common.json, exit::REFUSED, &chain(error)),
+        Error::Unknown { .. } | Error::None { .. } | Error::Absent { .. } | Error::Stopped { .. } => {
+            complain(common.json, exit::REFUSED, &chain(error));
+        }
         error => complain(common.json, exit::REFUSED, &format!("{name}: {}", chain(error))),
     }
 }

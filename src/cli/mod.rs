@@ -29,7 +29,6 @@ mod registry;
 mod replace;
 mod restore;
 mod run;
-mod scratch;
 mod shell;
 mod snapshot;
 mod stop;

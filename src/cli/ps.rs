@@ -3,11 +3,12 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::output::{Failure, print, print_json};
-use super::{Common, machines, store, table};
+use super::image::start::damaged;
+use super::output::{Failure, complain, print, print_json};
+use super::{Common, exit, machines, store, table};
 use crate::api::client::{self, Client};
 use crate::api::runtime::Machine;
-use crate::image::Instance;
+use crate::image::{self, Instance};
 
 /// Options of `ps`.
 #[derive(clap::Args)]
@@ -23,7 +24,8 @@ States:
   stalled     it paused itself, `rvmm inspect` says why: put that right, then `rvmm resume`
   starting    it is being made, or just ends
   silent      its process does not answer: `rvmm stop --force` ends it
-  stopped     it has a name and was made of an image: `rvmm start` starts it again")]
+  stopped     it has a name and was made of an image: `rvmm start` starts it again
+  damaged     what is known of it cannot be read: `rvmm rm -f` removes it")]
 pub struct Args {
     /// Show named machines of images that do not run, too
     #[arg(short, long)]
@@ -43,12 +45,22 @@ struct Line {
     mem_size_mib: Option<u64>,
     uptime_ms: Option<u64>,
     kernel: Option<String>,
+    /// Why it is damaged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 /// Lists machines.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let machines = machines::all(common)?;
     let stopped = if args.all { stopped(&machines, common)? } else { Vec::new() };
+    let damaged: Vec<String> = stopped.iter().filter_map(|line| line.error.clone()).collect();
+    list(args, common, &machines, stopped)?;
+    damaged.iter().for_each(|reason| complain(common.json, exit::REFUSED, reason));
+    Ok(if damaged.is_empty() { 0 } else { exit::REFUSED })
+}
+
+fn list(args: &Args, common: &Common, machines: &[Machine], stopped: Vec<Line>) -> Result<(), Failure> {
     if args.quiet {
         let running = machines.iter().map(|machine| &machine.name);
         let names: Vec<_> = running.chain(stopped.iter().map(|line| &line.name)).collect();
@@ -56,7 +68,7 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
             true => print_json(&names)?,
             false => names.iter().try_for_each(print)?,
         }
-        return Ok(0);
+        return Ok(());
     }
     // All are asked before the first answer is waited for: many that do not answer take no longer than one.
     let ask = |machine: &Machine| {
@@ -75,33 +87,44 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     }
     lines.extend(stopped);
     match common.json {
-        true => print_json(&lines)?,
-        false => print(text(&lines))?,
+        true => print_json(&lines),
+        false => print(text(&lines)),
     }
-    Ok(0)
 }
 
 /// Instances of the store that are not among `machines`.
 fn stopped(machines: &[Machine], common: &Common) -> Result<Vec<Line>, Failure> {
     let Some(store) = store::existing(common)? else { return Ok(Vec::new()) };
-    let instances = store.instances().map_err(Failure::refused)?.into_iter();
-    let stopped = instances.filter(|found| machines.iter().all(|machine| machine.name != found.name));
-    let line = |found: Instance| {
-        let config = &found.record.machine;
+    let names = store.instance_names().map_err(Failure::refused)?.into_iter();
+    let stopped = names.filter(|name| machines.iter().all(|machine| machine.name != *name));
+    Ok(stopped.filter_map(|name| Some(Line::stopped(&name, store.instance(&name).transpose()?))).collect())
+}
+
+impl Line {
+    /// One that does not run.
+    fn stopped(name: &str, found: Result<Instance, image::Error>) -> Self {
+        let state = if found.is_ok() { "Stopped" } else { "Damaged" };
+        let (config, error) = match found {
+            Ok(found) => (found.record.machine, None),
+            Err(error) => (Value::Null, Some(damaged(name, &error))),
+        };
+        Line { error, ..Self::described(name, state, &config) }
+    }
+
+    /// One with this configuration.
+    fn described(name: &str, state: &str, config: &Value) -> Self {
         Line {
-            name: found.name,
-            state: "Stopped".into(),
+            name: name.into(),
+            state: state.into(),
             pid: None,
             vcpu_count: config["machine-config"]["vcpu_count"].as_u64(),
             mem_size_mib: config["machine-config"]["mem_size_mib"].as_u64(),
             uptime_ms: None,
             kernel: config["boot-source"]["kernel_image_path"].as_str().map(String::from),
+            error: None,
         }
-    };
-    Ok(stopped.map(line).collect())
-}
+    }
 
-impl Line {
     fn new(machine: &Machine, answer: Result<Value, client::Error>) -> Self {
         let state = match &answer {
             Ok(said) if said["stalled"].is_string() => "Stalled",
@@ -111,15 +134,10 @@ impl Line {
         };
         let state = state.to_string();
         let said = answer.unwrap_or_default();
-        let config = &said["config"];
         Line {
-            name: machine.name.clone(),
-            state,
             pid: machine.pid.map(u64::from).or(said["pid"].as_u64()),
-            vcpu_count: config["machine-config"]["vcpu_count"].as_u64(),
-            mem_size_mib: config["machine-config"]["mem_size_mib"].as_u64(),
             uptime_ms: said["uptime_ms"].as_u64(),
-            kernel: config["boot-source"]["kernel_image_path"].as_str().map(String::from),
+            ..Self::described(&machine.name, &state, &said["config"])
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Common;
 use super::boot_timer::BootTimer;
+use super::image::stands_on::StandsOn;
 use super::life::Life;
 use super::output::Failure;
 use super::replace::{Marks, Replacements};
@@ -77,7 +78,15 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     config.console = args.console;
     args.replacements.apply(&mut config, &Marks(&[]))?;
     let grace = Duration::from_secs(args.stop_timeout);
-    let life =
-        Life { name: args.name, grace, paused: args.paused, ahead: true, boot_timer, ..Life::default() };
+    let (entered, _lease) = StandsOn::of(&restore, &config, common).map(StandsOn::enter).unzip();
+    let life = Life {
+        name: args.name,
+        grace,
+        paused: args.paused,
+        ahead: true,
+        boot_timer,
+        entered,
+        ..Life::default()
+    };
     life.live(config, Some(&restore), common)
 }

@@ -36,9 +36,14 @@ pub fn at(place: &Path, common: &Common) -> Result<Store, Failure> {
     })
 }
 
+/// Whether there is a store at a place.
+pub fn is_at(place: &Path) -> bool {
+    place.join("oci-layout").is_file()
+}
+
 /// Opens the store if there is one.
 pub fn existing(common: &Common) -> Result<Option<Store>, Failure> {
-    match place(common).is_some_and(|place| place.join("oci-layout").is_file()) {
+    match place(common).is_some_and(|place| is_at(&place)) {
         true => open(common).map(Some),
         false => Ok(None),
     }

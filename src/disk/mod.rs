@@ -31,12 +31,12 @@ use crate::memory::Buffers;
 
 pub use error::Error;
 pub use layers::Layers;
-pub use open::{Config, Engine, Format, open};
+pub use open::{Config, Engine, Format, image_base, open};
 pub use overlay::changes_of;
 pub use overlay::{Overlay, Place, Sealing, State};
 pub use qcow2::Qcow2;
 pub use raw::Raw;
-pub use stack::{Contents, Stack, kept};
+pub use stack::{Base, Contents, Stack, kept};
 
 /// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).
 pub const SECTOR: u64 = 512;
@@ -119,6 +119,11 @@ pub trait Disk: Send {
     /// cannot be written at all, so that its contents are where they always are.
     fn freeze(&mut self) -> Result<Option<Contents>, Error> {
         Ok(None)
+    }
+    /// Puts `base` in the place of all below the layer that is written, which are its base and `above` sealed overlays; it reads
+    /// the same. The disk is idle. `false` if it is made otherwise, and stays as it is.
+    fn stand_on(&mut self, _base: Base, _above: usize) -> bool {
+        false
     }
     /// When the contents of a disk that cannot be written here were last changed, in nanoseconds since 1970, if that is
     /// known.

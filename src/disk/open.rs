@@ -114,7 +114,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
         (Format::Raw, Some(Place::Nameless(directory))) => {
             let raw = open_raw(&below)?;
             let files = vec![Arc::clone(raw.file())];
-            let base = Base { files, disk: Box::new(raw), private: config.private, path };
+            let base = Base { files, disk: Box::new(raw), private: config.private, path: path.clone() };
             let above = Above::Nameless(directory.clone());
             Stack::over(base, &config.layers, above, config.engine)?.with_digests(&config.digests)
         }
@@ -142,15 +142,9 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
 
 /// The disk of an image, with the machine's own overlay over it.
 fn open_image(config: &Config) -> Result<Stack, Error> {
-    let path = &config.path;
-    let disk = Box::new(Layers::of_image(path, &config.base)?);
-    let open = |path: &PathBuf| {
-        let opened = File::open(path).map(Arc::new);
-        opened.map_err(|source| Error::Io { action: "open layer", path: path.clone(), source })
-    };
-    let files = std::iter::once(path).chain(&config.base).map(open).collect::<Result<_, _>>()?;
+    let base = image_base(&config.path, &config.base)?;
     let above = match config.overlay.as_ref().filter(|_| !config.read_only) {
-        None => return Ok(Stack::solid(disk, path, "it is read-only")),
+        None => return Ok(Stack::solid(base.disk, &config.path, "it is read-only")),
         Some(Place::Nameless(directory)) if config.keep_overlay => Above::Kept(directory.clone()),
         Some(Place::Nameless(directory)) => Above::Nameless(directory.clone()),
         Some(Place::File(file)) => {
@@ -158,8 +152,20 @@ fn open_image(config: &Config) -> Result<Stack, Error> {
             return Err(Error::Overlay { path: file.clone(), reason });
         }
     };
-    let stack = Stack::over(Base { disk, files, private: true, path }, &config.layers, above, config.engine)?;
+    let stack = Stack::over(base, &config.layers, above, config.engine)?;
     Ok(stack.with_digests(&config.digests))
+}
+
+/// The layers of an image and their map, for a machine to stand on.
+pub fn image_base(map: &Path, layers: &[PathBuf]) -> Result<Base, Error> {
+    let disk = Box::new(Layers::of_image(map, layers)?);
+    let open = |path: &Path| {
+        let opened = File::open(path).map(Arc::new);
+        opened.map_err(|source| Error::Io { action: "open layer", path: path.into(), source })
+    };
+    let paths = std::iter::once(map).chain(layers.iter().map(PathBuf::as_path));
+    let files = paths.map(open).collect::<Result<_, _>>()?;
+    Ok(Base { disk, files, private: true, path: map.into() })
 }
 
 fn open_raw(config: &Config) -> Result<Raw, Error> {

@@ -197,6 +197,16 @@ impl Overlay {
         }
     }
 
+    /// Puts it on another disk, which reads as the one below does and is durable; `false` if that cannot be, or requests are
+    /// under way.
+    pub(super) fn stand_on(&mut self, base: Box<dyn Disk>) -> bool {
+        let fits = self.is_idle() && self.left_of_base == 0 && base.geometry().size == self.geometry.size;
+        if fits {
+            (self.base, self.base_is_durable) = (base, true);
+        }
+        fits
+    }
+
     /// The file that it is kept in.
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file

@@ -11,29 +11,25 @@
 //! disk next merges them first.
 
 mod contents;
+mod numbered;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io;
-use std::ops::Range;
 use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use super::overlay::file::load;
-use super::overlay::map::BLOCK;
-use super::overlay::{Fresh, State};
-use super::target::Target;
-use super::{Disk, Done, Engine, Error, Geometry, Overlay, Raw, Request, raw};
+use super::overlay::Fresh;
+use super::{Disk, Done, Engine, Error, Geometry, Overlay, Raw, Request};
 use crate::sys::file::{self, Lock};
 
 pub use contents::Contents;
 use contents::Layer;
+pub use numbered::kept;
+use numbered::{beside, merge_all, overlays};
 
 /// The disk of a machine.
 pub struct Stack {
@@ -70,7 +66,7 @@ enum Next {
 }
 
 /// What a stack stands on, which never changes.
-pub struct Base<'a> {
+pub struct Base {
     /// The disk.
     pub disk: Box<dyn Disk>,
     /// All files that it is in, the one at `path` first.
@@ -78,7 +74,7 @@ pub struct Base<'a> {
     /// They are a snapshot's or the store's: nobody ever changes them.
     pub private: bool,
     /// The name of the disk in messages.
-    pub path: &'a Path,
+    pub path: PathBuf,
 }
 
 /// Where the writable layers over a base are.
@@ -164,7 +160,7 @@ impl Stack {
         layers.push(Layer::from(Arc::clone(top.file())));
         let top = Top::Overlay(Box::new(top));
         let private = base.private;
-        Ok(Stack { top, layers, base: count, private, next, path: base.path.into(), keep: false })
+        Ok(Stack { top, layers, base: count, private, next, path: base.path, keep: false })
     }
 
     /// What is known already of what is in its layers.
@@ -267,10 +263,28 @@ impl Disk for Stack {
         };
         let top = fresh.over_written(below);
         let (layers, base) = (self.layers.clone(), self.base);
-        let contents = Contents { layers, base, private: self.private, path: self.path.clone() };
+        let next = match &self.next {
+            // The new layer has the last number that was given.
+            Next::Kept(_, number) => Some(number - 1),
+            _ => None,
+        };
+        let contents = Contents { layers, base, private: self.private, path: self.path.clone(), next };
         self.layers.push(Layer::from(Arc::clone(top.file())));
         self.top = Top::Overlay(Box::new(top));
         Ok(Some(contents))
+    }
+
+    fn stand_on(&mut self, base: Base, above: usize) -> bool {
+        let Top::Overlay(top) = &mut self.top else { return false };
+        let fits = self.layers.len() == self.base + above + 1 && self.private == base.private;
+        let done = fits && top.stand_on(base.disk);
+        if done {
+            self.layers.drain(..self.base + above);
+            self.base = base.files.len();
+            self.layers.splice(..0, base.files.into_iter().map(Layer::from));
+            self.path = base.path;
+        }
+        done
     }
 }
 
@@ -309,79 +323,4 @@ fn sealed_overlay(path: &Path, below: Box<dyn Disk>, engine: Option<Engine>) -> 
         sealed.map_err(|source| Error::Io { action: "seal overlay", path: path.into(), source })?;
     }
     Ok(overlay)
-}
-
-/// The files in a directory whose names are `prefix` and a number, in the order of their numbers.
-fn numbered(directory: &Path, prefix: &OsStr) -> io::Result<Vec<(u32, PathBuf)>> {
-    let number = |name: &OsStr| {
-        let rest = name.as_bytes().strip_prefix(prefix.as_bytes())?;
-        std::str::from_utf8(rest).ok()?.parse().ok()
-    };
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        found.extend(number(&entry.file_name()).map(|number| (number, entry.path())));
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// The overlays in a directory, in the order in which they were made.
-pub fn kept(directory: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
-    let failed = |source| Error::Io { action: "look for overlays in", path: directory.into(), source };
-    numbered(directory, "overlay-".as_ref()).map_err(failed)
-}
-
-/// Path of the overlay number `number` of a user's disk.
-fn beside(path: &Path, number: u32) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(format!(".overlay-{number}"));
-    name.into()
-}
-
-/// The overlays that stand beside a user's disk, the oldest first. Those that were merged before somebody was killed are
-/// missing at the start.
-fn overlays(path: &Path) -> Vec<PathBuf> {
-    let Some(name) = path.file_name() else { return Vec::new() };
-    let mut prefix = name.to_os_string();
-    prefix.push(".overlay-");
-    let directory = file::directory_of(path);
-    let found = numbered(directory, &prefix).unwrap_or_else(|error| {
-        log::warn!("cannot look for overlays in {}: {error}", directory.display());
-        Vec::new()
-    });
-    found.into_iter().map(|(_, overlay)| overlay).collect()
-}
-
-/// Merges all overlays that stand beside a user's disk into it, the oldest first. It can be broken off at any moment and done again.
-fn merge_all(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
-    for overlay in overlays(path) {
-        log::info!("merging {} into {}", overlay.display(), path.display());
-        merge(raw, &overlay)?;
-    }
-    Ok(())
-}
-
-fn merge(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
-    let failed = |action| move |source| Error::Io { action, path: path.into(), source };
-    let overlay = raw::open_locked(path, false)?;
-    let (layout, map, _) = load(&overlay, path)?;
-    if file::length(raw).map_err(failed("merge"))? < layout.size {
-        return Err(Error::Overlay { path: path.into(), reason: "its disk has become shorter".into() });
-    }
-    let mut target =
-        Target::new(Arc::clone(raw), raw.metadata().is_ok_and(|found| found.file_type().is_block_device()));
-    for (blocks, state) in map.runs() {
-        let Range { start, end } = blocks.start * BLOCK..(blocks.end * BLOCK).min(layout.size);
-        let merged = match state {
-            State::Data => file::copy_range(&overlay, start, raw, start, end - start),
-            State::Zero => target.run(&Request::WriteZeroes { offset: start, len: end - start, unmap: true }),
-            State::Base => Ok(()),
-        };
-        merged.map_err(failed("merge"))?;
-    }
-    raw.sync_all().map_err(failed("merge"))?;
-    fs::remove_file(path).map_err(failed("remove"))?;
-    // Or it comes back after a power failure, older than what is in the disk by then.
-    file::sync_directory(file::directory_of(path)).map_err(failed("remove"))
 }

@@ -41,7 +41,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// No image has this name.
-    #[error("There is no image `{name}`{}", suggestion(.nearest))]
+    #[error("There is no image `{name}`{}", suggestion(.nearest, ": `rvmm pull` or `rvmm import` brings one"))]
     UnknownImage {
         /// What was asked for.
         name: String,
@@ -49,7 +49,7 @@ pub enum Error {
         nearest: Option<String>,
     },
     /// No kernel has this name.
-    #[error("There is no kernel `{name}`{}", suggestion(.nearest))]
+    #[error("There is no kernel `{name}`{}", suggestion(.nearest, ": `rvmm kernel ls` lists them"))]
     UnknownKernel {
         /// What was asked for.
         name: String,
@@ -144,8 +144,8 @@ pub enum Error {
     },
 }
 
-fn suggestion(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
+fn suggestion(nearest: &Option<String>, otherwise: &str) -> String {
+    nearest.as_ref().map_or(otherwise.into(), |name| format!(", did you mean `{name}`?"))
 }
 
 impl Error {

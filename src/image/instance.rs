@@ -3,7 +3,8 @@
 //! ```text
 //! instances/NAME/instance.json   the image, and the machine that it became
 //!                overlay-N       what the machine has written, the newest with the largest number (disk/overlay)
-//! scratch/ID/                    overlays on their way into a layer, instances on their way out; locked by the command
+//! scratch/ID/                    overlays on their way into a layer, machines on their way to clones, instances on their way out; locked
+//!                                by the command
 //! locks/instance-NAME            locked by the command that makes, starts, commits or removes the instance
 //! ```
 //!
@@ -163,14 +164,23 @@ impl Store {
         Ok(Some(Instance { name: name.into(), record, path }))
     }
 
-    /// All instances, by name.
+    /// The names of all instances, whatever their records say.
     ///
     /// # Errors
-    /// As above.
-    pub fn instances(&self) -> Result<Vec<Instance>, Error> {
+    /// When the host refuses.
+    pub fn instance_names(&self) -> Result<Vec<String>, Error> {
         let paths = entries_if_any(self.path().join("instances"))?.into_iter();
+        let paths = paths.filter(|path| path.join(RECORD).exists());
         let names = paths.filter_map(|path| Some(path.file_name()?.to_str()?.to_string()));
-        let names = names.filter(|name| !name.starts_with('.'));
+        Ok(names.filter(|name| !name.starts_with('.')).collect())
+    }
+
+    /// All instances.
+    ///
+    /// # Errors
+    /// When what is known of one is damaged.
+    pub fn instances(&self) -> Result<Vec<Instance>, Error> {
+        let names = self.instance_names()?.into_iter();
         names.filter_map(|name| self.instance(&name).transpose()).collect()
     }
 

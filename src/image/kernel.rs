@@ -17,7 +17,7 @@ use super::manifest::{Descriptor, INITRAMFS, KERNEL, Manifest};
 use super::name::Name;
 use super::refs::Index;
 use super::store::Store;
-use crate::options::nearest;
+use crate::options::similar;
 use crate::sys::chain;
 
 /// Where kernels are, among all names.
@@ -103,7 +103,7 @@ fn default(index: &Index) -> Option<&Descriptor> {
 
 fn unknown(index: &Index, name: &str) -> Error {
     let names: Vec<&str> = named(index).map(|(name, _)| name).collect();
-    Error::UnknownKernel { name: name.into(), nearest: nearest(name, &names).map(Into::into) }
+    Error::UnknownKernel { name: name.into(), nearest: similar(name, &names).map(Into::into) }
 }
 
 /// The kernel and the initial RAM disk.

@@ -276,6 +276,14 @@ impl Store {
         Lease::new(self)
     }
 
+    /// Has the lease at `path`, which is another process's, hold a blob as well. One that has ended holds nothing.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn extend_lease(&self, path: &Path, digest: &Digest) -> Result<(), Error> {
+        lease::extend(self, path, digest)
+    }
+
     /// A file that may become a blob.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //!    bundle.json     {"digest": "<BLAKE3 of the rest>", "bundle": {format, parent, disks, digests of files below}}
 //!    config.json     the machine that was asked for
 //!    state.json      what every part of the machine had in it
+//!    image.json      what is noted of the image that it stands on, if that is one
 //!    memory          guest RAM (memory/image), whole or what differs from the parent's
 //!    memory.index
 //!    disk-ID-N       layers of the disks, those that the parent does not have

@@ -19,7 +19,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
 use super::request::{self, Request, Response, RunState, Save};
-use super::snapshot::{CONFIG, LoadError, STATE, State, settled};
+use super::snapshot::{CONFIG, LoadError, NOTE, STATE, State, settled};
 use super::{Error, Vmm, chain};
 use crate::agent;
 use crate::config::{HugePages, VmConfig};
@@ -62,6 +62,8 @@ pub struct Capture {
     origin: Origin,
     state: State,
     config: VmConfig,
+    /// See [`NOTE`].
+    note: Option<Vec<u8>>,
     pause: Duration,
     /// The machine stands still until it is written.
     holds: bool,
@@ -70,7 +72,13 @@ pub struct Capture {
 impl Capture {
     /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns, unless all is to
     /// stand still until it is written.
-    fn take(machine: &Machine, config: &VmConfig, paused: Instant, holds: bool) -> Result<Self, Error> {
+    fn take(
+        machine: &Machine,
+        config: &VmConfig,
+        note: Option<Vec<u8>>,
+        paused: Instant,
+        holds: bool,
+    ) -> Result<Self, Error> {
         machine.functions.iter().for_each(|function| lock(function).freeze());
         let taken = machine
             .save()
@@ -86,6 +94,7 @@ impl Capture {
             origin: machine.origin.clone(),
             state,
             config: config.clone(),
+            note,
             pause: paused.elapsed(),
             holds,
         })
@@ -98,6 +107,9 @@ impl Capture {
         config.make_absolute();
         draft.add(CONFIG, &serde_json::to_vec_pretty(&config)?)?;
         draft.add(STATE, &serde_json::to_vec(&self.state)?)?;
+        if let Some(note) = &self.note {
+            draft.add(NOTE, note)?;
+        }
         let (base, chain) = base.unzip();
         let written = image::write(
             &self.frozen,
@@ -110,8 +122,10 @@ impl Capture {
         drop(self.frozen);
         draft.add(INDEX_FILE, &written.index)?;
         let mut disks = Vec::with_capacity(self.disks.len());
+        let mut next = None;
         for (index, (id, contents)) in self.disks.into_iter().enumerate() {
             let base = contents.base();
+            next = next.or(contents.next());
             let (layers, digests) = contents.store(draft.path(), index)?.into_iter().unzip();
             disks.push(bundle::Disk { id, layers, base, digests });
         }
@@ -126,6 +140,7 @@ impl Capture {
             "ram_bytes": written.ram,
             "data_bytes": written.data,
             "zero_bytes": written.zero,
+            "next_overlay": next,
         }))
     }
 }
@@ -163,9 +178,12 @@ impl Vmm {
         let holds = save.stop || self.config.machine_config.huge_pages == HugePages::Size2M;
         // Its file systems are frozen already, if they are to be.
         Request::Save(Save { freeze: false, ..save }).check(self.state)?;
+        // Before the disks are frozen, and on the thread that puts them on another base: what is noted of overlays is of those that
+        // are captured.
+        let note = self.directory.as_ref().and_then(|directory| std::fs::read(directory.join(NOTE)).ok());
         let start = Instant::now();
         self.machine.pause();
-        let capture = Capture::take(&self.machine, &self.config, start, holds);
+        let capture = Capture::take(&self.machine, &self.config, note, start, holds);
         if holds && capture.is_ok() {
             (self.before, self.state) = (self.state, RunState::Saving);
         } else if self.state == RunState::Running {

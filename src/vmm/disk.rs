@@ -5,6 +5,9 @@
 //!                                              └─► thread: make the overlays below durable, link them ─► answer
 //!          └──────────────── pause ───────────────┘
 //! ```
+//!
+//! When a command has made a version of the image of what was saved, the machine can stand on that instead: its layers come in
+//! the place of image and overlays below the one that is written, and read the same.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -16,7 +19,8 @@ use super::machine::lock;
 use super::request::{self, Response, RunState};
 use super::{Vmm, chain};
 use crate::agent::{self, Frozen};
-use crate::disk::Contents;
+use crate::devices::virtio::Function;
+use crate::disk::{self, Contents};
 
 impl Vmm {
     /// Freezes the disk; the answer is sent when its overlays are linked into `target`. The guest's file systems, which `frozen`
@@ -62,31 +66,55 @@ impl Vmm {
     }
 
     fn freeze_image_disk(&mut self) -> Result<Option<Contents>, String> {
+        let frozen = self.with_image_disk(Function::freeze_contents);
+        let frozen = frozen.transpose().map_err(|error| chain(&error))?;
+        Ok(frozen.flatten().map(|(_, contents)| contents))
+    }
+
+    /// Puts the image's disk on other layers; says whether it did.
+    pub(super) fn stand_on(&mut self, files: Vec<PathBuf>, above: usize) -> Response {
+        let refuse = |reason: String| request::Error::Save(reason);
+        let Some((map, layers)) = files.split_first() else {
+            return Err(refuse("there are no layers".into()));
+        };
+        let base = disk::image_base(map, layers).map_err(|error| refuse(chain(&error)))?;
+        let done = self.with_image_disk(|function| function.stand_on(base, above)).unwrap_or(false);
+        let drive = self.config.devices.block.iter_mut().find(|drive| !drive.base.is_empty());
+        if let (true, Some(drive)) = (done, drive) {
+            (drive.path_on_host, drive.base) = (map.clone(), layers.to_vec());
+            (drive.layers, drive.digests) = (Vec::new(), Vec::new());
+        }
+        Ok(json!({ "done": done }))
+    }
+
+    /// Does something to the device of the disk that stands on an image, while all stands still.
+    fn with_image_disk<T>(&mut self, act: impl FnOnce(&mut Function) -> T) -> Option<T> {
         let mut drives = self.config.devices.block.iter().enumerate();
-        let Some((index, drive)) = drives.find(|(_, drive)| !drive.base.is_empty()) else { return Ok(None) };
+        let (index, drive) = drives.find(|(_, drive)| !drive.base.is_empty())?;
         let name = drive.name(index);
-        let function = self.machine.functions.iter().find(|function| lock(function).drive() == Some(&name));
-        let Some(function) = function else { return Ok(None) };
+        let functions = &self.machine.functions;
+        let function = functions.iter().find(|function| lock(function).drive() == Some(&name))?;
         self.machine.pause();
-        let frozen = {
+        let done = {
             let mut function = lock(function);
             function.freeze();
-            let frozen = function.freeze_contents();
+            let done = act(&mut function);
             function.thaw();
-            frozen
+            done
         };
         if self.state == RunState::Running {
             self.machine.resume();
         }
-        frozen.map(|found| found.map(|(_, contents)| contents)).map_err(|error| chain(&error))
+        Some(done)
     }
 }
 
 fn link(contents: Contents, target: &Path, pause: Duration) -> Response {
-    let start = Instant::now();
+    let (start, next) = (Instant::now(), contents.next());
     let layers = contents.link_above(target).map_err(|error| request::Error::Save(chain(&error)))?;
     Ok(json!({
         "layers": layers,
+        "next_overlay": next,
         "pause_us": pause.as_micros() as u64,
         "write_us": start.elapsed().as_micros() as u64,
     }))

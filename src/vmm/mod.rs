@@ -95,6 +95,8 @@ pub struct Vmm {
     paused: bool,
     /// The socket that leads to the guest's agent.
     agent: Option<PathBuf>,
+    /// The machine's own directory.
+    directory: Option<PathBuf>,
     milestones: Vec<Milestone>,
     first_run: Option<Instant>,
     /// What the guest's command ended with.
@@ -112,14 +114,14 @@ impl Vmm {
         if let Some(termination) = environment.termination {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
-        let Environment { grace, paused, ahead, .. } = environment;
-        let vsock = config.devices.vsock.first().zip(environment.directory.as_ref());
+        let Environment { grace, paused, ahead, directory, .. } = environment;
+        let vsock = config.devices.vsock.first().zip(directory.as_ref());
         let agent = vsock.map(|(vsock, directory)| vsock.socket(directory));
         let (mut machine, subscribers) = build::machine(
             &config,
             restore,
             environment.kernel_cache,
-            environment.directory,
+            directory.clone(),
             inbox.outbox(),
             environment.lost,
         )?;
@@ -140,6 +142,7 @@ impl Vmm {
             grace,
             paused,
             agent,
+            directory,
             milestones: Vec::new(),
             first_run: None,
             exit_status: None,
@@ -274,6 +277,7 @@ impl Vmm {
             Request::Resume => self.resume(),
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
             Request::Stop { force: false } => outcome = self.press_power_button(),
+            Request::StandOn { base, above } => return (self.stand_on(base, above), None),
             // Answered when it is written: see `save`.
             Request::Save(_) | Request::SaveDisk { .. } => {}
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),

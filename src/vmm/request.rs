@@ -1,10 +1,10 @@
 //! What can be asked of a running machine, by whomever: the API, the command line, the console's escape keys.
 //!
 //! ```text
-//!              Describe  Save  Save, frozen  SaveDisk  Pause  Resume  PowerButton  Stop
-//!   running       x       x         x           x        x              x           x
-//!   paused        x       x                     x                x                   x
-//!   saving        x                                                                 x
+//!              Describe  Save  Save, frozen  SaveDisk, StandOn  Pause  Resume  PowerButton  Stop
+//!   running       x       x         x               x            x              x           x
+//!   paused        x       x                         x                    x                   x
+//!   saving        x                                                                         x
 //! ```
 
 use std::fmt;
@@ -33,6 +33,13 @@ pub enum Request {
         target: PathBuf,
         /// Have the guest's agent, if there is one, freeze its file systems meanwhile.
         freeze: bool,
+    },
+    /// Have the image's disk stand on the layers of a later version, in which the overlays are that it has put on top since.
+    StandOn {
+        /// The map of the layers and the layers, the lowest first.
+        base: Vec<PathBuf>,
+        /// How many overlays are in them: not done if there are others below the one that is written.
+        above: usize,
     },
     /// End the machine: with the power button first and by force after a time, or by force at once.
     Stop {
@@ -106,7 +113,9 @@ impl Request {
         let allowed = match self {
             Request::Describe | Request::Stop { .. } => true,
             Request::Save(Save { freeze: true, .. }) => state == RunState::Running,
-            Request::Save(_) | Request::SaveDisk { .. } => state != RunState::Saving,
+            Request::Save(_) | Request::SaveDisk { .. } | Request::StandOn { .. } => {
+                state != RunState::Saving
+            }
             Request::Pause | Request::PowerButton => state == RunState::Running,
             Request::Resume => state == RunState::Paused,
         };
@@ -124,6 +133,7 @@ impl Request {
             Request::PowerButton => "take the power button",
             Request::Save(Save { freeze: true, .. }) => "freeze its file systems",
             Request::Save(_) | Request::SaveDisk { .. } => "be saved",
+            Request::StandOn { .. } => "be put on other layers",
             Request::Stop { .. } => "be stopped",
         }
     }

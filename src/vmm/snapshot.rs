@@ -28,6 +28,9 @@ use crate::sys::host;
 pub(super) const STATE: &str = "state.json";
 /// File of the configuration.
 pub(super) const CONFIG: &str = "config.json";
+/// File in a machine's own directory, and in a bundle, in which those who made the machine note what it stands on. The monitor
+/// takes it along and reads nothing in it.
+pub const NOTE: &str = "image.json";
 
 /// The state of a machine, without its memory and its disks.
 #[derive(Serialize, Deserialize)]
@@ -99,6 +102,7 @@ pub struct Restore {
     memory: Chain,
     mode: Mode,
     directory: Arc<Directory>,
+    note: Option<Vec<u8>>,
 }
 
 impl Restore {
@@ -135,7 +139,14 @@ impl Restore {
         bundle.check_disks()?;
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
-        Ok(Restore { config, state, memory, mode, directory: bundle.directory().clone() })
+        let has_note = bundle.manifest().files.contains_key(NOTE);
+        let note = has_note.then(|| bundle.read(NOTE)).transpose()?;
+        Ok(Restore { config, state, memory, mode, directory: bundle.directory().clone(), note })
+    }
+
+    /// What was noted of the machine (see [`NOTE`]).
+    pub fn note(&self) -> Option<&[u8]> {
+        self.note.as_deref()
     }
 
     /// Opens every disk of the snapshot, as a machine that is made of it does.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Stdio;
 
+use serde_json::Value;
+
 use crate::common::host;
 use crate::need;
 use crate::world::World;
@@ -55,6 +57,7 @@ fn machines_with_names_stay() {
     assert_eq!(world.does(&["ps", "-a", "-q"]), "web");
     world.does(&["gc"]);
     world.does(&["verify"]);
+    world.refuses(&["logs", "web"], &["`web` does not run", "rvmm start web"]);
     // It goes on with the disk that it had.
     world.does(&["commit", "web", "seven"]);
     world.verifies("seven", 7);
@@ -93,7 +96,9 @@ fn what_cannot_run_is_told_in_one_line() {
     let world = World::new();
     world.image("web:1");
     world.refuses(&["run", "wbe:1"], &["did you mean `web:1`?"]);
-    world.refuses(&["run", "web:1"], &["no kernel", "rvmm kernel add"]);
+    world.refuses(&["run", "web:1"], &["no kernel", "rvmm kernel add --from-package"]);
+    world.refuses(&["run", "-it", "web:1", "sh"], &["`--`: rvmm run web:1 -- sh"]);
+    world.refuses(&["run", "nosuch"], &["There is no image `nosuch`: `rvmm pull`"]);
     world.refuses(&["run", "web:1", "-v", "data"], &["DISK:TARGET"]);
     world.refuses(&["run", "web:1", "-p", "x"], &["HOST_PORT"]);
     world.refuses(&["run", "web:1", "-e", "=x"], &["KEY=VALUE"]);
@@ -130,4 +135,28 @@ fn one_of_two_machines_gets_the_name() {
     world.does(&["stop", "--force", "web"]);
     world.does(&["rm", "web"]);
     assert_eq!(world.does(&["ps", "-a", "-q"]), "");
+}
+
+#[test]
+fn one_damaged_machine_does_not_hide_the_others() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    for name in ["good", "bad"] {
+        world.writes("bare:1", name, 3, &[]);
+        world.does(&["stop", "--force", name]);
+    }
+    world.write("store/instances/bad/instance.json", "{}");
+    let listed = world.says(&["ps", "-a"]);
+    assert!(listed.out.contains("good  stopped") && listed.out.contains("bad   damaged"), "{listed:?}");
+    assert!(listed.err.lines().count() == 1 && listed.err.contains("bad: "), "{listed:?}");
+    assert_eq!(listed.status, 1);
+    let told: Value = serde_json::from_str(&world.says(&["ps", "-a", "--json"]).out).expect("JSON");
+    assert_eq!((&told[0]["name"], &told[0]["state"]), (&"bad".into(), &"Damaged".into()));
+    assert!(told[0]["error"].is_string() && told[1]["error"].is_null(), "{told}");
+    assert_eq!(world.says(&["ps", "-a", "-q"]).out, "bad\ngood\n");
+    world.refuses(&["start", "bda"], &["did you mean `bad`?"]);
+    world.refuses(&["rm", "bad"], &["instance.json", "damaged", "rvmm rm -f bad"]);
+    world.does(&["rm", "-f", "bad"]);
+    assert_eq!(world.does(&["ps", "-a", "-q"]), "good");
 }

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod clones;
 mod commits;
 mod formats;
 mod hostile;

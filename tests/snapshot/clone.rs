@@ -98,7 +98,7 @@ fn clones_of_a_machine_that_runs() {
     let report: serde_json::Value =
         serde_json::from_str(&world.does(&[&clone[..], &["--json"]].concat())).expect("a report");
     assert_eq!(report["machines"][2]["name"], "source-3", "{report}");
-    let left = fs::read_dir(world.path("store/clones")).expect("a directory").count();
+    let left = fs::read_dir(world.path("store/scratch")).expect("a directory").count();
     assert_eq!(left, 0, "the snapshot between is gone");
     for number in 1..=3 {
         let text = || fs::read_to_string(world.path(&format!("source-{number}.log"))).unwrap_or_default();
@@ -111,11 +111,11 @@ fn clones_of_a_machine_that_runs() {
     world.does(&["snapshot", "verify", &world.text("one")]);
     drop(world.restore("one", "again"));
     // What a killed clone has left goes with the next one, and names that are taken leave nothing, either.
-    fs::create_dir(world.path("store/clones/source-1")).expect("a directory");
+    fs::create_dir(world.path("store/scratch/source-1")).expect("a directory");
     let again = world.command(&clone);
     assert_eq!(again.status, 1, "{again}");
     assert!(again.err.lines().all(|line| line.contains("runs already")), "{again}");
-    assert_eq!(fs::read_dir(world.path("store/clones")).expect("a directory").count(), 0);
+    assert_eq!(fs::read_dir(world.path("store/scratch")).expect("a directory").count(), 0);
     refused(&world.command(&["clone", "sourec", "--store", &store]), &["sourec", "no machine of that name"]);
     goes_on_from(&source, 500);
 }

@@ -5,7 +5,8 @@
 //!  machine:                             seal its overlay, put an empty one on top (pause)
 //! ```
 //!
-//! What was sealed and not packed, because somebody killed the command or the disk was full, is packed by the next one.
+//! Then the machine stands on the new version instead, and the overlays go: however many commits, what a machine reads goes
+//! through one overlay. What was sealed and not packed, because somebody killed the command or the disk was full, is packed by the next one.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::import::author;
-use super::machine::StandsOn;
+use super::stands_on::StandsOn;
 use super::start::instance;
 use crate::api::runtime::Machine;
 use crate::cli::output::{Failure, print, print_json};
@@ -77,6 +78,23 @@ fn stands_on(machine: &Machine) -> Result<StandsOn, Failure> {
 
 /// The overlays of a machine, what else goes into the version, and what the machine said.
 type Saved = (Vec<PathBuf>, Vec<Descriptor>, Value);
+
+/// Has the machine stand on the layers of the version. Where that cannot be, it goes on as it is.
+fn put_on(store: &Store, machine: &Machine, stands_on: &StandsOn) -> Result<bool, Failure> {
+    let Ok(unpacked) = store.unpack(&stands_on.image, store::LIMIT) else {
+        return stands_on.write(machine.directory()).map(|()| false);
+    };
+    // Noted first: whoever is killed in between has overlays in a version twice, and never too few.
+    StandsOn { covered: 0, ..stands_on.clone() }.write(machine.directory())?;
+    let base: Vec<_> = std::iter::once(&unpacked.map).chain(&unpacked.layers).collect();
+    let body = json!({ "base": base, "above": stands_on.covered });
+    let said = machines::ask_for(machine, "PUT", "/disk/base", Some(body), PATIENCE);
+    let done = said.map(|said| said["done"] == true);
+    if let Ok(false) = done {
+        stands_on.write(machine.directory())?;
+    }
+    Ok(done.unwrap_or(false))
+}
 
 /// The disk alone; the guest's agent, where there is one, brings its file systems to rest first. What a guest without it
 /// commits is what its disk has after a power failure.
@@ -182,7 +200,14 @@ impl Commit {
     fn running(&self, store: &Store, machine: &Machine) -> Result<Committed, Failure> {
         let mut stands_on = stands_on(machine)?;
         let mut lease = store.lease().map_err(Failure::refused)?;
-        lease.hold(&stands_on.image.digest).map_err(Failure::refused)?;
+        if !lease.hold(&stands_on.image.digest).map_err(Failure::refused)? {
+            return Err(Failure::refused(format!(
+                "The image {} that `{}` stands on is not in the store {}: load or pull it again first",
+                stands_on.image.digest.short(),
+                machine.name,
+                store.path().display()
+            )));
+        }
         let scratch = store.scratch().map_err(Failure::refused)?;
         let (layers, blobs, said) = match self.warm {
             true => memory(store, &mut lease, machine, &scratch.path().join("snapshot"))?,
@@ -191,15 +216,23 @@ impl Commit {
         let new = layers.get(stands_on.covered..).unwrap_or_default();
         let image = self.pack(store, &mut lease, &stands_on.image, new, &blobs)?;
         (stands_on.image, stands_on.covered) = (image.clone(), layers.len());
-        if let Some(first) = stands_on.first
-            && let Some(mut kept) = store.instance(&machine.name).map_err(Failure::refused)?
-        {
-            kept.record.image = image.clone();
-            kept.record.first = first + layers.len() as u32;
-            store.update_instance(&kept).map_err(Failure::refused)?;
+        if let Some(lease) = &stands_on.lease {
+            store.extend_lease(lease, &image.digest).map_err(Failure::refused)?;
         }
-        if !machine.is_gone() {
-            stands_on.write(machine.directory())?;
+        let mut kept = match stands_on.kept {
+            true => store.instance(&machine.name).map_err(Failure::refused)?,
+            false => None,
+        };
+        if let (Some(kept), Some(next)) = (&mut kept, said["next_overlay"].as_u64()) {
+            kept.record.image = image.clone();
+            kept.record.first = next as u32;
+            store.update_instance(kept).map_err(Failure::refused)?;
+        }
+        if !machine.is_gone()
+            && put_on(store, machine, &stands_on)?
+            && let Some(kept) = &mut kept
+        {
+            store.drop_covered(kept).map_err(Failure::refused)?;
         }
         let pause = said["pause_us"].as_u64().map(Duration::from_micros);
         Ok(Committed { image, pause, frozen: said["frozen"].clone() })

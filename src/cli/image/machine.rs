@@ -1,10 +1,7 @@
 //! From an image to the machine that runs it.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::cli::output::Failure;
@@ -12,39 +9,6 @@ use crate::cli::{run, store};
 use crate::config::{BootSource, VmConfig};
 use crate::devices::virtio::block;
 use crate::image::{Config, Descriptor, Digest, INITRAMFS, KERNEL, Machine, Process, Store, Unpacked};
-
-/// The file in a machine's own directory that says which image it stands on.
-const STANDS_ON: &str = "image.json";
-
-/// What a running machine stands on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StandsOn {
-    /// The store.
-    pub store: PathBuf,
-    /// The image.
-    pub image: Descriptor,
-    /// How many of the overlays that the machine has put on top since it started are part of the image by now.
-    pub covered: usize,
-    /// The number of the first of them, if they are kept.
-    pub first: Option<u32>,
-}
-
-impl StandsOn {
-    /// Says it in the machine's own directory.
-    pub fn write(&self, directory: &Path) -> Result<(), Failure> {
-        let failed =
-            |error: io::Error| Failure::refused(format!("Cannot write to {}: {error}", directory.display()));
-        let beside = directory.join("image.json.new");
-        let bytes = serde_json::to_vec(self).map_err(Failure::refused)?;
-        fs::write(&beside, bytes).map_err(failed)?;
-        fs::rename(&beside, directory.join(STANDS_ON)).map_err(failed)
-    }
-
-    /// What the machine in `directory` stands on; `None` if that is no image.
-    pub fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(directory.join(STANDS_ON)).ok()?).ok()
-    }
-}
 
 /// What is to run in the guest instead of what the image says.
 #[derive(Clone, Debug, Default)]
@@ -105,7 +69,7 @@ impl Runnable {
             None => {
                 let missing = || {
                     Failure::usage(
-                        "The image has no kernel, and the store no default one: add one with `rvmm kernel add`, or say --kernel",
+                        "The image has no kernel, and the store no default one: add one with `rvmm kernel add --from-package`, or say --kernel",
                     )
                 };
                 let default = store.default_kernel().map_err(Failure::refused)?.ok_or_else(missing)?;

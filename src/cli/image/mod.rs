@@ -10,6 +10,7 @@ pub mod keep;
 pub mod list;
 mod machine;
 pub mod run;
+pub mod stands_on;
 pub mod start;
 pub mod tag;
 

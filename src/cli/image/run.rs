@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::machine::{Overrides, Runnable, StandsOn, Volume, document};
+use super::machine::{Overrides, Runnable, Volume, document};
+use super::stands_on::StandsOn;
 use super::start::runs;
 use crate::api::name::Name;
 use crate::cli::boot_timer::BootTimer;
@@ -26,6 +27,9 @@ pub struct Run {
     /// The image; without one, a kernel is booted as in the bare form
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
+    /// A command at the place where containers have it
+    #[arg(hide = true, value_name = "WORD")]
+    misplaced: Vec<String>,
     #[command(flatten)]
     container: Container,
     #[command(flatten)]
@@ -39,6 +43,12 @@ pub struct Container {
     /// Run in the background; `rvmm logs` shows the console
     #[arg(short, long, requires = "image")]
     detach: bool,
+    /// For those who are used to it: the console is on the terminal anyway
+    #[arg(short, long, hide = true, requires = "image")]
+    interactive: bool,
+    /// As `interactive`
+    #[arg(short, long, hide = true, requires = "image")]
+    tty: bool,
     /// Boot a warm image instead of going on with its memory
     #[arg(long, requires = "image")]
     cold: bool,
@@ -83,6 +93,10 @@ impl Run {
     /// Runs an image, or boots a machine.
     pub fn run(self, common: &Common) -> Result<u8, Failure> {
         match &self.image {
+            Some(image) if !self.misplaced.is_empty() => {
+                let command = self.misplaced.join(" ");
+                Err(Failure::usage(format!("A command stands behind `--`: rvmm run {image} -- {command}")))
+            }
             Some(image) => {
                 let store = store::open(common)?;
                 let descriptor = store.resolve(image).map_err(Failure::usage)?;
@@ -103,8 +117,8 @@ pub struct Prepared {
     /// The memory and state with which it goes on.
     pub warm: Option<Restore>,
     pub name: Name,
-    /// The first overlay, if they are kept.
-    pub first: Option<u32>,
+    /// Its overlays are kept.
+    pub kept: bool,
     /// The machine is this command's alone until it is known to run.
     pub lock: Option<InstanceLock>,
     pub grace: Duration,
@@ -121,8 +135,13 @@ impl Prepared {
                 return Err(Failure::usage("The image was removed meanwhile"));
             }
         }
-        let stands_on =
-            StandsOn { store: self.store.path().into(), image: self.image, covered: 0, first: self.first };
+        let stands_on = StandsOn {
+            store: self.store.path().into(),
+            image: self.image,
+            covered: 0,
+            kept: self.kept,
+            lease: Some(lease.path().into()),
+        };
         let life = Life {
             name: Some(self.name),
             grace: self.grace,
@@ -204,7 +223,7 @@ pub fn launch(
         config,
         warm,
         name,
-        first: keep.then_some(1),
+        kept: keep,
         lock,
         grace,
         boot_timer,

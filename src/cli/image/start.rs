@@ -9,8 +9,9 @@ use crate::cli::output::{Failure, print, print_json};
 use crate::cli::{Common, exit, machines, stop, store};
 use crate::config::VmConfig;
 use crate::console;
-use crate::image::{Instance, Store};
-use crate::options::nearest;
+use crate::image::{Error, Instance, Store};
+use crate::options::similar;
+use crate::vmm::chain;
 
 /// Options of `start`.
 #[derive(clap::Args)]
@@ -53,14 +54,19 @@ pub fn runs(common: &Common, name: &str) -> Result<bool, Failure> {
     Ok(machines::all(common)?.iter().any(|machine| machine.name == name))
 }
 
+/// Why what is known of a machine is of no use, and what then.
+pub fn damaged(name: &str, error: &Error) -> String {
+    format!("{name}: {}; `rvmm rm -f {name}` removes it", chain(error))
+}
+
 /// The instance with this name.
 pub fn instance(store: &Store, name: &str) -> Result<Instance, Failure> {
-    if let Some(found) = store.instance(name).map_err(Failure::refused)? {
+    if let Some(found) = store.instance(name).map_err(|error| Failure::refused(damaged(name, &error)))? {
         return Ok(found);
     }
-    let all = store.instances().map_err(Failure::refused)?;
-    let names: Vec<&str> = all.iter().map(|instance| instance.name.as_str()).collect();
-    Err(Failure::refused(match nearest(name, &names) {
+    let all = store.instance_names().map_err(Failure::refused)?;
+    let names: Vec<&str> = all.iter().map(String::as_str).collect();
+    Err(Failure::refused(match similar(name, &names) {
         Some(nearest) => format!("There is no machine `{name}`, did you mean `{nearest}`?"),
         None => format!("There is no machine `{name}`: `rvmm run --name {name} IMAGE` makes one"),
     }))
@@ -90,7 +96,7 @@ impl Start {
         let prepared = Prepared {
             image: found.record.image,
             kernel: found.record.kernel,
-            first: Some(found.record.first),
+            kept: true,
             config,
             warm: None,
             name: self.name.clone(),
@@ -112,9 +118,14 @@ fn remove(store: &Store, name: &str, force: bool, common: &Common) -> Result<(),
         )));
     }
     match instance(store, name) {
+        Ok(_) => {}
+        // However damaged its record is.
+        Err(_)
+            if force
+                && store.instance_names().map_err(Failure::refused)?.iter().any(|known| known == name) => {}
         // One that is not kept goes by itself.
         Err(_) if ended => return Ok(()),
-        found => found?,
+        Err(error) => return Err(error),
     };
     store.remove_instance(&lock).map_err(Failure::refused)
 }

@@ -31,6 +31,7 @@ use crate::memory::Buffers;
 use crate::notice::{Notice, Notifier};
 use crate::sys::slab::Slab;
 
+use request::answer;
 use watch::Watch;
 
 pub use config::{Cache, Config, Source, scratch};
@@ -300,12 +301,6 @@ impl Block {
     }
 }
 
-/// Writes the status byte and gives the chain back.
-fn answer(lent: &mut Lent, head: u16, status: &Buffers, code: u32, written: u32) -> Result<(), Violation> {
-    status.write_at(0, &[code as u8]);
-    lent.give(0, head, written)
-}
-
 impl VirtioDevice for Block {
     fn id(&self) -> u32 {
         virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK
@@ -384,6 +379,10 @@ impl VirtioDevice for Block {
         let contents = self.disk.freeze().map_err(|source| self.error(source.into()))?;
         self.watch.add(&self.disk.events()).map_err(|source| self.error(source.into()))?;
         Ok(contents.map(|contents| (self.name.clone(), contents)))
+    }
+
+    fn stand_on(&mut self, base: disk::Base, above: usize) -> bool {
+        self.disk.stand_on(base, above)
     }
 
     fn reset(&mut self) {

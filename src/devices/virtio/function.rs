@@ -293,6 +293,11 @@ impl Function {
         self.device.freeze()
     }
 
+    /// Puts the device's disk on another base; see [`VirtioDevice::stand_on`].
+    pub fn stand_on(&mut self, base: disk::Base, above: usize) -> bool {
+        self.device.stand_on(base, above)
+    }
+
     /// Moves on after [`freeze`](Self::freeze) or after a stall: everything is looked at once.
     pub fn thaw(&mut self) {
         self.frozen = false;

@@ -102,6 +102,10 @@ pub trait VirtioDevice: Persist + Send {
     fn freeze(&mut self) -> Result<Option<(String, disk::Contents)>, Error> {
         Ok(None)
     }
+    /// Puts the disk on another base (see [`disk::Disk::stand_on`]); whether that was done. Everything was drained.
+    fn stand_on(&mut self, _base: disk::Base, _above: usize) -> bool {
+        false
+    }
     /// Back to the state before the driver came; what is under way on the host is waited for and forgotten.
     fn reset(&mut self);
 }

@@ -1,6 +1,7 @@
 //! What a disk had in it at the moment when it was frozen: layers that are linked or copied where they are to stay.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -34,6 +35,7 @@ pub struct Contents {
     /// Nobody else ever changes those, so they can be linked.
     pub(super) private: bool,
     pub(super) path: PathBuf,
+    pub(super) next: Option<u32>,
 }
 
 impl Contents {
@@ -42,14 +44,19 @@ impl Contents {
         self.base
     }
 
-    /// Links the layers over the base into `directory` as `layer-N`, the lowest first, and returns their names. All is
-    /// durable and readable when it returns.
+    /// The number of the first overlay that is not in it, if they are kept under numbers.
+    pub fn next(&self) -> Option<u32> {
+        self.next
+    }
+
+    /// Links the layers over the base into `directory` as `layer-N`, the lowest first, or copies them there from another file system, and
+    /// returns their names. All is durable and readable when it returns.
     pub fn link_above(self, directory: &Path) -> Result<Vec<PathBuf>, Error> {
         self.seal()?;
         let link = |(number, layer): (usize, &Layer)| {
             let name = PathBuf::from(format!("layer-{number}"));
             let path = directory.join(&name);
-            file::link(&layer.file, &path).map_err(|source| Error::Io {
+            link_or_copy(&layer.file, &path).map_err(|source| Error::Io {
                 action: "link a layer of",
                 path,
                 source,
@@ -80,12 +87,8 @@ impl Contents {
             let path = directory.join(&name);
             // What somebody else could write to, or has another mode than a snapshot's files, is copied.
             let foreign = !self.private && number < self.base;
-            if foreign || file::link(&layer.file, &path).is_err() {
-                let copy = File::options().write(true).create_new(true).mode(0o600).open(&path);
-                let copied =
-                    copy.and_then(|copy| file::copy(&layer.file, &copy).and_then(|()| copy.sync_all()));
-                copied.map_err(failed("copy"))?;
-            }
+            let stored = if foreign { copy(&layer.file, &path) } else { link_or_copy(&layer.file, &path) };
+            stored.map_err(failed("copy"))?;
             let known = layer.digest.get().cloned();
             let digest = match self.private && number < self.base {
                 true => known,
@@ -96,4 +99,15 @@ impl Contents {
         }
         Ok(names)
     }
+}
+
+/// Gives a file another name, or copies it where it can have none: on another file system, or without any name left.
+fn link_or_copy(file: &File, path: &Path) -> io::Result<()> {
+    file::link(file, path).or_else(|_| copy(file, path))
+}
+
+fn copy(file: &File, path: &Path) -> io::Result<()> {
+    let copy = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file::copy(file, &copy)?;
+    copy.sync_all()
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::PathBuf;
+use std::io::{Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use super::files::Files;
 use super::{Hold, Store};
@@ -36,17 +37,36 @@ impl Lease {
         self.hold_locked(digest)
     }
 
+    /// Where it says so.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// As [`Lease::hold`], for those who hold the store's lock.
     pub(in crate::image) fn hold_locked(&mut self, digest: &Digest) -> Result<bool, Error> {
         if !self.held.contains(digest) {
-            // Not behind half a line that a full disk has left.
-            let line = format!("\n{digest}\n");
-            let written = self.store.files.write(&mut self.file, &self.path, line.as_bytes());
-            written.map_err(Error::io("write", &self.path))?;
+            add(&self.store, &mut self.file, &self.path, digest)?;
             self.held.insert(*digest);
         }
         Ok(self.store.has(digest))
     }
+}
+
+/// See [`Store::extend_lease`].
+pub(in crate::image) fn extend(store: &Store, path: &Path, digest: &Digest) -> Result<(), Error> {
+    let _lock = store.lock(Hold::Shared)?;
+    match File::options().write(true).open(path) {
+        Ok(mut file) => add(store, &mut file, path, digest),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::io("open", path)(source)),
+    }
+}
+
+fn add(store: &Store, file: &mut File, path: &Path, digest: &Digest) -> Result<(), Error> {
+    file.seek(SeekFrom::End(0)).map_err(Error::io("write", path))?;
+    // Not behind half a line that a full disk has left.
+    let line = format!("\n{digest}\n");
+    store.files.write(file, path, line.as_bytes()).map_err(Error::io("write", path))
 }
 
 impl Drop for Lease {

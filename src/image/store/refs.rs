@@ -10,7 +10,7 @@ use crate::image::digest::Digest;
 use crate::image::manifest::{Descriptor, INDEX, MANIFEST, Manifest};
 use crate::image::name::Name;
 use crate::image::{Error, kernel};
-use crate::options::nearest;
+use crate::options::similar;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -277,5 +277,5 @@ fn only<T>(mut found: Vec<T>, text: &str) -> Result<Option<T>, Error> {
 fn unknown(index: &Index, name: &str) -> Error {
     let names: Vec<&str> = index.manifests.iter().filter_map(Index::name_of).collect();
     let full = name.parse::<Name>().map_or(name.into(), |name| name.to_string());
-    Error::UnknownImage { name: name.into(), nearest: nearest(&full, &names).map(Into::into) }
+    Error::UnknownImage { name: name.into(), nearest: similar(&full, &names).map(Into::into) }
 }

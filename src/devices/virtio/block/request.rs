@@ -5,6 +5,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
+use crate::devices::virtio::{Lent, Violation};
 use crate::disk::{Geometry, Request, SECTOR};
 use crate::memory::Buffers;
 
@@ -155,4 +156,10 @@ fn segments(
         }
     }
     Ok(requests)
+}
+
+/// Writes the status byte and gives the chain back.
+pub fn answer(lent: &mut Lent, head: u16, status: &Buffers, code: u32, written: u32) -> Result<(), Violation> {
+    status.write_at(0, &[code as u8]);
+    lent.give(0, head, written)
 }
