@@ -1,11 +1,12 @@
 //! Stock kernels come to user space, with all that the machine has.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::common::linux::{guest, guest_with, kernel, made};
+use crate::common::linux::{guest, guest_with, kernel, made, root_disk};
 use crate::common::machine::{Ended, Machine};
 use crate::common::{host, skip};
 use crate::need;
@@ -78,6 +79,18 @@ fn a_newer_stock_kernel() {
         return skip("the distribution has no 6.12 kernel here");
     }
     boots(guest_with(&kernel, &initrd, SHOW), 2, &kernel);
+}
+
+#[test]
+fn the_stock_kernel_with_the_initramfs_of_the_distribution() {
+    need!(host::linux());
+    let initrd = made("initrd-stock.img");
+    if !fs::metadata(&initrd).is_ok_and(|file| file.len() > 0) {
+        return skip("guest/mkinitramfs has made no initramfs here");
+    }
+    let directory = TempDir::new().expect("a directory");
+    let disk = root_disk(directory.path());
+    boots(guest_with(&kernel(), &initrd, SHOW).disk(&disk, ""), 1, &kernel());
 }
 
 #[test]
