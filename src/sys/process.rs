@@ -102,13 +102,6 @@ pub fn detach() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the processor do everything else first that there is to do: this thread has time (setpriority(2), which is of one
-/// thread in Linux).
-pub fn give_way() {
-    // SAFETY: a call without pointers. Nothing depends on it.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-}
-
 /// Finds `program` where `execvp(3)` would.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());

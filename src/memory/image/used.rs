@@ -31,7 +31,6 @@ use crate::sys::directory::Directory;
 use crate::sys::file::{self, AHEAD};
 use crate::sys::frozen::PAGE;
 use crate::sys::pagemap::{Pagemap, Pages};
-use crate::sys::process;
 
 /// File with the record, in the directory of an image.
 pub const USED_FILE: &str = "memory.used";
@@ -115,7 +114,7 @@ impl WorkingSet {
         let (chain, directory) = (self.chain.clone(), Arc::clone(&self.directory));
         let (memory, origin) = (Arc::clone(memory), origin.clone());
         let work = move || {
-            process::give_way();
+            // With the priority of all others: vCPUs would wait for the locks that it holds in the kernel.
             let before = recorded(&directory, chain.ram());
             let goes_on = || stopped.try_recv() == Err(mpsc::TryRecvError::Empty);
             if let Err(error) = before.as_ref().map_or(Ok(()), |before| chain.read_ahead(before, goes_on)) {
