@@ -12,7 +12,7 @@ use crate::console;
 use crate::image::{Instance, Store};
 use crate::options::nearest;
 
-/// Options of `start`.
+// Options of `start`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm run --name web nginx; rvmm start web
@@ -31,7 +31,7 @@ pub struct Start {
     stop_timeout: u64,
 }
 
-/// Options of `rm`.
+// Options of `rm`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm rm web
