@@ -8,6 +8,7 @@ pub mod frozen;
 pub mod host;
 pub mod poll;
 pub mod process;
+pub mod program;
 pub mod random;
 pub mod release;
 pub mod scratch;
