@@ -66,13 +66,15 @@ fn every_command_has_help_with_examples() {
     let said = user.says(&["--help"]);
     assert_eq!((said.status, said.err.as_str()), (Some(0), ""));
     let list = said.out.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let commands: Vec<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let commands: Vec<(&str, &str)> =
+        list.lines().filter_map(|line| line.trim_start().split_once(' ')).collect();
     for command in ["run", "ps", "stop", "pause", "resume", "inspect", "doctor", "completions", "man"] {
-        assert!(commands.contains(&command), "--help does not name {command}");
+        assert!(commands.iter().any(|&(name, _)| name == command), "--help does not name {command}");
     }
-    for command in commands.into_iter().filter(|&command| command != "help") {
+    for (command, purpose) in commands.into_iter().filter(|&(command, _)| command != "help") {
         let said = user.says(&[command, "--help"]);
         assert_eq!((said.status, said.err.as_str()), (Some(0), ""), "{command}");
+        assert!(said.out.starts_with(purpose.trim_start()), "{command}: {}", said.out);
         assert!(said.out.contains(&format!("Usage: rvmm {command}")), "{command}: {}", said.out);
         // A family of commands has its examples at its members.
         let family = said.out.contains("Commands:\n");

@@ -17,7 +17,7 @@ const ESCAPE: u8 = 1;
 const HELP: &[u8] = b"\r\n  Ctrl-A d   leave; the machine runs on\r\n  \
     Ctrl-A h   this help\r\n  Ctrl-A Ctrl-A   send Ctrl-A to the guest\r\n";
 
-/// Options of `attach`.
+// Options of `attach`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm clone snap1 --name web

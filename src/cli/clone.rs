@@ -28,7 +28,7 @@ use crate::vmm::snapshot::Restore;
 /// Machines that are started at the same time.
 const AT_ONCE: usize = 8;
 
-/// Options of `clone`.
+// Options of `clone`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm clone web                             a machine that runs

@@ -16,7 +16,7 @@ use crate::api::runtime::Machine;
 /// What a directory is refused with.
 const IS_DIRECTORY: i32 = libc::EISDIR;
 
-/// Options of `cp`.
+// Options of `cp`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm cp web:/var/log/messages .

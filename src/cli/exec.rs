@@ -17,7 +17,7 @@ use crate::sys::terminal;
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
-/// Options of `exec`.
+// Options of `exec`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm exec web uname -a

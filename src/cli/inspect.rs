@@ -8,7 +8,7 @@ use super::output::{Failure, complain, print_json};
 use super::{Common, exit, store};
 use crate::vmm::chain;
 
-/// Options of `inspect`.
+// Options of `inspect`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm inspect web

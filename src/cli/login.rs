@@ -23,7 +23,7 @@ const AUTHORITIES: [&str; 4] = [
 /// The longest password.
 const LONGEST: u64 = 64 << 10;
 
-/// Options of `login`.
+// Options of `login`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm login registry.example.org -u me
@@ -45,7 +45,7 @@ pub struct Login {
     connection: Connection,
 }
 
-/// Options of `logout`.
+// Options of `logout`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  rvmm logout registry.example.com")]
 pub struct Logout {

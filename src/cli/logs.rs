@@ -14,7 +14,7 @@ use crate::console::{self, log};
 /// How often a log that is followed is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Options of `logs`.
+// Options of `logs`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm logs web

@@ -65,7 +65,7 @@ fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// Options of every command.
+// Options of every command.
 #[derive(clap::Args)]
 struct Common {
     /// Print machine-readable JSON, errors too
@@ -85,7 +85,10 @@ struct Common {
     store: Option<PathBuf>,
 }
 
+// The options of a command are made when it is the one that is wanted: all of them are hundreds of KiB and a millisecond. They come after
+// the command's own description and would replace it, so types with options have none that clap sees.
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run an image, or boot a machine as the bare form does
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}", exit::HELP))]

@@ -6,7 +6,7 @@ use super::Common;
 use super::machines::{self, Selection};
 use super::output::Failure;
 
-/// Options of `pause`.
+// Options of `pause`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm pause web db
@@ -19,7 +19,7 @@ pub struct Pause {
     names: Vec<String>,
 }
 
-/// Options of `resume`.
+// Options of `resume`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm resume web

@@ -10,7 +10,7 @@ use crate::api::client::{self, Client};
 use crate::api::runtime::Machine;
 use crate::image::{self, Instance};
 
-/// Options of `ps`.
+// Options of `ps`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm ps

@@ -14,7 +14,7 @@ use crate::image::import::{DEFAULT_SIZE, Options};
 use crate::image::registry::{Access, Client, Moved, Pulled};
 use crate::image::{Commit, Descriptor, Digest, Lease, Name, STATE, Step, Store};
 
-/// How a registry is spoken to.
+// How a registry is spoken to.
 #[derive(clap::Args)]
 pub struct Connection {
     /// Speak to the registry without TLS; registries on this machine need no such word
@@ -33,7 +33,7 @@ impl Connection {
     }
 }
 
-/// Options of `pull`.
+// Options of `pull`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm pull registry.example.org/team/web:1
@@ -56,7 +56,7 @@ pub struct Pull {
     connection: Connection,
 }
 
-/// Options of `push`.
+// Options of `push`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm push web:1 registry.example.org/team/web:1

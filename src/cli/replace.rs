@@ -9,7 +9,7 @@ use crate::console;
 use crate::devices::virtio::{block, net};
 use crate::options;
 
-/// Options of both.
+// Options of both.
 #[derive(clap::Args)]
 pub struct Replacements {
     /// Another link for a network interface: the one with id=NAME, else the first for the first interface and so on;

@@ -15,7 +15,7 @@ use crate::memory::image::Mode;
 use crate::options;
 use crate::vmm::snapshot::Restore;
 
-/// Options of `restore`.
+// Options of `restore`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm snapshot create web snap1

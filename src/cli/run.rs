@@ -21,7 +21,7 @@ use crate::options;
 /// kernel believes that it can, and one serial port.
 pub const CMDLINE: &str = "console=ttyS0 quiet pci=conf1,noearly 8250.nr_uarts=1";
 
-/// Options of a machine.
+// Options of a machine.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct Args {

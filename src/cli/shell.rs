@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use super::Cli;
 use super::output::{Failure, print};
 
-/// Options of `completions`.
+// Options of `completions`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm completions bash > ~/.local/share/bash-completion/completions/rvmm
@@ -20,7 +20,7 @@ pub struct Completions {
     shell: Shell,
 }
 
-/// Options of `man`.
+// Options of `man`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm man | man -l -
@@ -48,6 +48,7 @@ impl Completions {
 /// The script of clap, to which the names of the machines that run are added for the common shells.
 fn script(shell: Shell) -> String {
     let mut command = Cli::command();
+    command.build();
     if shell == Shell::Bash {
         // Words are listed in double quotes: the shell runs what stands there when it completes.
         let names = |argument: clap::Arg| argument.value_parser([NAMES]);

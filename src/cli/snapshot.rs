@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What is done.
 #[derive(clap::Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Save a machine, which runs on meanwhile
     Create(Create),
@@ -40,7 +41,7 @@ pub enum Command {
     Rebase(Rebase),
 }
 
-/// Options of `snapshot create`.
+// Options of `snapshot create`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm snapshot create web snap1
@@ -69,7 +70,7 @@ pub struct Create {
     live: bool,
 }
 
-/// Options of `snapshot inspect`.
+// Options of `snapshot inspect`.
 #[derive(clap::Args)]
 pub struct Inspect {
     /// The snapshot
@@ -77,7 +78,7 @@ pub struct Inspect {
     snapshot: PathBuf,
 }
 
-/// Options of `snapshot verify`.
+// Options of `snapshot verify`.
 #[derive(clap::Args)]
 pub struct Verify {
     /// The snapshot
@@ -85,7 +86,7 @@ pub struct Verify {
     snapshot: PathBuf,
 }
 
-/// Options of `snapshot rebase`.
+// Options of `snapshot rebase`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm snapshot create web snap2 --base snap1

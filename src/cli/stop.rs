@@ -20,7 +20,7 @@ use crate::api::runtime::Machine;
 /// How long the end of a machine may take after it was told to end.
 const TEARDOWN: Duration = Duration::from_secs(10);
 
-/// Options of `stop`.
+// Options of `stop`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm stop web                  press the power button; by force after the machine's --stop-timeout

@@ -9,6 +9,7 @@ pub mod host;
 pub mod pagemap;
 pub mod poll;
 pub mod process;
+pub mod program;
 pub mod random;
 pub mod release;
 pub mod scratch;

@@ -37,6 +37,7 @@ use crate::config::VmConfig;
 use crate::devices::ged::Event;
 use crate::kvm::Exit;
 use crate::notice::Notice;
+use crate::sys::program;
 
 pub use crate::sys::chain;
 pub use build::{Environment, Lost};
@@ -93,6 +94,8 @@ pub struct Vmm {
     deadline: signals::Deadline,
     grace: Duration,
     paused: bool,
+    /// Whether it is booted here. Machines that are restored share with each other what the program has touched.
+    boots: bool,
     /// The socket that leads to the guest's agent.
     agent: Option<PathBuf>,
     /// The machine's own directory.
@@ -141,6 +144,7 @@ impl Vmm {
             deadline,
             grace,
             paused,
+            boots: restore.is_none(),
             agent,
             directory,
             milestones: Vec::new(),
@@ -175,6 +179,9 @@ impl Vmm {
     fn run_machine(&mut self) -> Outcome {
         if !self.paused {
             self.resume();
+        }
+        if self.boots {
+            program::give_back_start();
         }
         loop {
             while let Some(message) = self.inbox.take() {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::output::{Failure, print, print_json};
 use super::{Common, exit};
 
-/// Options of `doctor`.
+// Options of `doctor`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm doctor

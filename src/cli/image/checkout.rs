@@ -5,7 +5,7 @@ use crate::cli::output::{Failure, print, print_json};
 use crate::cli::{Common, run, store};
 use crate::image::Name;
 
-/// Options of `checkout`.
+// Options of `checkout`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm checkout web~2

@@ -29,7 +29,7 @@ use crate::vmm::snapshot::Restore;
 /// How long a machine may take to make its overlay durable.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Options of `commit`.
+// Options of `commit`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm commit web nginx:configured -m 'our own pages' -a ada

@@ -8,7 +8,7 @@ use crate::cli::store;
 use crate::cli::table::size;
 use crate::image::{Fate, FileChange};
 
-/// Options of `diff`.
+// Options of `diff`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm diff web~1 web

@@ -8,7 +8,7 @@ use crate::cli::output::Failure;
 use crate::cli::store;
 use crate::image::Name;
 
-/// Options of `export`.
+// Options of `export`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm export web --format raw web.img

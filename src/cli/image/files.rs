@@ -12,7 +12,7 @@ use crate::cli::output::{Failure, print, print_json};
 use crate::cli::store;
 use crate::image::Name;
 
-/// Options of `save`.
+// Options of `save`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm save web:v2 -o web.tar
@@ -28,7 +28,7 @@ pub struct Save {
     output: Option<PathBuf>,
 }
 
-/// Options of `load`.
+// Options of `load`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm load -i web.tar

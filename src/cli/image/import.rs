@@ -12,7 +12,7 @@ use crate::image::import::{Container, DEFAULT_SIZE, Format, Options};
 use crate::image::{Commit, Descriptor, Error, INITRAMFS, KERNEL, Lease, MAX_DISK, Machine, Name, Store};
 use crate::options;
 
-/// Options of `import`.
+// Options of `import`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm import alpine.tar alpine              after docker save alpine -o alpine.tar

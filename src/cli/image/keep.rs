@@ -8,7 +8,7 @@ use crate::cli::table::size;
 use crate::cli::{exit, store};
 use crate::vmm::chain;
 
-/// Options of `gc`.
+// Options of `gc`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm gc
@@ -22,7 +22,7 @@ pub struct Gc {
     cache: bool,
 }
 
-/// Options of `verify`.
+// Options of `verify`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm verify

@@ -8,7 +8,7 @@ use crate::cli::store;
 use crate::cli::table::{age, size, table};
 use crate::image::{Inspected, Name, Version};
 
-/// Options of `images`.
+// Options of `images`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm images
@@ -28,7 +28,7 @@ pub struct Images {
     no_trunc: bool,
 }
 
-/// Options of `history`.
+// Options of `history`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm history web

@@ -21,7 +21,7 @@ use crate::image::{Descriptor, Digest, InstanceLock, Record, Store, rfc3339};
 use crate::net::publish::Publish;
 use crate::vmm::snapshot::Restore;
 
-/// Options of `run`.
+// Options of `run`.
 #[derive(clap::Args)]
 pub struct Run {
     /// The image; without one, a kernel is booted as in the bare form
@@ -36,7 +36,7 @@ pub struct Run {
     machine: run::Args,
 }
 
-/// Options of machines that run images.
+// Options of machines that run images.
 #[derive(clap::Args, Default)]
 #[command(next_help_heading = "Images")]
 pub struct Container {

@@ -13,7 +13,7 @@ use crate::image::{Error, Instance, Store};
 use crate::options::similar;
 use crate::vmm::chain;
 
-/// Options of `start`.
+// Options of `start`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm run --name web nginx; rvmm start web
@@ -32,7 +32,7 @@ pub struct Start {
     stop_timeout: u64,
 }
 
-/// Options of `rm`.
+// Options of `rm`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm rm web

@@ -9,7 +9,7 @@ use crate::cli::{exit, store};
 use crate::image::{Error, Index, Name, Store};
 use crate::vmm::chain;
 
-/// Options of `tag`.
+// Options of `tag`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm tag web web:v1
@@ -25,7 +25,7 @@ pub struct Tag {
     name: Name,
 }
 
-/// Options of `rmi`.
+// Options of `rmi`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm rmi web:v1

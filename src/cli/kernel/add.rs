@@ -11,7 +11,7 @@ use crate::cli::{CMDLINE, Common, store};
 use crate::image::initramfs::{self, Modules};
 use crate::image::{Kernel, Store, kernel};
 
-/// Options of `kernel add`.
+// Options of `kernel add`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm kernel add /boot/vmlinuz-$(uname -r)

@@ -12,6 +12,7 @@ use crate::image::{Error, Kernel};
 
 /// What is done.
 #[derive(clap::Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Keep a kernel for images, with an initial RAM disk that rvmm makes for it
     Add(add::Add),
@@ -23,7 +24,7 @@ pub enum Command {
     Default(Default),
 }
 
-/// Options of `kernel ls`.
+// Options of `kernel ls`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm kernel ls
@@ -34,7 +35,7 @@ pub struct List {
     quiet: bool,
 }
 
-/// Options of `kernel rm`.
+// Options of `kernel rm`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm kernel rm 6.1.0-47-cloud-amd64 && rvmm gc
@@ -46,7 +47,7 @@ pub struct Remove {
     kernels: Vec<String>,
 }
 
-/// Options of `kernel default`.
+// Options of `kernel default`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm kernel default 6.12.90-cloud-amd64

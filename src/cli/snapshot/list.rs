@@ -15,7 +15,7 @@ use crate::memory::image::PAGES_FILE;
 use crate::snapshot::bundle::Bundle;
 use crate::vmm::chain;
 
-/// Options of `snapshot ls`.
+// Options of `snapshot ls`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm snapshot ls

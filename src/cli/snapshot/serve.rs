@@ -11,7 +11,7 @@ use crate::memory::image;
 use crate::snapshot::bundle::Bundle;
 use crate::sys::socket;
 
-/// Options of `snapshot serve`.
+// Options of `snapshot serve`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm snapshot serve /srv/snap1 /run/snap1.sock

@@ -178,7 +178,8 @@ macro_rules! devices {
     ($($(#[$help:meta])* $module:ident: $key:literal, $flag:literal, $value:literal, $worker:ident;)*) => {
         $(pub mod $module;)*
 
-        /// The virtio devices of a machine, in the order in which the guest finds them.
+        // The virtio devices of a machine, in the order in which the guest finds them. Clap would take a documentation for that of a command.
+        #[allow(missing_docs)]
         #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, clap::Args)]
         #[serde(default)]
         pub struct Configs {
