@@ -46,11 +46,7 @@ impl Home {
     }
 
     fn rvmm(&self, arguments: &[&str]) -> Ended {
-        self.rvmm_in("store", arguments)
-    }
-
-    fn rvmm_in(&self, store: &str, arguments: &[&str]) -> Ended {
-        let (store, run) = (self.text(store), self.text("run"));
+        let (store, run) = (self.text("store"), self.text("run"));
         let whole = [&["--store", &store, "--runtime-dir", &run], arguments].concat();
         Machine::command_line(&whole).limit(Duration::from_secs(300)).run()
     }
@@ -151,76 +147,6 @@ fn page(port: u16) -> Option<String> {
     answer.split_once("\r\n\r\n").map(|(_, page)| page.to_string())
 }
 
-/// What it serves as soon as it does.
-#[track_caller]
-fn served(port: u16) -> String {
-    let mut served = None;
-    assert!(eventually(|| {
-        served = page(port);
-        served.is_some()
-    }));
-    served.unwrap_or_default()
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("a port").port()
-}
-
-/// A server, and a number in memory that grows.
-const COUNTS: &str = "echo ready; httpd -p 80 -h /www; i=0; while :; do i=$((i+1)); echo $i >/dev/shm/new; mv /dev/shm/new /dev/shm/count; sleep 0.05; done";
-
-/// What tells machines apart, a line for each; then what they have in common.
-const WHO: &str =
-    "hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | md5sum
-cat /proc/sys/kernel/random/boot_id; cat /dev/shm/mark; ip route | grep ^default";
-
-#[test]
-fn a_warm_image_goes_on_in_another_store_each_time_as_somebody_else() {
-    need!(host::linux(), host::program("busybox").map(drop), host::program("passt").map(drop));
-    let home = Home::new();
-    // Another store with the same kernel, which is not in the image, and nothing else.
-    host::run("cp", &["-a", &home.text("store"), &home.text("other")]);
-    for arguments in [&["rmi", "box:1"][..], &["gc"]] {
-        assert_eq!(home.rvmm_in("other", arguments).status, 0, "{arguments:?}");
-    }
-    home.does(&["run", "-d", "--name", "web", "--net", "user", "box:1", "--", "sh", "-c", COUNTS]);
-    let runs = eventually(|| home.rvmm(&["logs", "web"]).out.contains("ready"));
-    assert!(runs, "it runs\n{}", home.rvmm(&["logs", "web"]));
-    home.exec("web", "echo of memory >/dev/shm/mark; until [ -e /dev/shm/count ]; do sleep 0.1; done");
-    let count =
-        |name: &str| -> u64 { home.exec(name, "cat /dev/shm/count").trim().parse().expect("a number") };
-    let (before, source) = (count("web"), home.exec("web", WHO));
-    home.does(&["commit", "web", "box:warm", "--warm"]);
-    home.does(&["stop", "--force", "web"]);
-    home.does(&["save", "box:warm", "-o", &home.text("warm.tar")]);
-    let there = |arguments: &[&str]| {
-        let ended = home.rvmm_in("other", arguments);
-        assert!(ended.status == 0 && ended.err.is_empty(), "{arguments:?}\n{ended}");
-    };
-    there(&["load", "-i", &home.text("warm.tar")]);
-    let mut all = vec![source];
-    for name in ["one", "two"] {
-        let port = free_port();
-        there(&["run", "-d", "--name", name, "-p", &format!("127.0.0.1:{port}:80"), "box:warm"]);
-        let first = count(name);
-        assert!(
-            first >= before && eventually(|| count(name) > first),
-            "{name} counts on from {before}: {first}"
-        );
-        let who = home.exec(name, WHO);
-        let told = home.json(&["inspect", name])[0]["config"]["network-interfaces"][0]["guest_mac"].clone();
-        assert_eq!((who.lines().next(), who.lines().nth(2)), (Some(name), told.as_str()), "{who}");
-        assert_eq!(served(port), "of the image", "{name} is on its network");
-        all.push(who);
-    }
-    let lines: Vec<Vec<&str>> = all.iter().map(|who| who.lines().collect()).collect();
-    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
-        let same: Vec<bool> = lines[one].iter().zip(&lines[other]).map(|(one, other)| one == other).collect();
-        assert_eq!(same, [false, false, false, false, true, true, true], "{all:?}");
-    }
-}
-
 #[test]
 fn a_port_and_a_disk_of_the_host_are_the_guests() {
     need!(
@@ -234,11 +160,19 @@ fn a_port_and_a_disk_of_the_host_are_the_guests() {
     fs::write(home.path("data/page"), "of the volume").expect("a file");
     let (data, disk) = (home.text("data"), home.text("data.ext4"));
     host::run("mke2fs", &["-q", "-t", "ext4", "-d", &data, &disk, "8M"]);
-    let (port, volume) = (free_port(), format!("{disk}:/data"));
-    let publish = format!("127.0.0.1:{port}:80");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("a port").port();
+    drop(listener);
+
+    let (publish, volume) = (format!("127.0.0.1:{port}:80"), format!("{disk}:/data"));
     let run = ["run", "-d", "--name", "web", "-p", &publish, "-v", &volume, "box:1", "--"];
     home.does(&[&run[..], &["httpd", "-f", "-p", "80", "-h", "/data"]].concat());
-    assert_eq!(served(port), "of the volume");
+    let mut served = None;
+    assert!(eventually(|| {
+        served = page(port);
+        served.is_some()
+    }));
+    assert_eq!(served.as_deref(), Some("of the volume"));
     home.exec("web", "echo written >/data/new && sync");
     home.does(&["rm", "-f", "web"]);
     let written = host::run("debugfs", &["-R", "cat /new", &disk]);
