@@ -40,11 +40,15 @@ macro_rules! need {
 /// Waits until `condition` holds. False if it did not in [`PATIENCE`].
 pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
-    while !condition() {
+    loop {
+        let asked = Instant::now();
+        if condition() {
+            return true;
+        }
         if start.elapsed() > PATIENCE {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(2));
+        // What is waited for needs the processor more than the question does.
+        std::thread::sleep(Duration::from_millis(2).max(asked.elapsed() * 4));
     }
-    true
 }
