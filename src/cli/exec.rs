@@ -26,7 +26,8 @@ const NOT_EXECUTABLE: u8 = 126;
   echo hello | rvmm exec -i web sh -c 'cat >/root/hello'
 
 The command ends with the guest's status, or 128 and the number of the signal that ended it; 127 when the guest has no such
-program, 126 when it may not run it, 125 when the guest could not be asked. rvmm-agent must run in the guest.")]
+program, 126 when it may not run it, 125 when the guest could not be asked. rvmm-agent must run in the
+guest; a machine that has been started less than 30 s ago is given that time to come so far.")]
 pub struct Args {
     /// Pass standard input on
     #[arg(short, long)]
@@ -92,9 +93,10 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         user: args.user,
         terminal: args.tty.then(size),
     };
+    let client = guest::connect(&machine)?;
     // Before any thread starts, so that every thread inherits the mask.
     let signals = Signals::new(signals::PASSED_ON).map_err(Failure::usage)?;
-    let running = guest::connect(&machine)?.exec(&command).map_err(|error| Failure {
+    let running = client.exec(&command).map_err(|error| Failure {
         status: match &error {
             agent::Error::Refused { errno: Some(libc::ENOENT), .. } => NOT_FOUND,
             agent::Error::Refused { errno: Some(libc::EACCES | libc::ENOEXEC), .. } => NOT_EXECUTABLE,

@@ -1,6 +1,7 @@
 //! The guest of a machine, as its agent shows it.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::machines;
@@ -21,6 +22,10 @@ const TOLERANCE: Duration = Duration::from_millis(250);
 /// Random bytes that a guest gets.
 const ENTROPY: usize = 64;
 
+/// How long after its start a machine may be without the agent that its guest starts, and how often that is looked at.
+const STARTING: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// The socket that leads to the guest of a machine.
 pub fn socket(machine: &Machine) -> Result<PathBuf, Failure> {
     let config = machines::config(machine)?;
@@ -33,9 +38,17 @@ pub fn socket(machine: &Machine) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Connects to the agent in the guest of a machine.
+/// Connects to the agent in the guest of a machine. One that has only started is waited for.
 pub fn connect(machine: &Machine) -> Result<Client, Failure> {
-    Client::connect(&socket(machine)?, agent::PATIENCE).map_err(Failure::usage)
+    let socket = socket(machine)?;
+    loop {
+        match Client::connect(&socket, agent::PATIENCE) {
+            Err(agent::Error::NoAgent | agent::Error::Silent) if machines::uptime(machine)? < STARTING => {
+                thread::sleep(AGAIN);
+            }
+            answer => return answer.map_err(Failure::usage),
+        }
+    }
 }
 
 /// What a guest that was saved has to be told, for it does not know that it is another machine, or that time has passed.

@@ -132,6 +132,12 @@ pub fn config(machine: &Machine) -> Result<VmConfig, Failure> {
     serde_json::from_value(description["config"].take()).map_err(Failure::refused)
 }
 
+/// How long a machine has been there.
+pub fn uptime(machine: &Machine) -> Result<Duration, Failure> {
+    let description = ask(machine, "GET", "/vm", None).map_err(Failure::refused)?;
+    Ok(Duration::from_millis(description["uptime_ms"].as_u64().unwrap_or(u64::MAX)))
+}
+
 /// Which machines a command is for.
 pub enum Selection<'a> {
     /// Those with these names.

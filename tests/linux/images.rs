@@ -104,7 +104,9 @@ fn a_running_guest_is_committed_at_rest_and_goes_on_as_somebody_else() {
     let home = Home::new();
     let run = ["run", "-d", "--net", "none", "--name", "web", "box:1", "--", "sh", "-c", BUSY];
     home.does(&run);
-    assert!(eventually(|| home.rvmm(&["logs", "web"]).out.contains("ready")), "it runs");
+    // Its agent is waited for.
+    home.exec("web", "until [ -e /sums ]; do sleep 0.1; done");
+    assert!(home.rvmm(&["logs", "web"]).out.contains("ready"), "it runs");
     let said = home.json(&["commit", "web", "box:2"]);
     assert_eq!(said["frozen"], serde_json::json!(["/"]), "{said}");
     // At rest: nothing is left for the journal to put right.
