@@ -32,19 +32,17 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     for (name, result) in results {
         match result {
             Ok(said) => found.push(said),
-            Err(error @ (machines::Error::Unknown { .. } | machines::Error::None { .. })) => {
-                match image(&name, common)? {
-                    Some(Ok(said)) => found.push(said),
-                    Some(Err(message)) => {
-                        complain(common.json, exit::REFUSED, &message);
-                        status = exit::REFUSED;
-                    }
-                    None => {
-                        machines::complain_about(common, &name, &error);
-                        status = exit::REFUSED;
-                    }
+            Err(error) if error.is_absent() => match image(&name, common)? {
+                Some(Ok(said)) => found.push(said),
+                Some(Err(message)) => {
+                    complain(common.json, exit::REFUSED, &message);
+                    status = exit::REFUSED;
                 }
-            }
+                None => {
+                    machines::complain_about(common, &name, &error);
+                    status = exit::REFUSED;
+                }
+            },
             Err(error) => {
                 machines::complain_about(common, &name, &error);
                 status = exit::REFUSED;

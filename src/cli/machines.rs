@@ -61,6 +61,14 @@ pub enum Error {
     Kill(#[source] std::io::Error),
 }
 
+impl Error {
+    /// Whether no such machine runs.
+    pub fn is_absent(&self) -> bool {
+        use Error::{Absent, None, Stopped, Unknown};
+        matches!(self, Unknown { .. } | None { .. } | Absent { .. } | Stopped { .. })
+    }
+}
+
 /// What became of a command for each machine, by name.
 pub type Results<T> = Vec<(String, Result<T, Error>)>;
 
@@ -191,12 +199,11 @@ pub fn report(common: &Common, results: &Results<()>) -> Result<u8, Failure> {
 
 /// Says on standard error what is wrong with one machine.
 pub fn complain_about(common: &Common, name: &str, error: &Error) {
-    match error {
-        Error::Unknown { .. } | Error::None { .. } | Error::Absent { .. } | Error::Stopped { .. } => {
-            complain(common.json, exit::REFUSED, &chain(error));
-        }
-        error => complain(common.json, exit::REFUSED, &format!("{name}: {}", chain(error))),
-    }
+    let text = match error.is_absent() {
+        true => chain(error),
+        false => format!("{name}: {}", chain(error)),
+    };
+    complain(common.json, exit::REFUSED, &text);
 }
 
 /// Asks a machine for something that takes no time. One that only starts is waited for.

@@ -10,7 +10,7 @@ use crate::image::digest::Digest;
 use crate::image::manifest::{Descriptor, INDEX, MANIFEST, Manifest};
 use crate::image::name::Name;
 use crate::image::{Error, kernel};
-use crate::options::similar;
+use crate::options::{nearest, similar};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -275,7 +275,12 @@ fn only<T>(mut found: Vec<T>, text: &str) -> Result<Option<T>, Error> {
 }
 
 fn unknown(index: &Index, name: &str) -> Error {
-    let names: Vec<&str> = index.manifests.iter().filter_map(Index::name_of).collect();
-    let full = name.parse::<Name>().map_or(name.into(), |name| name.to_string());
-    Error::UnknownImage { name: name.into(), nearest: similar(&full, &names).map(Into::into) }
+    let full = |name: &str| name.parse::<Name>().map_or(name.into(), |name| name.to_string());
+    let repository = |name: &str| name.parse::<Name>().map_or(name.into(), |name| name.repository);
+    // Who says no tag, or one that is not there, still means a repository.
+    let (whole, part) = (full(name), repository(name));
+    let is_like =
+        |other: &&str| similar(&whole, &[other]).is_some() || similar(&part, &[&repository(other)]).is_some();
+    let alike: Vec<&str> = index.manifests.iter().filter_map(Index::name_of).filter(is_like).collect();
+    Error::UnknownImage { name: name.into(), nearest: nearest(&whole, &alike).map(Into::into) }
 }
