@@ -38,6 +38,9 @@ $(out)/rootfs.ext4: guest/rootfs $(system)
 $(out)/initrd-stock.img: $(out)/fetched guest/mkinitramfs
 	guest/mkinitramfs
 
+$(out)/lab-vmlinux: guest/fetch
+	guest/fetch lab
+
 .PHONY: run
 run: build guest ## boot a stock kernel under rvmm to a login shell (without a terminal: to a demonstration)
 	@guest/run
@@ -47,7 +50,7 @@ kernel: ## build a trimmed guest kernel from the distribution's source (about 7 
 	guest/kernel/build
 
 .PHONY: test
-test: setup guest $(out)/initrd-stock.img ## run every check and test; those with a Linux guest run in the lab where KVM has no hardware
+test: setup guest $(out)/initrd-stock.img $(out)/lab-vmlinux ## run every check and test; those with a Linux guest run in the lab where KVM has no hardware
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	shellcheck -x guest/setup guest/fetch guest/rootfs guest/initramfs guest/mkinitramfs guest/lab guest/run guest/test-linux guest/lib.sh guest/kernel/build tests/all

@@ -17,7 +17,7 @@ fn lab(limit: &str, script: &str) -> Output {
 fn a_command_has_its_own_status_until_its_time_is_over() {
     need!(host::program("qemu-system-x86_64").map(drop));
     if !common::linux::made("lab-vmlinux").exists() {
-        return common::skip("the lab has no kernel yet: make guest");
+        return common::skip("the lab has no kernel yet: guest/fetch lab");
     }
     let output = lab("300", "[ -e Cargo.toml ] && [ -c /dev/kvm ] && echo inside; exit 7");
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(7), &b"inside\n"[..]), "{output:?}");

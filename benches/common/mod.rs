@@ -74,6 +74,18 @@ impl World {
         self.machine(name, &[&fixed[..], more].concat())
     }
 
+    /// Waits until a machine that was started can be asked.
+    pub fn answers(&self, name: &str) -> Result<(), Failure> {
+        let start = Instant::now();
+        while let Err(error) = self.json(&["inspect", name]) {
+            if start.elapsed() > Duration::from_secs(30) {
+                return Err(error);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// Saves a machine; what rvmm reports.
     pub fn create(&self, name: &str, target: &str) -> Result<Value, Failure> {
         let target = self.path(target);

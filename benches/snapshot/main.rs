@@ -82,8 +82,9 @@ fn capture(world: &World, args: &Args) -> Result<Value, Failure> {
             // Whatever a restored machine writes is in small pages.
             let early = world.path("early");
             let machine = world.machine("source", &["restore", &early.to_string_lossy()])?;
-            if percent > 0 {
-                machine.says("OK dirty")?;
+            match percent {
+                0 => world.answers("source")?,
+                _ => machine.says("OK dirty")?,
             }
             let restored = captures(world, args.runs)?;
             if mib == 256 {
