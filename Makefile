@@ -9,7 +9,7 @@ help: ## this list
 
 .PHONY: setup
 setup: ## install what is missing (Debian or Ubuntu; asks nothing)
-	guest/setup
+	guest/setup $(also)
 
 .PHONY: build
 build: setup ## build target/release/rvmm
@@ -57,8 +57,8 @@ test: setup guest $(out)/initrd-stock.img $(out)/lab-vmlinux ## run every check 
 	@tests/all
 
 .PHONY: bench
+bench: also := bench
 bench: setup guest ## measure
-	guest/setup bench
 	cargo bench --features registry
 
 .PHONY: clean

@@ -30,21 +30,14 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     })?;
     let (mut found, mut status) = (Vec::new(), 0);
     for (name, result) in results {
-        match result {
+        let image = match &result {
+            Err(error) if error.is_absent() => image(&name, common)?,
+            _ => None,
+        };
+        match image.unwrap_or_else(|| result.map_err(|error| machines::reason(&name, &error))) {
             Ok(said) => found.push(said),
-            Err(error) if error.is_absent() => match image(&name, common)? {
-                Some(Ok(said)) => found.push(said),
-                Some(Err(message)) => {
-                    complain(common.json, exit::REFUSED, &message);
-                    status = exit::REFUSED;
-                }
-                None => {
-                    machines::complain_about(common, &name, &error);
-                    status = exit::REFUSED;
-                }
-            },
-            Err(error) => {
-                machines::complain_about(common, &name, &error);
+            Err(reason) => {
+                complain(common.json, exit::REFUSED, &reason);
                 status = exit::REFUSED;
             }
         }

@@ -136,14 +136,16 @@ pub fn one(common: &Common, name: &str) -> Result<Machine, Failure> {
 
 /// What a machine was asked to be.
 pub fn config(machine: &Machine) -> Result<VmConfig, Failure> {
-    let mut description = ask(machine, "GET", "/vm", None).map_err(Failure::refused)?;
-    serde_json::from_value(description["config"].take()).map_err(Failure::refused)
+    serde_json::from_value(description(machine)?["config"].take()).map_err(Failure::refused)
 }
 
 /// How long a machine has been there.
 pub fn uptime(machine: &Machine) -> Result<Duration, Failure> {
-    let description = ask(machine, "GET", "/vm", None).map_err(Failure::refused)?;
-    Ok(Duration::from_millis(description["uptime_ms"].as_u64().unwrap_or(u64::MAX)))
+    Ok(Duration::from_millis(description(machine)?["uptime_ms"].as_u64().unwrap_or(u64::MAX)))
+}
+
+fn description(machine: &Machine) -> Result<Value, Failure> {
+    ask(machine, "GET", "/vm", None).map_err(Failure::refused)
 }
 
 /// Which machines a command is for.
@@ -197,13 +199,17 @@ pub fn report(common: &Common, results: &Results<()>) -> Result<u8, Failure> {
     Ok(if results.iter().all(|(_, result)| result.is_ok()) { 0 } else { exit::REFUSED })
 }
 
-/// Says on standard error what is wrong with one machine.
-pub fn complain_about(common: &Common, name: &str, error: &Error) {
-    let text = match error.is_absent() {
+/// What is wrong with one machine.
+pub fn reason(name: &str, error: &Error) -> String {
+    match error.is_absent() {
         true => chain(error),
         false => format!("{name}: {}", chain(error)),
-    };
-    complain(common.json, exit::REFUSED, &text);
+    }
+}
+
+/// Says that on standard error.
+pub fn complain_about(common: &Common, name: &str, error: &Error) {
+    complain(common.json, exit::REFUSED, &reason(name, error));
 }
 
 /// Asks a machine for something that takes no time. One that only starts is waited for.

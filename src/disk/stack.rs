@@ -276,7 +276,8 @@ impl Disk for Stack {
 
     fn stand_on(&mut self, base: Base, above: usize) -> bool {
         let Top::Overlay(top) = &mut self.top else { return false };
-        let fits = self.layers.len() == self.base + above + 1 && self.private == base.private;
+        let covers = self.layers.len().checked_sub(self.base + 1) == Some(above);
+        let fits = covers && self.private == base.private;
         let done = fits && top.stand_on(base.disk);
         if done {
             self.layers.drain(..self.base + above);

@@ -38,6 +38,20 @@ mod tests {
     }
 
     #[test]
+    fn code_is_given_back() {
+        let start = (&raw const __executable_start).addr() / PAGE;
+        let pages: Vec<usize> = (start..(&raw const etext).addr() / PAGE).collect();
+        // SAFETY: these pages are the program's, and readable.
+        pages.iter().for_each(|page| unsafe {
+            ((page * PAGE) as *const u8).read_volatile();
+        });
+        let before = present(&pages);
+        give_back_start();
+        // Other tests run at the same time, and none uses all of it.
+        assert!(before > 100 && present(&pages) < before, "{before} pages before");
+    }
+
+    #[test]
     fn free_pieces_of_the_heap_are_given_back() {
         let mut pieces: Vec<Box<[u8]>> = (0..16 << 10).map(|_| vec![1; 1 << 10].into()).collect();
         let mut pages: Vec<usize> = pieces.iter().map(|piece| piece.as_ptr().addr() / PAGE).collect();

@@ -8,13 +8,10 @@ use crate::common::{eventually, host};
 use crate::need;
 use crate::world::World;
 
-/// Starts a machine whose guest writes the same place again and again, with numbers from `seed` on.
+/// Starts a machine whose guest is at work on its disk when this returns.
 #[track_caller]
 fn busy(world: &World, name: &str, test: &str) {
-    let test = format!("test=blk {test} end=hlt");
-    let console = format!("file={}", world.text(&format!("{name}.log")));
-    let run = ["run", "-d", "bare:1", "--name", name, "--net", "none", "--console", &console];
-    world.does(&[&run[..], &["--cmdline", &test]].concat());
+    world.starts("bare:1", name, test, &[]);
     world.has_said(name, "blk: 2048 sectors");
 }
 

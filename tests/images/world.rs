@@ -134,15 +134,21 @@ impl World {
     /// Starts a machine that writes to its disk and then stands there; returns when it has written.
     #[track_caller]
     pub fn writes(&self, image: &str, name: &str, seed: u32, options: &[&str]) {
-        let test = format!("test=blk mode=write seed={seed} sectors=64 end=hlt");
+        self.starts(image, name, &format!("mode=write seed={seed} sectors=64"), options);
+        self.has_said(name, "OK blk");
+    }
+
+    /// Starts a machine in the background with a test of its disk, after which it stands there.
+    #[track_caller]
+    pub fn starts(&self, image: &str, name: &str, test: &str, options: &[&str]) {
+        let test = format!("test=blk {test} end=hlt");
         let console = format!("file={}", self.text(&format!("{name}.log")));
         let run =
             ["run", "-d", image, "--name", name, "--net", "none", "--console", &console, "--cmdline", &test];
         assert_eq!(self.does(&[&run[..], options].concat()), name);
-        self.has_said(name, "OK blk");
     }
 
-    /// Waits for the console of a machine that [`World::writes`] has started.
+    /// Waits for the console of a machine that [`World::starts`] has started.
     #[track_caller]
     pub fn has_said(&self, name: &str, text: &str) {
         let log = self.path(&format!("{name}.log"));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::counter::{address, counting, goes_on_from, went_on_from};
+use super::counter::{address, counting, goes_on_from, saved, went_on_from};
 use super::world::{World, refused};
 use crate::common::{eventually, host};
 use crate::need;
@@ -124,11 +124,7 @@ fn clones_of_a_machine_that_runs() {
 fn memory_that_is_copied_needs_no_snapshot() {
     need!(host::kvm());
     let world = World::new();
-    let source = counting(&world, "source").start();
-    let at = address(&source);
-    world.create("source", "one", &["--stop"]);
-    source.finish();
-    let captured = world.captured("one", at);
+    let (at, captured) = saved(&world, "one");
     let copy = world.restore_with("one", "copy", &["--memory-mode", "copy"]);
     copy.says_times("\ncounter ", 1);
     // What is mapped would be gone with this, and kill the machine.

@@ -20,6 +20,16 @@ pub fn address(machine: &Running) -> u64 {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("a number")
 }
 
+/// Saves a guest that counts, which ends with that. Gives the address of the counter, and what is in it.
+#[track_caller]
+pub fn saved(world: &World, snapshot: &str) -> (u64, u64) {
+    let source = counting(world, "source").start();
+    let at = address(&source);
+    world.create("source", snapshot, &["--stop"]);
+    source.finish();
+    (at, world.captured(snapshot, at))
+}
+
 /// What a counting guest has said: whole lines as (counter, timer interrupts).
 fn counts(said: &str) -> Vec<(u64, u64)> {
     let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
 
-use super::counter::{address, counting, goes_on_from};
+use super::counter::{address, counting, goes_on_from, saved};
 use super::disk::{end, has_all};
 use super::world::{World, refused};
 use crate::common::machine::Running;
@@ -125,10 +125,7 @@ fn a_link_that_lacks_what_the_guest_uses() {
 fn what_is_not_there_cannot_be_replaced() {
     need!(host::kvm());
     let world = World::new();
-    let source = counting(&world, "source").start();
-    address(&source);
-    world.create("source", "one", &["--stop"]);
-    source.finish();
+    saved(&world, "one");
     let one = world.text("one");
     for (option, value, words) in [
         ("--net", "tap=tap0", &["eth0", "none"][..]),

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use rvmm::memory::image::USED_FILE;
 
-use super::counter::{address, counting, goes_on_from};
+use super::counter::{address, counting, goes_on_from, saved};
 use super::world::{World, memory};
 use crate::common::{eventually, host};
 use crate::need;
@@ -63,11 +63,7 @@ fn it_is_recorded_beside_the_snapshot_that_was_restored() {
 fn a_wrong_record_is_said_and_replaced() {
     need!(host::kvm());
     let world = World::new();
-    let source = counting(&world, "source").start();
-    let at = address(&source);
-    world.create("source", "one", &["--stop"]);
-    source.finish();
-    let (captured, record) = (world.captured("one", at), world.path("one").join(USED_FILE));
+    let ((at, captured), record) = (saved(&world, "one"), world.path("one").join(USED_FILE));
     for wrong in [&b""[..], b"rvmm-use\x02\0\0\0", &[0xff; 100_000]] {
         fs::write(&record, wrong).expect("a record");
         let said = restored(&world, "one", captured, &[]);

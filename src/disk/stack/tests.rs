@@ -56,6 +56,32 @@ fn a_capture_that_came_to_nothing_does_not_harm_the_next() {
 }
 
 #[test]
+fn what_stands_below_is_exchanged_if_it_covers_all() {
+    let (directory, path, config) = world();
+    let other = directory.path().join("other");
+    fs::copy(&path, &other).unwrap();
+    let base = |private| {
+        let disk = open(&Config::new(&other)).unwrap();
+        let files = vec![Arc::new(File::open(&other).unwrap())];
+        Base { disk, files, private, path: other.clone() }
+    };
+    let mut disk = open(&config).unwrap();
+    assert!(!disk.stand_on(base(false), 0), "nothing is on top yet");
+    for number in 1..3u8 {
+        drop(disk.freeze().unwrap());
+        write(disk.as_mut(), u64::from(number) * 4096, number);
+    }
+    for above in [0, 2, usize::MAX - 1, usize::MAX] {
+        assert!(!disk.stand_on(base(false), above), "one is below the one that is written, not {above}");
+    }
+    assert!(!disk.stand_on(base(true), 1), "nobody may change it");
+    assert_eq!([0, 4096, 8192].map(|at| byte(disk.as_mut(), at)), [0xa5, 1, 2]);
+    // It is taken at its word.
+    assert!(disk.stand_on(base(false), 1));
+    assert_eq!([0, 4096, 8192].map(|at| byte(disk.as_mut(), at)), [0xa5, 0xa5, 2]);
+}
+
+#[test]
 fn captures_at_once_are_written_in_any_order() {
     let (directory, _, config) = world();
     let mut disk = open(&config).unwrap();
