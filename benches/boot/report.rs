@@ -42,7 +42,7 @@ pub fn table(title: &str, rows: &[Row], known: bool) -> Value {
     let used: Vec<&&str> =
         METRICS.iter().filter(|metric| rows.iter().any(|row| row.percentile(metric, 50).is_some())).collect();
     let cells = |cell: &dyn Fn(&str) -> String| {
-        used.iter().map(|metric| format!("{:>24}", cell(metric))).collect::<String>()
+        used.iter().map(|metric| format!(" {:>27}", cell(metric))).collect::<String>()
     };
     println!("{:width$}{}", "", cells(&|metric| metric.into()));
     for row in rows {
