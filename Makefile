@@ -12,7 +12,7 @@ setup: ## install what is missing (Debian or Ubuntu; asks nothing)
 	guest/setup $(also)
 
 .PHONY: build
-build: setup ## build target/release/rvmm
+build: setup ## build target/release/rvmm and rvmm-registry
 	cargo build --release
 
 .PHONY: guest

@@ -1,5 +1,5 @@
 //! Builds guest/agent, which is the init and the agent of machines: the library carries it, so that `cargo build` alone makes
-//! one program that is all there is.
+//! all there is.
 
 use std::env;
 use std::fs;

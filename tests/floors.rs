@@ -47,7 +47,7 @@ fn files() -> Vec<(String, PathBuf, String)> {
             let text = fs::read_to_string(&path).unwrap();
             (top.trim_end_matches(".rs").to_string(), relative, text)
         })
-        .filter(|(top, ..)| !["lib", "main", TESTING].contains(&top.as_str()))
+        .filter(|(top, ..)| !["lib", "main", "bin", TESTING].contains(&top.as_str()))
         .collect()
 }
 
@@ -105,6 +105,26 @@ fn unsafe_code_stays_low() {
         }
     }
     assert!(wrong.is_empty(), "unsafe code outside of {UNSAFE:?}: {wrong:?}");
+}
+
+/// The program that runs machines carries no HTTP client and no TLS, as long as only rvmm-registry reaches them.
+#[test]
+fn registries_have_one_door() {
+    let doors = [
+        ("src/image/registry/", "ureq::"),
+        ("src/image/registry/", "rustls::"),
+        ("src/cli/registry/program/", "image::registry"),
+    ];
+    let mut wrong = Vec::new();
+    for (_, path, text) in files() {
+        let place = format!("src/{}", path.display());
+        for (door, word) in
+            doors.iter().filter(|(door, word)| !place.starts_with(door) && text.contains(word))
+        {
+            wrong.push(format!("{place} uses {word}, which only {door} may use"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -16,15 +16,12 @@ mod inspect;
 mod kernel;
 mod life;
 mod logger;
-#[cfg(feature = "registry")]
-mod login;
 mod logs;
 mod machines;
 mod output;
 mod pause;
 mod progress;
 mod ps;
-#[cfg(feature = "registry")]
 mod registry;
 mod replace;
 mod restore;
@@ -43,6 +40,8 @@ use clap::{Parser, Subcommand};
 
 use output::Failure;
 
+#[cfg(feature = "registry")]
+pub use registry::program::main as registry_main;
 pub use run::CMDLINE;
 
 /// Runs virtual machines as easily as containers
@@ -143,18 +142,8 @@ enum Command {
     Restore(Box<restore::Args>),
     /// Start many machines from one snapshot or one machine, in the background
     Clone(clone::Args),
-    /// Fetch an image from a registry: only what is not here yet
-    #[cfg(feature = "registry")]
-    Pull(registry::Pull),
-    /// Send an image to a registry: only what it has not yet
-    #[cfg(feature = "registry")]
-    Push(registry::Push),
-    /// Tell a registry who you are, and keep that
-    #[cfg(feature = "registry")]
-    Login(login::Login),
-    /// Forget who you are to a registry
-    #[cfg(feature = "registry")]
-    Logout(login::Logout),
+    #[command(flatten)]
+    Registry(registry::Command),
     /// Run a command in a machine
     Exec(exec::Args),
     /// Copy files between the host and a machine
@@ -197,51 +186,48 @@ pub fn main() -> ExitCode {
         Err(status) => return ExitCode::from(status),
     };
     let common = cli.common;
+    finish(&common, || match cli.command {
+        Some(Command::Run(args)) => args.run(&common),
+        Some(Command::Start(args)) => args.run(&common),
+        Some(Command::Rm(args)) => args.run(&common),
+        Some(Command::Commit(args)) => args.run(&common),
+        Some(Command::Checkout(args)) => args.run(&common),
+        Some(Command::Ps(args)) => ps::run(&args, &common),
+        Some(Command::Stop(args)) => stop::run(&args, &common),
+        Some(Command::Pause(args)) => args.run(&common),
+        Some(Command::Resume(args)) => args.run(&common),
+        Some(Command::Inspect(args)) => inspect::run(&args, &common),
+        Some(Command::Images(args)) => args.run(&common),
+        Some(Command::History(args)) => args.run(&common),
+        Some(Command::Tag(args)) => args.run(&common),
+        Some(Command::Rmi(args)) => args.run(&common),
+        Some(Command::Diff(args)) => args.run(&common),
+        Some(Command::Import(args)) => args.run(&common),
+        Some(Command::Export(args)) => args.run(&common),
+        Some(Command::Save(args)) => args.run(&common),
+        Some(Command::Load(args)) => args.run(&common),
+        Some(Command::Gc(args)) => args.run(&common),
+        Some(Command::Verify(args)) => args.run(&common),
+        Some(Command::Kernel(command)) => command.run(&common),
+        Some(Command::Snapshot(command)) => command.run(&common),
+        Some(Command::Restore(args)) => restore::run(*args, &common),
+        Some(Command::Clone(args)) => clone::run(args, &common),
+        Some(Command::Registry(_)) => Err(registry::hand_over()),
+        Some(Command::Exec(args)) => exec::run(args, &common),
+        Some(Command::Cp(args)) => cp::run(&args, &common),
+        Some(Command::Logs(args)) => logs::run(&args, &common),
+        Some(Command::Attach(args)) => attach::run(&args, &common),
+        Some(Command::Doctor(args)) => doctor::run(&args, &common),
+        Some(Command::Completions(args)) => args.run(),
+        Some(Command::Man(args)) => args.run(),
+        None => run::run(cli.run, &common),
+    })
+}
+
+/// Does what a command line says, once it is understood; returns what the program ends with.
+fn finish(common: &Common, does: impl FnOnce() -> Result<u8, Failure>) -> ExitCode {
     output::end_on_panic(common.json);
-    let result = logger::start(common.log_level, common.log_file.as_deref())
-        .map_err(Failure::usage)
-        .and_then(|()| match cli.command {
-            Some(Command::Run(args)) => args.run(&common),
-            Some(Command::Start(args)) => args.run(&common),
-            Some(Command::Rm(args)) => args.run(&common),
-            Some(Command::Commit(args)) => args.run(&common),
-            Some(Command::Checkout(args)) => args.run(&common),
-            Some(Command::Ps(args)) => ps::run(&args, &common),
-            Some(Command::Stop(args)) => stop::run(&args, &common),
-            Some(Command::Pause(args)) => args.run(&common),
-            Some(Command::Resume(args)) => args.run(&common),
-            Some(Command::Inspect(args)) => inspect::run(&args, &common),
-            Some(Command::Images(args)) => args.run(&common),
-            Some(Command::History(args)) => args.run(&common),
-            Some(Command::Tag(args)) => args.run(&common),
-            Some(Command::Rmi(args)) => args.run(&common),
-            Some(Command::Diff(args)) => args.run(&common),
-            Some(Command::Import(args)) => args.run(&common),
-            Some(Command::Export(args)) => args.run(&common),
-            Some(Command::Save(args)) => args.run(&common),
-            Some(Command::Load(args)) => args.run(&common),
-            Some(Command::Gc(args)) => args.run(&common),
-            Some(Command::Verify(args)) => args.run(&common),
-            Some(Command::Kernel(command)) => command.run(&common),
-            Some(Command::Snapshot(command)) => command.run(&common),
-            Some(Command::Restore(args)) => restore::run(*args, &common),
-            Some(Command::Clone(args)) => clone::run(args, &common),
-            #[cfg(feature = "registry")]
-            Some(Command::Pull(args)) => args.run(&common),
-            #[cfg(feature = "registry")]
-            Some(Command::Push(args)) => args.run(&common),
-            #[cfg(feature = "registry")]
-            Some(Command::Login(args)) => args.run(&common),
-            #[cfg(feature = "registry")]
-            Some(Command::Logout(args)) => args.run(),
-            Some(Command::Exec(args)) => exec::run(args, &common),
-            Some(Command::Cp(args)) => cp::run(&args, &common),
-            Some(Command::Logs(args)) => logs::run(&args, &common),
-            Some(Command::Attach(args)) => attach::run(&args, &common),
-            Some(Command::Doctor(args)) => doctor::run(&args, &common),
-            Some(Command::Completions(args)) => args.run(),
-            Some(Command::Man(args)) => args.run(),
-            None => run::run(cli.run, &common),
-        });
+    let result = logger::start(common.log_level, common.log_file.as_deref()).map_err(Failure::usage);
+    let result = result.and_then(|()| does());
     ExitCode::from(result.unwrap_or_else(|failure| failure.report(common.json)))
 }

@@ -21,18 +21,23 @@ pub fn parse() -> Result<Cli, u8> {
         );
         Err(command.clone().error(ErrorKind::ArgumentConflict, text))
     });
-    result.map_err(|error| match error.use_stderr() {
+    result.map_err(|error| tell(&error))
+}
+
+/// Prints help or a complaint; returns the status that the program ends with.
+pub fn tell(error: &clap::Error) -> u8 {
+    match error.use_stderr() {
         true => {
             // Before the command line is understood, this is how it is known that a program reads.
             let json = std::env::args_os().any(|argument| argument == "--json");
-            output::complain(json, exit::USAGE, &line(&error));
+            output::complain(json, exit::USAGE, &line(error));
             exit::USAGE
         }
         false => {
             let _ = error.print();
             0
         }
-    })
+    }
 }
 
 /// An option of the bare form among `matches`.

@@ -154,12 +154,6 @@ impl Error {
         move |source| Error::Io { doing, path: path.into(), source }
     }
 
-    /// Whether the same may succeed when it is tried again.
-    #[cfg(feature = "registry")]
-    pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Error::Connection { passing: true, .. })
-    }
-
     /// For documents that cannot be true.
     pub(super) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::Invalid { what: what.into(), reason: reason.into() }

@@ -33,7 +33,12 @@ pub struct Machine {
 impl Machine {
     /// rvmm without any option.
     pub fn rvmm() -> Self {
-        Self::from(Command::new(env!("CARGO_BIN_EXE_rvmm")))
+        Self::program(env!("CARGO_BIN_EXE_rvmm"))
+    }
+
+    /// Another program, or rvmm at another place.
+    pub fn program(program: impl AsRef<OsStr>) -> Self {
+        Self::from(Command::new(program))
     }
 
     /// A machine with this kernel and no network.

@@ -9,6 +9,7 @@ mod counts;
 mod home;
 mod hostile;
 mod logins;
+mod program;
 mod proxy;
 mod refused;
 mod script;

@@ -97,3 +97,10 @@ impl Name {
         self.registry().ok_or_else(|| Error::BadName { name: self.to_string(), reason })
     }
 }
+
+impl Error {
+    /// Whether the same may succeed when it is tried again.
+    fn is_passing(&self) -> bool {
+        matches!(self, Error::Connection { passing: true, .. })
+    }
+}

@@ -6,74 +6,13 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
-use super::image::import::disk_size;
-use super::output::{Failure, print, print_json};
-use super::progress::Bar;
-use super::{Common, login, store};
+use super::super::{Pull, Push};
+use crate::cli::output::{Failure, print, print_json};
+use crate::cli::progress::Bar;
+use crate::cli::{Common, store};
 use crate::image::import::{DEFAULT_SIZE, Options};
-use crate::image::registry::{Access, Client, Moved, Pulled};
+use crate::image::registry::{Client, Moved, Pulled};
 use crate::image::{Commit, Descriptor, Digest, Lease, Name, STATE, Step, Store};
-
-// How a registry is spoken to.
-#[derive(clap::Args)]
-pub struct Connection {
-    /// Speak to the registry without TLS; registries on this machine need no such word
-    #[arg(long)]
-    plain_http: bool,
-}
-
-impl Connection {
-    /// With what is known of `registry`.
-    pub fn access(&self, registry: &str) -> Result<Access, Failure> {
-        Ok(Access {
-            credentials: login::logins()?.find(registry).map_err(Failure::refused)?,
-            plain_http: self.plain_http,
-            authorities: login::authorities(registry),
-        })
-    }
-}
-
-// Options of `pull`.
-#[derive(clap::Args)]
-#[command(after_help = "Examples:
-  rvmm pull registry.example.org/team/web:1
-  rvmm pull docker.io/library/alpine:3 --as alpine:3
-  rvmm pull localhost:5000/team/web@sha256:... --as web:pinned
-
-Layers that are here already are not fetched again, and a pull that broke off goes on where it ended. An image of containers
-becomes the image of a machine; its own layers stay until `rvmm gc`.")]
-pub struct Pull {
-    /// The image: REGISTRY/REPO[:TAG], or with @DIGEST instead of a tag
-    #[arg(value_name = "REGISTRY/REPO:TAG")]
-    image: String,
-    /// The name that it gets here [default: its whole name]
-    #[arg(long = "as", value_name = "REPO:TAG")]
-    name: Option<Name>,
-    /// The size of the disk that an image of containers gets: 512M, 8G [default: 8G]
-    #[arg(long, value_name = "SIZE", value_parser = disk_size)]
-    size: Option<u64>,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-// Options of `push`.
-#[derive(clap::Args)]
-#[command(after_help = "Examples:
-  rvmm push web:1 registry.example.org/team/web:1
-  rvmm push localhost:5000/team/web:1          the image that has this name here
-
-Only layers that the registry has not yet are sent, and a push that broke off goes on where it ended. A warm image carries the
-memory of its machine with all secrets in it.")]
-pub struct Push {
-    /// The image
-    #[arg(value_name = "IMAGE")]
-    image: String,
-    /// Where it goes [default: where its name says]
-    #[arg(value_name = "REGISTRY/REPO:TAG")]
-    target: Option<Name>,
-    #[command(flatten)]
-    connection: Connection,
-}
 
 impl Pull {
     /// Does what is asked.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::output::{Failure, print, print_json};
-use super::registry::Connection;
-use super::{Common, variable};
+use super::super::{Connection, Login, Logout};
+use crate::cli::output::{Failure, print, print_json};
+use crate::cli::{Common, variable};
 use crate::image::Name;
 use crate::image::registry::{Access, Client, Credentials, Logins};
 use crate::sys::terminal;
@@ -23,35 +23,15 @@ const AUTHORITIES: [&str; 4] = [
 /// The longest password.
 const LONGEST: u64 = 64 << 10;
 
-// Options of `login`.
-#[derive(clap::Args)]
-#[command(after_help = "Examples:
-  rvmm login registry.example.org -u me
-  pass show registry | rvmm login registry.example.org -u me --password-stdin
-
-What the registry accepts is kept in $XDG_CONFIG_HOME/rvmm/registries.json, for you alone and not encrypted. Logins of Docker
-(~/.docker/config.json, with its credential helpers) are used as well and need no login here.")]
-pub struct Login {
-    /// The registry: HOST[:PORT]
-    #[arg(value_name = "REGISTRY")]
-    registry: String,
-    /// The user
-    #[arg(short, long, value_name = "USER")]
-    user: Option<String>,
-    /// Read the password from standard input
-    #[arg(long)]
-    password_stdin: bool,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-// Options of `logout`.
-#[derive(clap::Args)]
-#[command(after_help = "Examples:\n  rvmm logout registry.example.com")]
-pub struct Logout {
-    /// The registry: HOST[:PORT]
-    #[arg(value_name = "REGISTRY")]
-    registry: String,
+impl Connection {
+    /// With what is known of `registry`.
+    pub fn access(&self, registry: &str) -> Result<Access, Failure> {
+        Ok(Access {
+            credentials: logins()?.find(registry).map_err(Failure::refused)?,
+            plain_http: self.plain_http,
+            authorities: authorities(registry),
+        })
+    }
 }
 
 impl Login {
@@ -128,7 +108,7 @@ fn checked(text: &str) -> Result<&str, Failure> {
 }
 
 /// Where logins are kept.
-pub fn logins() -> Result<Logins, Failure> {
+fn logins() -> Result<Logins, Failure> {
     let home = variable("HOME");
     let config = variable("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
     let config = config.or_else(|| Some(home.as_ref()?.join(".config")));
@@ -139,7 +119,7 @@ pub fn logins() -> Result<Logins, Failure> {
 }
 
 /// The certificates of the authorities that this host trusts, and of those that Docker trusts for `registry`, in PEM.
-pub fn authorities(registry: &str) -> Vec<u8> {
+fn authorities(registry: &str) -> Vec<u8> {
     let places = AUTHORITIES.into_iter().map(PathBuf::from);
     let mut places = variable("SSL_CERT_FILE").into_iter().chain(places);
     let mut found = places.find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
