@@ -110,10 +110,7 @@ pub struct Logout {
 }
 
 /// Does what the command line asks for, by becoming the program that can: the process, its terminal and its signals stay, the exit
-/// status is that program's.
-///
-/// # Errors
-/// Only when that program is not there or does not run.
+/// status is that program's. Comes back only with why it could not: that program is not there or does not run.
 pub fn hand_over() -> Failure {
     let program = match std::env::current_exe() {
         Ok(rvmm) => rvmm.with_file_name(PROGRAM),
