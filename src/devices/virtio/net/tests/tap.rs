@@ -5,7 +5,8 @@ use std::net::UdpSocket;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{ALL_GUEST, Guest, MERGE, RECEIVE, TRANSMIT};
+use super::wire::Guest;
+use super::{ALL_GUEST, MERGE, RECEIVE, TRANSMIT};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mock::hostile;
 use crate::devices::virtio::net::Net;

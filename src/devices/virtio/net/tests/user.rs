@@ -3,7 +3,8 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use super::{Guest, MERGE, RECEIVE, TRANSMIT};
+use super::wire::Guest;
+use super::{MERGE, RECEIVE, TRANSMIT};
 use crate::devices::virtio::net::Net;
 use crate::net::HEADER;
 use crate::net::testing::{End, passt_in_namespace, udp};
