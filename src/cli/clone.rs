@@ -21,12 +21,16 @@ use crate::api::name::Name;
 use crate::config::VmConfig;
 use crate::console;
 use crate::memory::image::Mode;
+use crate::sys::host;
 use crate::sys::scratch::Scratch;
 use crate::vmm::chain;
 use crate::vmm::snapshot::Restore;
 
 /// Machines that are started at the same time.
 const AT_ONCE: usize = 8;
+
+/// What the host has less when there is one more clone that does nothing, page tables and the kernel's own memory included.
+const LEAST_MIB: u64 = 1;
 
 // Options of `clone`.
 #[derive(clap::Args)]
@@ -51,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     base: Vec<PathBuf>,
     /// How many machines
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1)]
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
     /// Begin of their names, which a number follows [default: the snapshot's name]
     #[arg(long, value_name = "PREFIX")]
@@ -72,6 +76,14 @@ pub struct Args {
 
 /// Starts the machines and returns when all run.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
+    let room = host::memory_mib() / LEAST_MIB;
+    if u64::from(args.count) > room {
+        let text = format!(
+            "{} machines have no room: this host has memory for {room}, if they do nothing",
+            args.count
+        );
+        return Err(Failure::usage(text));
+    }
     // It must live until all have opened what is in it.
     let scratch = scratch(&args.source, common)?;
     let snapshot = scratch.as_ref().map_or_else(|| args.source.clone(), between);

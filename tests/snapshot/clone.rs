@@ -143,11 +143,13 @@ fn memory_that_is_copied_needs_no_snapshot() {
 }
 
 #[test]
-fn a_name_that_cannot_be_one() {
+fn names_and_numbers_that_cannot_be() {
     need!(host::kvm());
     let world = World::new();
     let source = counting(&world, "source").start();
     address(&source);
     world.create("source", "one", &[]);
     refused(&world.command(&["clone", &world.text("one"), "--name", "a/b"]), &["a/b"]);
+    refused(&world.command(&["clone", &world.text("one"), "-n", "0"]), &["0"]);
+    refused(&world.command(&["clone", &world.text("one"), "-n", "30000000"]), &["30000000", "memory for"]);
 }
