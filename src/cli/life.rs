@@ -14,7 +14,7 @@ use super::{Common, exit, identity, machines};
 use crate::api::name::Name;
 use crate::api::runtime::Entry;
 use crate::api::{Server, Service};
-use crate::config::VmConfig;
+use crate::config::{MachineConfig, VmConfig};
 use crate::sys::signals::Termination;
 use crate::sys::terminal;
 use crate::sys::{host, process};
@@ -97,16 +97,21 @@ impl Life {
             let name = self.name.as_ref().map(Name::as_str);
             News::of(restore, &config, entry.path(), name, self.paused)
         });
-        let (wanted, there) = (config.machine_config.mem_size_mib, host::memory_mib());
+        let MachineConfig { mem_size_mib: wanted, vcpu_count: vcpus, .. } = config.machine_config;
         let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
         // Nobody guesses it: it is told whatever the log tells.
         if let Some(place) = vmm.console() {
             let _ = writeln!(io::stderr(), "rvmm: the console is at {place}");
         }
+        let there = host::memory_mib();
         if wanted > there {
             warn!(
                 "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"
             );
+        }
+        let processors = thread::available_parallelism().map_or(u32::MAX, |number| number.get() as u32);
+        if vcpus > processors {
+            warn!("the machine has {vcpus} vCPUs, and {processors} may run here: the others wait meanwhile");
         }
         let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
         let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));

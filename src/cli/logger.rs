@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use serde_json::json;
+
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::options;
@@ -13,6 +15,7 @@ use crate::options;
 struct Logger {
     /// Standard error, as it is at the time, if there is none: a machine that goes to the background lets go of it.
     file: Option<Mutex<File>>,
+    json: bool,
     start: Instant,
 }
 
@@ -30,8 +33,8 @@ pub fn level(text: &str) -> Result<LevelFilter, options::Error> {
     text.parse().map_err(|_| options::bad_value("log-level", text, takes))
 }
 
-/// Starts logging.
-pub fn start(level: LevelFilter, path: Option<&Path>) -> Result<(), Error> {
+/// Starts logging, with a JSON object in each line if that is wanted.
+pub fn start(level: LevelFilter, path: Option<&Path>, json: bool) -> Result<(), Error> {
     let open = |path: &Path| OpenOptions::new().append(true).create(true).open(path);
     let failed = |path: &Path| {
         let path = path.display().to_string();
@@ -39,7 +42,7 @@ pub fn start(level: LevelFilter, path: Option<&Path>) -> Result<(), Error> {
     };
     let file = path.map(|path| open(path).map_err(failed(path))).transpose()?.map(Mutex::new);
     // A second start, as tests may do, keeps the first logger.
-    let _ = log::set_boxed_logger(Box::new(Logger { file, start: Instant::now() }));
+    let _ = log::set_boxed_logger(Box::new(Logger { file, json, start: Instant::now() }));
     log::set_max_level(level);
     Ok(())
 }
@@ -52,7 +55,15 @@ impl Log for Logger {
     fn log(&self, record: &Record) {
         let (time, level) = (self.start.elapsed().as_secs_f64(), record.level().as_str().to_lowercase());
         // One write for the line: lines of several threads do not mix.
-        let line = format!("rvmm {time:.3} {level}: {}\n", record.args());
+        let line = match self.json {
+            true => {
+                format!(
+                    "{}\n",
+                    json!({ "seconds": time, "level": level, "message": record.args().to_string() })
+                )
+            }
+            false => format!("rvmm {time:.3} {level}: {}\n", record.args()),
+        };
         let _ = match &self.file {
             Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),
             None => io::stderr().write_all(line.as_bytes()),

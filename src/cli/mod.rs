@@ -227,7 +227,8 @@ pub fn main() -> ExitCode {
 /// Does what a command line says, once it is understood; returns what the program ends with.
 fn finish(common: &Common, does: impl FnOnce() -> Result<u8, Failure>) -> ExitCode {
     output::end_on_panic(common.json);
-    let result = logger::start(common.log_level, common.log_file.as_deref()).map_err(Failure::usage);
+    let result =
+        logger::start(common.log_level, common.log_file.as_deref(), common.json).map_err(Failure::usage);
     let result = result.and_then(|()| does());
     ExitCode::from(result.unwrap_or_else(|failure| failure.report(common.json)))
 }

@@ -43,7 +43,7 @@ pub struct Args {
     #[command(flatten)]
     pub(super) devices: virtio::Configs,
     /// Number of vCPUs [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number_of_vcpus)]
     cpus: Option<u32>,
     /// RAM in MiB, or with its unit: 512M, 2G [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
@@ -194,8 +194,12 @@ pub fn seconds(text: &str) -> Result<u64, options::Error> {
 }
 
 /// A size in MiB from `512M`, `2G` or `512`.
+fn number_of_vcpus(text: &str) -> Result<u32, options::Error> {
+    text.parse().map_err(|_| options::bad_value("cpus", text, "a number, such as 2"))
+}
+
 fn mebibytes(text: &str) -> Result<u64, options::Error> {
     let size = options::size(text, 1 << 20).map(|bytes| bytes >> 20);
     size.filter(|&size| size > 0 && size <= 1 << 32)
-        .ok_or_else(|| options::bad_value("memory", text, "a size with its unit, such as 512M or 2G"))
+        .ok_or_else(|| options::bad_value("memory", text, "a size from 1M to 4096T, such as 512M or 2G"))
 }

@@ -8,8 +8,13 @@ mod vm;
 pub use vcpu::{Exit, Interrupter, Vcpu};
 pub use vm::{Reserved, Vm};
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
+
+use crate::sys::user;
 
 /// What this monitor cannot work without.
 const REQUIRED: [(Cap, &str); 8] = [
@@ -30,7 +35,7 @@ pub enum Error {
     #[error("Cannot open /dev/kvm: {hint}")]
     Open {
         /// What the user can do about it.
-        hint: &'static str,
+        hint: String,
         /// The kernel's answer.
         source: kvm_ioctls::Error,
     },
@@ -101,6 +106,8 @@ fn ioctl(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error::Ioctl { doing, source }
 }
 
+const DEVICE: &str = "/dev/kvm";
+
 /// Opens /dev/kvm.
 ///
 /// # Errors
@@ -108,12 +115,31 @@ fn ioctl(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 pub fn open_device() -> Result<Kvm, Error> {
     Kvm::new().map_err(|source| {
         let hint = match source.errno() {
-            libc::ENOENT => "the kernel's kvm module is not loaded, or virtualization is off in the firmware",
-            libc::EACCES => "no permission, add yourself to the group kvm: `sudo usermod -aG kvm $USER`",
-            _ => "`rvmm doctor` says what this machine offers",
+            libc::ENOENT => {
+                "the kernel's kvm module is not loaded, or virtualization is off in the firmware".into()
+            }
+            libc::EACCES => format!("no permission, give yourself access: `{}`", access_command()),
+            _ => "`rvmm doctor` says what this machine offers".into(),
         };
         Error::Open { hint, source }
     })
+}
+
+/// Whether the kernel's modules that use the processor's virtualization are there, or nobody knows. How fast a guest's kernel
+/// is then is measured by [`probe::speed`].
+pub fn may_have_hardware() -> bool {
+    let modules = Path::new("/sys/module");
+    !modules.exists() || ["kvm_intel", "kvm_amd"].iter().any(|name| modules.join(name).exists())
+}
+
+/// What gives this user access to /dev/kvm: its group, if that has access, else a right of the user's own.
+pub fn access_command() -> String {
+    let metadata = std::fs::metadata(DEVICE).ok().filter(|metadata| metadata.mode() & 0o060 == 0o060);
+    match metadata.and_then(|metadata| user::group(metadata.gid())) {
+        // Whoever is in root's group has more than a device.
+        Some(group) if group != "root" => format!("sudo usermod -aG {group} $USER   # and log in again"),
+        _ => format!("sudo setfacl -m u:$USER:rw {DEVICE}"),
+    }
 }
 
 /// Opens /dev/kvm and checks that it can do what is needed.
@@ -142,9 +168,14 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, Error> {
 /// the guest is told of no way to send one to a higher number.
 const MAX_VCPUS: u32 = 255;
 
+/// How many vCPUs a machine can have here.
+fn most_vcpus(kvm: &Kvm) -> u32 {
+    MAX_VCPUS.min(kvm.get_max_vcpus() as u32)
+}
+
 /// Checks that a machine can have `wanted` vCPUs here.
 pub fn check_vcpus(kvm: &Kvm, wanted: u32) -> Result<(), Error> {
-    let limit = MAX_VCPUS.min(kvm.get_max_vcpus() as u32);
+    let limit = most_vcpus(kvm);
     match (1..=limit).contains(&wanted) {
         true => Ok(()),
         false => Err(Error::Vcpus { wanted, limit }),

@@ -36,20 +36,20 @@ pub enum Pages {
 /// Why guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host refused to map a region of `mib` MiB.
+    /// The host refused to map `mib` MiB.
     #[error("Cannot map {mib} MiB of guest memory")]
     Map {
-        /// Size of the region in MiB.
+        /// All guest RAM in MiB.
         mib: u64,
         /// The host's answer.
         source: vm_memory::mmap::MmapRegionError,
     },
-    /// The host has too few huge pages for a region of `mib` MiB.
+    /// The host has too few huge pages for `mib` MiB.
     #[error(
         "Cannot map {mib} MiB of guest memory in huge pages: reserve them, for example with `sysctl vm.nr_hugepages={pages}`"
     )]
     Huge {
-        /// Size of the region in MiB.
+        /// All guest RAM in MiB.
         mib: u64,
         /// How many huge pages that is.
         pages: u64,
@@ -77,6 +77,7 @@ pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, 
         Pages::Transparent | Pages::Small => libc::MAP_NORESERVE,
         Pages::Huge2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
+    let all = ranges.iter().fold(0u64, |sum, &(_, size)| sum.saturating_add(size));
     let mut regions = Vec::with_capacity(ranges.len());
     for &(start, size) in ranges {
         let mapping = MmapRegionBuilder::new(size as usize)
@@ -84,8 +85,8 @@ pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, 
             .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | flags)
             .build()
             .map_err(|source| match pages {
-                Pages::Transparent | Pages::Small => Error::Map { mib: size >> 20, source },
-                Pages::Huge2M => Error::Huge { mib: size >> 20, pages: size.div_ceil(2 << 20), source },
+                Pages::Transparent | Pages::Small => Error::Map { mib: all >> 20, source },
+                Pages::Huge2M => Error::Huge { mib: all >> 20, pages: all.div_ceil(2 << 20), source },
             })?;
         match pages {
             Pages::Transparent => advise(&mapping, libc::MADV_HUGEPAGE),

@@ -9,6 +9,16 @@ pub fn effective() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// The name of group `id` in /etc/group (group(5)), if it has one there.
+pub fn group(id: u32) -> Option<String> {
+    let text = std::fs::read_to_string("/etc/group").ok()?;
+    text.lines().find_map(|line| {
+        let mut words = line.split(':');
+        let name = words.next()?;
+        (words.nth(1)?.parse() == Ok(id)).then(|| name.into())
+    })
+}
+
 /// A process, held so that its number cannot come to mean another one.
 pub struct Process(OwnedFd);
 
@@ -47,6 +57,12 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn groups_have_names() {
+        assert_eq!(group(0).as_deref(), Some("root"));
+        assert_eq!(group(u32::MAX), None);
+    }
 
     #[test]
     fn ends_a_process() {

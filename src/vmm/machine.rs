@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::Kvm;
+use log::warn;
 
 use super::Error;
 use super::message::{Message, Outbox};
@@ -82,12 +83,21 @@ impl Guest {
         }
         Ok(())
     }
+
+    fn is_linux(&self) -> bool {
+        self.open.as_ref().is_some_and(|(kernel, _)| kernel.is_linux())
+    }
 }
 
 impl Machine {
     /// Switches the machine on: memory is loaded, vCPUs are at their first instruction and paused.
     pub fn power_on(&mut self) -> Result<(), Error> {
         self.guest.open()?;
+        if self.guest.is_linux() && !kvm::may_have_hardware() {
+            warn!(
+                "KVM has no hardware behind it on this host, and Linux does not come up on such a one: see `rvmm doctor`"
+            );
+        }
         let vm = self.create()?;
         let mut vcpus = self.vcpus(&vm)?;
         self.load_guest(&mut vcpus)?;

@@ -33,8 +33,7 @@ fn no_device(error: &kvm::Error) -> Finding {
     if Path::new("/dev/kvm").exists() {
         return match error {
             kvm::Error::Open { source, .. } if source.errno() == libc::EACCES => {
-                finding("/dev/kvm is there, but this user may not use it")
-                    .fix("sudo usermod -aG kvm $USER   # and log in again")
+                finding("/dev/kvm is there, but this user may not use it").fix(kvm::access_command())
             }
             _ => finding(&chain(error)),
         };

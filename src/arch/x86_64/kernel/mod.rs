@@ -80,6 +80,7 @@ pub struct Kernel {
     path: PathBuf,
     source: Source,
     image: Image,
+    is_linux: bool,
 }
 
 /// What the source holds.
@@ -96,9 +97,14 @@ impl Kernel {
     /// # Errors
     /// [`super::Error::Kernel`], whose source says what is wrong with the file.
     pub fn open(path: &Path, cache: Option<&Path>) -> Result<Self, super::Error> {
-        let (source, image) =
+        let (format, source, image) =
             understand(path, cache).map_err(|source| super::Error::Kernel { path: path.into(), source })?;
-        Ok(Kernel { path: path.into(), source, image })
+        Ok(Kernel { path: path.into(), source, image, is_linux: format == Format::BzImage })
+    }
+
+    /// Whether the file is surely Linux. An ELF may be anything.
+    pub fn is_linux(&self) -> bool {
+        self.is_linux
     }
 
     /// Copies the kernel into `memory`, which must read as zeroes where the kernel goes.
@@ -114,17 +120,19 @@ impl Kernel {
     }
 }
 
-fn understand(path: &Path, cache: Option<&Path>) -> Result<(Source, Image), Error> {
+fn understand(path: &Path, cache: Option<&Path>) -> Result<(Format, Source, Image), Error> {
     let source = Source::open(path).map_err(Error::Open)?;
     let mut head = [0; identify::HEAD];
     let len = source.read_some(&mut head).map_err(Error::Read)?;
-    match identify::identify(&head[..len])? {
+    let format = identify::identify(&head[..len])?;
+    let (source, image) = match format {
         Format::Elf => {
             let elf = Elf::parse(&source)?;
-            Ok((source, Image::Elf(elf)))
+            (source, Image::Elf(elf))
         }
-        Format::BzImage => unpack(source, cache),
-    }
+        Format::BzImage => unpack(source, cache)?,
+    };
+    Ok((format, source, image))
 }
 
 /// Gets the ELF out of a boot image. One that rvmm cannot decompress stays as it is.
