@@ -14,13 +14,19 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-# need COMMAND=PACKAGE...: installs the packages whose commands are missing.
+# need COMMAND=PACKAGE...: installs the packages whose commands are missing. A package may take the place of one that had another of the
+# commands, so it is looked at again.
 need() {
-    local pair missing=()
-    for pair; do
-        command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+    local pair missing
+    for _ in 1 2 3; do
+        missing=()
+        for pair; do
+            command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+        done
+        [ ${#missing[@]} != 0 ] || return 0
+        install_packages "${missing[@]}"
+        hash -r
     done
-    [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
 }
 
 install_packages() {
