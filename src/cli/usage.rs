@@ -8,18 +8,13 @@ use super::{Cli, Common, exit, output};
 
 /// Reads the command line; help and complaints are printed here, with the status that the program ends with.
 pub fn parse() -> Result<Cli, u8> {
-    let command = Cli::command();
-    let result = command.clone().try_get_matches().and_then(|matches| {
-        match stray(&matches) {
-            Some(_) if matches.subcommand_name().is_some() => {}
-            _ => return Cli::from_arg_matches(&matches),
-        }
-        let (option, subcommand) = (stray(&matches).unwrap_or_default(), matches.subcommand_name());
-        let text = format!(
-            "`--{option}` boots a machine: it cannot stand before the command `{}`",
-            subcommand.unwrap_or_default()
-        );
-        Err(command.clone().error(ErrorKind::ArgumentConflict, text))
+    // It takes as long to describe all commands as to make a machine in KVM, so that is done once.
+    let mut command = Cli::command();
+    let result = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        let Some(subcommand) = matches.subcommand_name() else { return Cli::from_arg_matches(&matches) };
+        let Some(option) = stray(&command, &matches) else { return Cli::from_arg_matches(&matches) };
+        let text = format!("`--{option}` boots a machine: it cannot stand before the command `{subcommand}`");
+        Err(command.error(ErrorKind::ArgumentConflict, text))
     });
     result.map_err(|error| tell(&error))
 }
@@ -40,14 +35,16 @@ pub fn tell(error: &clap::Error) -> u8 {
     }
 }
 
-/// An option of the bare form among `matches`.
-fn stray(matches: &ArgMatches) -> Option<String> {
+/// An option of the bare form of `command` among `matches`.
+fn stray(command: &clap::Command, matches: &ArgMatches) -> Option<String> {
     let common = <Common as clap::Args>::augment_args(clap::Command::new(""));
     let is_common = |id: &str| common.get_arguments().any(|argument| argument.get_id() == id);
-    let command = Cli::command();
-    let options = command.get_arguments().filter(|argument| !is_common(argument.get_id().as_str()));
-    options
-        .filter(|argument| matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine))
+    let given = command.get_arguments().filter(|argument| {
+        let id = argument.get_id().as_str();
+        matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine)
+    });
+    given
+        .filter(|argument| !is_common(argument.get_id().as_str()))
         .find_map(|argument| argument.get_long().map(String::from))
 }
 
