@@ -73,14 +73,19 @@ fn generations_come_back_exactly() {
         let chain = chain(images.iter().rev());
         chain.verify(|_| {}).unwrap();
         (memory, origin) = chain
-            .map(&RANGES, if generation % 3 == 2 { &Mode::Copy } else { &Mode::Cow }, Pages::Transparent)
+            .map(
+                &RANGES,
+                if generation % 3 == 2 { &Mode::Copy } else { &Mode::Cow },
+                Pages::Transparent,
+                &mut |_, _| {},
+            )
             .unwrap();
         assert!(contents(&memory) == before, "generation {generation}");
     }
     // A whole image of a machine that was restored ten times stands for itself.
     let before = contents(&memory);
     let whole = capture(&memory, &origin, None);
-    let (memory, _) = chain([&whole]).map(&RANGES, &Mode::Cow, Pages::Transparent).unwrap();
+    let (memory, _) = chain([&whole]).map(&RANGES, &Mode::Cow, Pages::Transparent, &mut |_, _| {}).unwrap();
     assert!(contents(&memory) == before);
 }
 

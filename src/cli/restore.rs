@@ -8,12 +8,14 @@ use super::boot_timer::BootTimer;
 use super::image::stands_on::StandsOn;
 use super::life::Life;
 use super::output::Failure;
+use super::progress::Bar;
 use super::replace::{Marks, Replacements};
 use crate::api::name::Name;
 use crate::console;
+use crate::image::Step;
 use crate::memory::image::Mode;
 use crate::options;
-use crate::vmm::snapshot::Restore;
+use crate::vmm::snapshot::{Progress, Restore};
 
 // Options of `restore`.
 #[derive(clap::Args)]
@@ -74,6 +76,13 @@ pub fn memory_mode(text: &str) -> Result<Mode, options::Error> {
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
     let restore = Restore::open_on(&args.snapshot, args.memory_mode, &args.base).map_err(Failure::usage)?;
+    let restore = restore.watched(Bar::new(common).map(|bar| -> Progress {
+        Box::new(move |done, total| match done < total {
+            true => bar.show(&Step { doing: "reading memory", done, total: Some(total) }),
+            // Before the guest writes there.
+            false => bar.clear(),
+        })
+    }));
     let mut config = restore.config().clone();
     config.console = args.console;
     args.replacements.apply(&mut config, &Marks(&[]))?;

@@ -103,7 +103,11 @@ pub struct Restore {
     mode: Mode,
     directory: Arc<Directory>,
     note: Option<Vec<u8>>,
+    progress: Option<Progress>,
 }
+
+/// Told how many bytes of memory have been read of how many.
+pub type Progress = Box<dyn Fn(u64, u64)>;
 
 impl Restore {
     /// Opens the bundle at `path`, for a machine that has its memory copy-on-write from it.
@@ -141,7 +145,20 @@ impl Restore {
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
         let has_note = bundle.manifest().files.contains_key(NOTE);
         let note = has_note.then(|| bundle.read(NOTE)).transpose()?;
-        Ok(Restore { config, state, memory, mode, directory: bundle.directory().clone(), note })
+        Ok(Restore {
+            config,
+            state,
+            memory,
+            mode,
+            directory: bundle.directory().clone(),
+            note,
+            progress: None,
+        })
+    }
+
+    /// Has it told how far the reading of memory is.
+    pub fn watched(self, progress: Option<Progress>) -> Self {
+        Restore { progress, ..self }
     }
 
     /// What was noted of the machine (see [`NOTE`]).
@@ -179,7 +196,8 @@ impl Restore {
                 "the machine goes on in ordinary pages: `--memory-mode copy` puts its memory into huge pages"
             );
         }
-        Ok(self.memory.map(ranges, &self.mode, pages)?)
+        let mut tell = |done, total| self.progress.iter().for_each(|progress| progress(done, total));
+        Ok(self.memory.map(ranges, &self.mode, pages, &mut tell)?)
     }
 
     /// Begins to fill a machine's memory, if it is filled while the machine runs.

@@ -24,6 +24,9 @@ const MOST_MAPPED: usize = 30_000;
 /// Holes up to this length between two runs of one file are mapped with them: they read as zeroes, as they should.
 const GAP: u64 = 64;
 
+/// Pages that are read before it is told how far the work is: 16 MiB.
+const READ_AT_ONCE: u64 = 4096;
+
 /// How a machine gets its memory from images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -77,6 +80,12 @@ impl Piece {
     pub fn from(&self, first: u64) -> Self {
         let first = self.first.max(first);
         Piece { first, count: self.end() - first, ..*self }
+    }
+
+    /// Pieces of it that are read in one go: as much as takes some milliseconds.
+    fn cut(self) -> impl Iterator<Item = Piece> {
+        let starts = (self.first..self.end()).step_by(READ_AT_ONCE as usize);
+        starts.map(move |first| self.from(first).until(first + READ_AT_ONCE))
     }
 
     /// Its part before page `end`.
@@ -158,7 +167,7 @@ impl Chain {
     }
 
     /// Maps the memory that the chain describes over `ranges` of (address, bytes), copy-on-write: nothing is read yet. What is
-    /// copied at once is in host pages of the kind `wanted`.
+    /// copied at once is in host pages of the kind `wanted`, and `progress` is told how many bytes of how many.
     ///
     /// # Errors
     /// The ranges are not as long as the chain's RAM, or the host cannot map.
@@ -167,6 +176,7 @@ impl Chain {
         ranges: &[(GuestAddress, u64)],
         mode: &Mode,
         wanted: Pages,
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(Memory, Origin), Error> {
         let copy = *mode == Mode::Copy;
         self.check_size(ranges.iter().map(|range| range.1).sum())?;
@@ -184,10 +194,14 @@ impl Chain {
         let mut mapped = Mapped::of(&pieces);
         let (pieces, copies): (Vec<_>, Vec<_>) =
             pieces.into_iter().partition(|piece| !copy && mapped.take(piece.count));
-        for (region, piece, offset) in copies.into_iter().flat_map(|piece| split(&memory, piece)) {
+        let (mut done, total) = (0, copies.iter().map(|piece| piece.count * PAGE as u64).sum());
+        let copies = copies.into_iter().flat_map(Piece::cut).flat_map(|piece| split(&memory, piece));
+        for (region, piece, offset) in copies {
             let layer = &self.layers[piece.layer];
             let (at, len) = (piece.first * PAGE as u64, (piece.count * PAGE as u64) as usize);
             memory::read_file(region, offset, layer.pages()?, at, len).map_err(file("read", &layer.path))?;
+            done += len as u64;
+            progress(done, total);
         }
         // Before files are mapped, as it is not for those.
         if pages == Pages::Small {

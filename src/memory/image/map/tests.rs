@@ -25,7 +25,7 @@ fn memory_in_too_many_pieces_is_copied_in_part() {
     let mut chain = Chain::default();
     chain.push(&Directory::open(directory.path()).unwrap(), &index.to_bytes(), true).unwrap();
     let (memory, origin) =
-        chain.map(&[(GuestAddress(0), index.ram)], &Mode::Cow, Pages::Transparent).unwrap();
+        chain.map(&[(GuestAddress(0), index.ram)], &Mode::Cow, Pages::Transparent, &mut |_, _| {}).unwrap();
     assert_eq!(origin.mapped.len(), MOST_MAPPED);
     assert!(
         origin.mapped.contains(&((PIECES - 16) / 16 * 16 * STRIDE, WORTH_MAPPING + 1)),
@@ -36,6 +36,29 @@ fn memory_in_too_many_pieces_is_copied_in_part() {
         memory.read_slice(&mut bytes, GuestAddress((piece * STRIDE + 3) * PAGE as u64)).unwrap();
         assert_eq!(bytes, [piece as u8; 8]);
     }
+}
+
+#[test]
+fn whoever_waits_for_copies_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let pages = File::create(directory.path().join(PAGES_FILE)).unwrap();
+    let mut index = Index::new(3 * READ_AT_ONCE * PAGE as u64);
+    pages.set_len(index.ram).unwrap();
+    let count = 2 * READ_AT_ONCE + 1;
+    index.runs.push(run(5, count as u32));
+    let last = (5 + count - 1) * PAGE as u64;
+    pages.write_all_at(&[7; 8], last).unwrap();
+    index.digests = vec![[0; 32]; index.chunks().len()];
+    let mut chain = Chain::default();
+    chain.push(&Directory::open(directory.path()).unwrap(), &index.to_bytes(), true).unwrap();
+    let mut told = Vec::new();
+    let mut tell = |done, total| told.push((done / PAGE as u64, total / PAGE as u64));
+    let ranges = [(GuestAddress(0), index.ram)];
+    let (memory, _) = chain.map(&ranges, &Mode::Copy, Pages::Transparent, &mut tell).unwrap();
+    assert_eq!(told, [(READ_AT_ONCE, count), (2 * READ_AT_ONCE, count), (count, count)]);
+    let mut bytes = [0; 8];
+    memory.read_slice(&mut bytes, GuestAddress(last)).unwrap();
+    assert_eq!(bytes, [7; 8]);
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn a_machine_leaves_for_the_next_what_it_has_used_of_each_image_of_a_chain() {
     chain.push(&lower, &index(&lower), true).unwrap();
     let machine = |touched: &[u64]| {
         let (memory, origin) =
-            chain.map(&[(GuestAddress(0), RAM)], &Mode::Cow, HostPages::Transparent).unwrap();
+            chain.map(&[(GuestAddress(0), RAM)], &Mode::Cow, HostPages::Transparent, &mut |_, _| {}).unwrap();
         let memory = Arc::new(memory);
         let mut working_set = WorkingSet::new(&chain, &upper);
         working_set.start(&memory, &origin);
