@@ -109,6 +109,34 @@ fn a_restored_machine_is_committed_while_its_image_is_there() {
 }
 
 #[test]
+fn a_store_that_only_a_snapshot_names_is_left_alone() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    busy(&world, "web", "mode=write rounds=400 seed=100 sectors=64");
+    world.does(&["snapshot", "create", "web", "snap", "--stop"]);
+    let leases = || fs::read_dir(world.path("store/leases")).map_or(0, Iterator::count);
+    let before = leases();
+    let console = format!("file={}", world.text("again.log"));
+    let arguments = ["--store", "other", "restore", "snap", "--name", "again", "--console", &console];
+    let mut restored = world.command(&arguments).spawn().expect("rvmm");
+    world.has_said("again", "OK blk");
+    assert_eq!(leases(), before, "nothing is held in a store that the command does not use");
+    assert!(!world.path("run/again/image.json").exists());
+    world.refuses(&["commit", "again", "again:1"], &["again", "image"]);
+    world.does(&["stop", "--force", "again"]);
+    restored.wait().expect("an end");
+    // With the image there it is the same image, wherever the store is.
+    world.does(&["save", "bare:1", "-o", "bare.tar"]);
+    world.does(&["--store", "other", "load", "-i", "bare.tar"]);
+    let mut restored = world.command(&arguments).spawn().expect("rvmm");
+    assert!(eventually(|| world.says(&["inspect", "again"]).status == 0));
+    world.does(&["--store", "other", "commit", "again", "again:1"]);
+    world.does(&["stop", "--force", "again"]);
+    restored.wait().expect("an end");
+}
+
+#[test]
 fn however_many_commits_a_machine_has_one_overlay() {
     need!(host::kvm());
     let world = World::new();

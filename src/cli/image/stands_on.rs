@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use log::info;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::life::Entered;
@@ -53,9 +54,16 @@ impl StandsOn {
         let mut drives = config.devices.block.iter();
         drives.find(|drive| !drive.base.is_empty() && drive.source == Source::Snapshot)?;
         let saved: StandsOn = serde_json::from_slice(restore.note()?).ok()?;
-        // On another host, images are where the user has them there.
-        let place = Some(saved.store).filter(|place| store::is_at(place)).or_else(|| store::place(common))?;
-        let place = std::path::absolute(place).ok()?;
+        // A snapshot may come from anybody and name any directory: images are where the user of this command has them.
+        let place = std::path::absolute(store::place(common)?).ok()?;
+        if place != saved.store && !has(&place, &saved.image) {
+            info!(
+                "The machine cannot be committed: its image is not in {}, and the store {} that it names is not used here",
+                place.display(),
+                saved.store.display()
+            );
+            return None;
+        }
         Some(StandsOn { store: place, kept: false, lease: None, ..saved })
     }
 
@@ -71,4 +79,9 @@ impl StandsOn {
         lease.hold(&self.image.digest)?;
         Ok(lease)
     }
+}
+
+/// Whether an image is in the store at a place.
+fn has(place: &Path, image: &Descriptor) -> bool {
+    store::is_at(place) && Store::open(place).and_then(|store| store.manifest(image)).is_ok()
 }
