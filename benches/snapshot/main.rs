@@ -69,6 +69,7 @@ fn dirty(mib: u64, percent: u64) -> String {
 fn capture(world: &World, args: &Args) -> Result<Value, Failure> {
     println!("\nCapture, load average {}; p50 (p90) in milliseconds", load());
     println!("{:>10}{:>8}{:>10}{:>18}{:>18}{:>12}", "memory", "dirty", "", "pause", "command", "MiB on disk");
+    println!("each followed by the parts of the pause, p50: vCPUs and devices stop, state, disks, fork");
     let mut rows = Vec::new();
     let mut small = f64::NAN;
     for mib in [256, 1024, 4096].into_iter().filter(|&mib| mib <= args.most && available_mib() > 2 * mib) {
@@ -88,18 +89,20 @@ fn capture(world: &World, args: &Args) -> Result<Value, Failure> {
             }
             let restored = captures(world, args.runs)?;
             if mib == 256 {
-                small = fresh.0.percentile(50).max(small);
+                small = fresh.pause.percentile(50).max(small);
             }
-            for (kind, (pause, command, disk)) in [("fresh", fresh), ("restored", restored)] {
+            for (kind, Captures { pause, parts, command, disk }) in [("fresh", fresh), ("restored", restored)]
+            {
                 println!(
-                    "{mib:>6} MiB{percent:>6} %{kind:>10}{:>18}{:>18}{:>12.1}",
+                    "{mib:>6} MiB{percent:>6} %{kind:>10}{:>18}{:>18}{:>12.1}   {}",
                     pause.cell(),
                     command.cell(),
-                    disk as f64 / (1 << 20) as f64
+                    disk as f64 / (1 << 20) as f64,
+                    parts.each_ref().map(|part| format!("{:.2}", part.percentile(50))).join(" + "),
                 );
                 rows.push(json!({
                     "mib": mib, "dirty_percent": percent, "memory": kind,
-                    "pause_ms": pause.json(), "command_ms": command.json(), "disk_bytes": disk,
+                    "pause_ms": pause.json(), "pause_parts_ms": parts_json(&parts), "command_ms": command.json(), "disk_bytes": disk,
                 }));
             }
         }
@@ -108,15 +111,36 @@ fn capture(world: &World, args: &Args) -> Result<Value, Failure> {
     Ok(json!({ "rows": rows, "target": target }))
 }
 
-/// Pause and time of the whole command, and what the last snapshot occupies.
-fn captures(world: &World, runs: usize) -> Result<(Samples, Samples, u64), Failure> {
-    let (mut pauses, mut commands) = (Samples::default(), Samples::default());
+/// What a machine stands still for.
+const PARTS: [&str; 4] = ["stop", "state", "disks", "fork"];
+
+/// Milliseconds of the pause, of its parts and of the whole command, and what the last snapshot occupies.
+#[derive(Default)]
+struct Captures {
+    pause: Samples,
+    parts: [Samples; 4],
+    command: Samples,
+    disk: u64,
+}
+
+fn parts_json(parts: &[Samples; 4]) -> Value {
+    PARTS.iter().zip(parts).map(|(name, part)| (name.to_string(), part.json())).collect()
+}
+
+fn captures(world: &World, runs: usize) -> Result<Captures, Failure> {
+    let mut all = Captures::default();
     for _ in 0..runs {
         let (time, report) = common::timed(|| world.create("source", "one"));
-        pauses.0.push(report?["pause_us"].as_f64().unwrap_or(f64::NAN) / 1e3);
-        commands.0.push(time);
+        let report = report?;
+        let milliseconds = |value: &Value| value.as_f64().unwrap_or(f64::NAN) / 1e3;
+        all.pause.0.push(milliseconds(&report["pause_us"]));
+        for (name, part) in PARTS.iter().zip(&mut all.parts) {
+            part.0.push(milliseconds(&report["pause_parts_us"][name]));
+        }
+        all.command.0.push(time);
     }
-    Ok((pauses, commands, occupied(&world.path("one"))))
+    all.disk = occupied(&world.path("one"));
+    Ok(all)
 }
 
 fn restore(world: &World, runs: usize) -> Result<Value, Failure> {

@@ -64,25 +64,58 @@ pub struct Capture {
     config: VmConfig,
     /// See [`NOTE`].
     note: Option<Vec<u8>>,
-    pause: Duration,
+    pause: Pause,
     /// The machine stands still until it is written.
     holds: bool,
 }
 
+/// What a machine stands still for, in order.
+struct Pause {
+    start: Instant,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Pause {
+    /// The part that ends now.
+    fn ends(&mut self, part: &'static str) {
+        let before = self.parts.iter().map(|(_, time)| *time).sum();
+        self.parts.push((part, self.start.elapsed().saturating_sub(before)));
+    }
+
+    /// Microseconds of all parts together.
+    fn total(&self) -> u64 {
+        self.parts.iter().map(|(_, time)| *time).sum::<Duration>().as_micros() as u64
+    }
+
+    /// Microseconds of each part.
+    fn parts(&self) -> Value {
+        let part = |(part, time): &(&str, Duration)| (part.to_string(), json!(time.as_micros() as u64));
+        Value::Object(self.parts.iter().map(part).collect())
+    }
+}
+
 impl Capture {
-    /// Takes the state of a machine whose vCPUs stand still since `paused`. Devices move again when it returns, unless all is to
+    /// Takes the state of a machine whose vCPUs stand still as `pause` tells. Devices move again when it returns, unless all is to
     /// stand still until it is written.
     fn take(
         machine: &Machine,
         config: &VmConfig,
         note: Option<Vec<u8>>,
-        paused: Instant,
+        mut pause: Pause,
         holds: bool,
     ) -> Result<Self, Error> {
         machine.functions.iter().for_each(|function| lock(function).freeze());
-        let taken = machine
-            .save()
-            .and_then(|state| Ok((state, machine.freeze_contents()?, Frozen::fork().map_err(Error::Fork)?)));
+        pause.ends("stop");
+        let mut take = || {
+            let state = machine.save()?;
+            pause.ends("state");
+            let disks = machine.freeze_contents()?;
+            pause.ends("disks");
+            let frozen = Frozen::fork().map_err(Error::Fork)?;
+            pause.ends("fork");
+            Ok::<_, Error>((state, disks, frozen))
+        };
+        let taken = take();
         if !holds || taken.is_err() {
             machine.retry();
         }
@@ -95,7 +128,7 @@ impl Capture {
             state,
             config: config.clone(),
             note,
-            pause: paused.elapsed(),
+            pause,
             holds,
         })
     }
@@ -135,7 +168,8 @@ impl Capture {
         draft.publish(base.map(|base| base.as_parent_of(&from)), disks)?;
         Ok(json!({
             "path": target,
-            "pause_us": self.pause.as_micros() as u64,
+            "pause_us": self.pause.total(),
+            "pause_parts_us": self.pause.parts(),
             "write_us": start.elapsed().as_micros() as u64,
             "ram_bytes": written.ram,
             "data_bytes": written.data,
@@ -181,9 +215,9 @@ impl Vmm {
         // Before the disks are frozen, and on the thread that puts them on another base: what is noted of overlays is of those that
         // are captured.
         let note = self.directory.as_ref().and_then(|directory| std::fs::read(directory.join(NOTE)).ok());
-        let start = Instant::now();
+        let pause = Pause { start: Instant::now(), parts: Vec::new() };
         self.machine.pause();
-        let capture = Capture::take(&self.machine, &self.config, note, start, holds);
+        let capture = Capture::take(&self.machine, &self.config, note, pause, holds);
         if holds && capture.is_ok() {
             (self.before, self.state) = (self.state, RunState::Saving);
         } else if self.state == RunState::Running {
