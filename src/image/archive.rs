@@ -8,7 +8,7 @@ use super::name::Name;
 use super::refs::Index;
 use super::store::{LAYOUT, MAX_DOCUMENT, Store};
 use super::tar::{self, Archive, Kind};
-use super::{Digest, Error};
+use super::{Digest, Error, compression, kernel};
 
 /// Where blobs are in an archive.
 const BLOBS: &str = "blobs/sha256/";
@@ -40,10 +40,12 @@ impl Store {
         tar::end(to).map_err(writing)
     }
 
-    /// Reads an archive and gives its images the names that they have there. Archives of up to `limit` bytes are read.
+    /// Reads an archive, which may be compressed, and gives its images the names that they have there. Archives of up to
+    /// `limit` bytes are read. A kernel beside images gives way to one that has its name here.
     ///
     /// # Errors
-    /// When it is damaged or no such archive, or the host refuses. Blobs that were read stay until `gc`.
+    /// When it is damaged, no such archive, or unpacks to far more than what is saved can; or the host refuses. Blobs that were
+    /// read stay until `gc`.
     pub fn load(
         &self,
         lease: &mut Lease,
@@ -51,8 +53,9 @@ impl Store {
         limit: u64,
     ) -> Result<Vec<(Name, Descriptor)>, Error> {
         let invalid = |reason: &str| Error::invalid("The archive", reason);
-        let mut archive = Archive::new(from, limit);
-        let mut index = None;
+        let reading = |source| Error::Io { doing: "read", path: "the archive".into(), source };
+        let mut archive = Archive::new(compression::open_bounded(from).map_err(reading)?, limit);
+        let (mut index, mut of_containers) = (None, false);
         while let Some(found) = archive.next()? {
             if found.kind != Kind::File {
                 continue;
@@ -61,8 +64,10 @@ impl Store {
             if path == b"index.json" {
                 let mut bytes = Vec::new();
                 let read = (&mut archive).take(MAX_DOCUMENT).read_to_end(&mut bytes);
-                read.map_err(|source| Error::Io { doing: "read", path: "the archive".into(), source })?;
+                read.map_err(reading)?;
                 index = Some(Index::parse(&bytes, "index.json in the archive")?);
+            } else if path == b"manifest.json" {
+                of_containers = true;
             } else if let Some(hex) = path.strip_prefix(BLOBS.as_bytes()) {
                 let digest = std::str::from_utf8(hex).ok().and_then(Digest::from_hex);
                 let digest = digest.ok_or_else(|| invalid("it has a blob without a digest"))?;
@@ -73,6 +78,9 @@ impl Store {
                 }
             }
         }
+        if of_containers {
+            return Err(containers());
+        }
         let index = index.ok_or_else(|| invalid("it has no index.json: is it an OCI layout?"))?;
         let mut images = Vec::new();
         for entry in &index.manifests {
@@ -81,11 +89,22 @@ impl Store {
             images.push((name, Descriptor::new(&entry.media_type, entry.digest, entry.size)));
         }
         for (_, image) in &images {
+            if !self.manifest(image)?.is_ours() {
+                return Err(containers());
+            }
             self.rebuild_versions(lease, image)?;
+        }
+        let here = self.read_index()?;
+        if images.iter().any(|(name, _)| !kernel::is_one(name)) {
+            images.retain(|(name, image)| !kernel::gives_way(&here, name, image));
         }
         self.tag_all(&images)?;
         Ok(images)
     }
+}
+
+fn containers() -> Error {
+    Error::invalid("The archive", "it holds images of containers: use `rvmm import FILE NAME`")
 }
 
 fn writing(source: std::io::Error) -> Error {

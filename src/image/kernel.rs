@@ -57,6 +57,14 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// Its name among all images.
+    ///
+    /// # Errors
+    /// Never for a kernel that is in a store.
+    pub fn full_name(&self) -> Result<Name, Error> {
+        full(&self.name)
+    }
+
     /// Bytes that it has in the store.
     pub fn size(&self) -> u64 {
         self.kernel.size.saturating_add(self.initramfs.size)
@@ -122,7 +130,7 @@ pub(super) fn check_name(
     image: &Descriptor,
     manifest: &Manifest,
 ) -> Result<(), Error> {
-    if name.repository != REPOSITORY {
+    if !is_one(name) {
         return Ok(());
     }
     let refuse = |reason| Err(Error::BadName { name: name.to_string(), reason });
@@ -132,6 +140,32 @@ pub(super) fn check_name(
         false if name.tag == DEFAULT => refuse("`rvmm kernel default` says which kernel that is"),
         false if before.is_some() => refuse("a kernel has this name: `rvmm kernel rm` removes it"),
         false => parts(&name.tag, manifest).map(drop),
+    }
+}
+
+/// Whether this is the second name, that of the default kernel.
+pub fn is_default(name: &Name) -> bool {
+    is_one(name) && name.tag == DEFAULT
+}
+
+/// Whether this is the name of a kernel.
+pub(super) fn is_one(name: &Name) -> bool {
+    name.repository == REPOSITORY
+}
+
+/// Whether this is a kernel whose name another one has.
+pub(super) fn gives_way(index: &Index, name: &Name, image: &Descriptor) -> bool {
+    let other = index.get(&name.to_string()).filter(|before| is_one(name) && before.digest != image.digest);
+    if other.is_some() {
+        log::warn!("another kernel is `{}` here: it stays, and that of the archive is left out", name.tag);
+    }
+    other.is_some()
+}
+
+/// The first kernel is the default, wherever it comes from.
+pub(super) fn came(index: &mut Index, name: &Name, image: &Descriptor) {
+    if is_one(name) && default(index).is_none() {
+        index.set(&default_name(), image);
     }
 }
 

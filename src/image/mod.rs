@@ -11,6 +11,7 @@ mod archive;
 mod cache;
 mod commit;
 mod compare;
+mod compression;
 mod config;
 mod digest;
 mod error;

@@ -9,4 +9,5 @@ mod formats;
 mod hostile;
 mod machines;
 mod names;
+mod saved;
 mod world;

@@ -10,15 +10,17 @@ use super::archive;
 use crate::cli::Common;
 use crate::cli::output::{Failure, print, print_json};
 use crate::cli::store;
-use crate::image::Name;
+use crate::image::{Kernel, Name, Store, kernel};
 
 // Options of `save`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   rvmm save web:v2 -o web.tar
   rvmm save web db | ssh other rvmm load
+  rvmm save web --with-kernel | zstd >web.tar.zst      for a machine without a network
 
-The file is an OCI layout in an archive, the same bytes for the same images. Older versions are not in it: name them as well.")]
+The file is an OCI layout in an archive, the same bytes for the same images. Older versions are not in it: name them as well.
+Kernels are images, too: `rvmm save rvmm/kernel:NAME`.")]
 pub struct Save {
     /// Images
     #[arg(required = true, value_name = "IMAGE")]
@@ -26,19 +28,28 @@ pub struct Save {
     /// Write here [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// With the default kernel, so that images that bring none run elsewhere as they do here
+    #[arg(long)]
+    with_kernel: bool,
 }
 
 // Options of `load`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  rvmm load -i web.tar
+  rvmm load -i web.tar.zst
   ssh other rvmm save web | rvmm load
 
-For images of containers, see `rvmm import`.")]
+The archive may be compressed with gzip, bzip2, xz or zstd. A kernel in it is the default one where there is none yet. For images of
+containers, see `rvmm import`.")]
 pub struct Load {
     /// Read this [default: standard input]
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
+}
+
+fn default(store: &Store) -> Result<Kernel, Failure> {
+    let none = "The store has no default kernel to go with it: `rvmm kernel add --from-package` adds one";
+    store.default_kernel().map_err(Failure::refused)?.ok_or_else(|| Failure::refused(none))
 }
 
 impl Save {
@@ -56,7 +67,16 @@ impl Save {
                     "`{text}` has no name to be saved with: give it one with `rvmm tag`"
                 ))
             })?;
+            // Elsewhere, another kernel may be the default.
+            let name = match kernel::is_default(&name) {
+                true => default(&store)?.full_name().map_err(Failure::refused)?,
+                false => name,
+            };
             images.push((name, found.descriptor));
+        }
+        if self.with_kernel {
+            let kernel = default(&store)?;
+            images.push((kernel.full_name().map_err(Failure::refused)?, kernel.image));
         }
         archive(self.output.as_ref(), |mut to| store.save(&images, &mut to).map_err(Failure::refused))?;
         Ok(0)

@@ -69,7 +69,7 @@ impl Runnable {
             None => {
                 let missing = || {
                     Failure::usage(
-                        "The image has no kernel, and the store no default one: add one with `rvmm kernel add --from-package`, or say --kernel",
+                        "The image has no kernel, and the store no default one: add one with `rvmm kernel add --from-package`, bring it with the image (`rvmm save --with-kernel`), or say --kernel",
                     )
                 };
                 let default = store.default_kernel().map_err(Failure::refused)?.ok_or_else(missing)?;

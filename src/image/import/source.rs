@@ -12,7 +12,7 @@ use crate::image::config::{Process, Version};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::manifest::{Descriptor, INDEX, Manifest};
 use crate::image::tar::{Archive, Kind};
-use crate::image::{Error, Index, Store};
+use crate::image::{Error, Index, Store, compression};
 
 /// The largest document in an archive.
 pub(super) const MAX_DOCUMENT: u64 = 16 << 20;
@@ -171,18 +171,12 @@ impl Part {
 
     /// As [`Part::open`]; `told` hears how many bytes of the file have been read.
     pub fn open_watched(&self, told: impl FnMut(u64) + 'static) -> io::Result<Box<dyn Read>> {
-        let mut magic = [0; 6];
-        let len = magic.len().min(usize::try_from(self.size).unwrap_or(usize::MAX));
-        self.file.read_exact_at(&mut magic[..len], self.offset)?;
-        let part =
-            Positioned { file: self.file.try_clone()?, at: self.offset, left: self.size, read: 0, told };
-        let plain = BufReader::with_capacity(1 << 17, part);
-        Ok(match magic {
-            [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(plain)),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::stream::read::Decoder::with_buffer(plain)?),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(lzma_rust2::XzReader::new(plain, true)),
-            [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(plain)),
-            _ => Box::new(plain),
+        compression::open(Positioned {
+            file: self.file.try_clone()?,
+            at: self.offset,
+            left: self.size,
+            read: 0,
+            told,
         })
     }
 }

@@ -148,6 +148,7 @@ impl Store {
                 kernel::check_name(index, name, manifest, &whole)?;
                 self.has_blobs(&whole)?;
                 index.set(&name.to_string(), manifest);
+                kernel::came(index, name, manifest);
             }
             Ok(())
         })
