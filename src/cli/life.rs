@@ -37,6 +37,8 @@ pub struct Life {
     pub ahead: bool,
     /// It was saved and does not go on as itself, but as another machine.
     pub another: bool,
+    /// Where the log of its console is kept, if that is not the machine's own directory.
+    pub log: Option<PathBuf>,
     /// Where its milestones are written.
     pub boot_timer: Option<BootTimer>,
     /// Called with the machine's own directory when it is entered there.
@@ -73,6 +75,7 @@ impl Life {
             termination: Some(Termination::new().map_err(Failure::usage)?),
             grace: self.grace,
             directory: entry.as_ref().map(|entry| entry.path().to_path_buf()),
+            log: self.log.take(),
             paused: self.paused,
             ahead: self.ahead,
             lost: Some(lost(entry.as_ref(), common)),

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use super::Common;
-use super::machines;
+use super::image::stands_on::StandsOn;
+use super::image::start;
 use super::output::Failure;
+use super::{Common, machines, store};
+use crate::api::runtime::Machine;
 use crate::console::{self, log};
+use crate::image::Instance;
 
 /// How often a log that is followed is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -20,10 +23,11 @@ const INTERVAL: Duration = Duration::from_millis(100);
   rvmm logs web
   rvmm logs -f web
 
-The log of a machine in the background has what its console said, the last 1 to 2 MiB of it. It goes with the machine; a
-machine started with --console file=PATH keeps all of it there.")]
+The log of a machine in the background has what its console said, the last 1 to 2 MiB of it. A machine that stays when it ends keeps
+its log until `rvmm rm`, and goes on with it when it is started again; of others it goes with the machine. A machine started with
+--console file=PATH keeps all of it there.")]
 pub struct Args {
-    /// The machine, as `rvmm ps` names it
+    /// The machine, as `rvmm ps -a` names it
     #[arg(value_name = "NAME")]
     name: String,
     /// Go on with what is said from now on, until the machine ends
@@ -37,21 +41,60 @@ enum Log {
     File(File),
 }
 
+impl Log {
+    /// That of a machine that runs.
+    fn of(machine: &Machine) -> Result<Self, Failure> {
+        match machines::config(machine)?.console {
+            console::Config::Log => {
+                let kept = StandsOn::read(machine.directory()).and_then(|on| on.instance(&machine.name));
+                Ok(Log::Kept(log::Reader::new(kept.as_deref().unwrap_or(machine.directory()))))
+            }
+            console::Config::File(path) => open(&path).map(Log::File),
+            _ => Err(Failure::refused(format!(
+                "The console of {} is not kept: start the machine with --console log or --console file=PATH",
+                machine.name
+            ))),
+        }
+    }
+
+    /// That of a machine that has ended and stays.
+    fn of_stopped(found: &Instance) -> Result<Self, Failure> {
+        if found.path().join(log::FILE).exists() {
+            return Ok(Log::Kept(log::Reader::new(found.path())));
+        }
+        match serde_json::from_value(found.record.machine["console"].clone()) {
+            Ok(console::Config::File(path)) => open(&path).map(Log::File),
+            _ => Err(Failure::refused(format!(
+                "`{0}` does not run, and of its console nothing is kept: `rvmm start {0}` starts it in the background, with a log",
+                found.name
+            ))),
+        }
+    }
+}
+
+/// The instance with this name in the user's store.
+fn stopped(name: &str, common: &Common) -> Result<Option<Instance>, Failure> {
+    let Some(store) = store::existing(common)? else { return Ok(None) };
+    match store.instance_names().map_err(Failure::refused)?.iter().any(|known| known == name) {
+        true => start::instance(&store, name).map(Some),
+        false => Ok(None),
+    }
+}
+
 /// Prints the log of a machine.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
-    let machine = machines::one(common, &args.name)?;
-    let mut log = match machines::config(&machine)?.console {
-        console::Config::Log => Log::Kept(log::Reader::new(machine.directory())),
-        console::Config::File(path) => Log::File(open(&path)?),
-        _ => {
-            let name = &machine.name;
-            return Err(Failure::refused(format!(
-                "The console of {name} is not kept: start the machine with --console log or --console file=PATH"
-            )));
-        }
+    let running = machines::all(common)?.into_iter().find(|machine| machine.name == args.name);
+    let (mut log, running) = match running {
+        Some(machine) => (Log::of(&machine)?, Some(machine)),
+        None => match stopped(&args.name, common)? {
+            Some(found) => (Log::of_stopped(&found)?, None),
+            // Or it has just begun.
+            None => machines::one(common, &args.name)
+                .and_then(|machine| Log::of(&machine).map(|log| (log, Some(machine))))?,
+        },
     };
     loop {
-        let gone = machine.is_gone();
+        let gone = running.as_ref().is_none_or(Machine::is_gone);
         let mut out = io::stdout().lock();
         let copied = match &mut log {
             Log::Kept(reader) => reader.copy(&mut out),

@@ -34,8 +34,8 @@ pub enum Config {
     Pty,
     /// A Unix socket that one client at a time connects to; without one, output is lost.
     Socket(PathBuf),
-    /// Output is kept in the machine's own directory, at most 2 MiB of it ([`log`]), and a client may connect to the socket
-    /// [`SOCKET`] there: for machines in the background.
+    /// Output is kept in the machine's own directory, or in one that stays when it ends, at most 2 MiB of it ([`log`]), and a
+    /// client may connect to the socket [`SOCKET`] in its own directory: for machines in the background.
     Log,
 }
 
@@ -125,11 +125,11 @@ pub struct Console {
     pub place: Option<String>,
 }
 
-/// Opens the console of a machine that has this directory.
+/// Opens the console of a machine that has this directory, with its log in `log` if it is not to be there, too.
 ///
 /// # Errors
 /// When a file, a socket or a terminal cannot be had.
-pub fn open(config: &Config, directory: Option<&Path>) -> Result<Console, Error> {
+pub fn open(config: &Config, directory: Option<&Path>, log: Option<&Path>) -> Result<Console, Error> {
     let (output, input, place) = match config {
         Config::Off => (Output::line(io::sink()), None, None),
         Config::Stdio => {
@@ -160,7 +160,8 @@ pub fn open(config: &Config, directory: Option<&Path>) -> Result<Console, Error>
         Config::Log => {
             let directory = directory.ok_or(Error::NoDirectory)?;
             let (input, client) = listen(&directory.join(SOCKET))?;
-            (Output::line(SocketOutput { client, log: Some(Log::new(directory)) }), Some(input), None)
+            let log = Log::new(log.unwrap_or(directory));
+            (Output::line(SocketOutput { client, log: Some(log) }), Some(input), None)
         }
     };
     Ok(Console { output, input, place })

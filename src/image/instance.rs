@@ -3,6 +3,7 @@
 //! ```text
 //! instances/NAME/instance.json   the image, and the machine that it became
 //!                overlay-N       what the machine has written, the newest with the largest number (disk/overlay)
+//!                console.log     what its console said in the background (console/log)
 //! scratch/ID/                    overlays on their way into a layer, machines on their way to clones, instances on their way out; locked
 //!                                by the command
 //! locks/instance-NAME            locked by the command that makes, starts, commits or removes the instance

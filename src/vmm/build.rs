@@ -31,6 +31,8 @@ pub struct Environment {
     pub grace: Duration,
     /// The machine's own directory, where its sockets are.
     pub directory: Option<PathBuf>,
+    /// Where the console's log is kept, if that is not the machine's own directory: one that stays when it ends.
+    pub log: Option<PathBuf>,
     /// The machine stands still until it is told to go on.
     pub paused: bool,
     /// What is mapped from a snapshot is read ahead of its use, and what is used recorded there for the next one.
@@ -50,6 +52,7 @@ pub(super) fn machine(
     restore: Option<&Restore>,
     kernel_cache: Option<PathBuf>,
     directory: Option<PathBuf>,
+    log: Option<PathBuf>,
     outbox: &Outbox,
     lost: Option<Lost>,
 ) -> Result<(Machine, Vec<Subscriber>), Error> {
@@ -72,7 +75,7 @@ pub(super) fn machine(
     let memory = Arc::new(memory);
     let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();
     let notifier = outbox.notifier();
-    let console = console::open(&config.console, directory.as_deref())?;
+    let console = console::open(&config.console, directory.as_deref(), log.as_deref())?;
     let platform = Platform::new(console.output)?;
     let mut buses = Buses::default();
     platform.attach(&mut buses, &notifier)?;

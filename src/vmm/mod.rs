@@ -125,6 +125,7 @@ impl Vmm {
             restore,
             environment.kernel_cache,
             directory.clone(),
+            environment.log,
             inbox.outbox(),
             environment.lost,
         )?;

@@ -27,6 +27,7 @@ fn paused(directory: &Path, outside: impl FnOnce(&Outbox) + Send + 'static) -> O
         termination: None,
         grace: Duration::ZERO,
         directory: None,
+        log: None,
         paused: true,
         ahead: false,
         lost: None,

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::common::host;
+use crate::common::{eventually, host};
 use crate::need;
 use crate::world::World;
 
@@ -57,7 +57,8 @@ fn machines_with_names_stay() {
     assert_eq!(world.does(&["ps", "-a", "-q"]), "web");
     world.does(&["gc"]);
     world.does(&["verify"]);
-    world.refuses(&["logs", "web"], &["`web` does not run", "rvmm start web"]);
+    // Its console went to a file, and is there.
+    assert!(world.does(&["logs", "web"]).contains("OK blk"));
     // It goes on with the disk that it had.
     world.does(&["commit", "web", "seven"]);
     world.verifies("seven", 7);
@@ -72,6 +73,47 @@ fn machines_with_names_stay() {
 }
 
 #[test]
+fn what_a_machine_said_stays_as_long_as_it_does() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let run = |name: &str, options: &[&str]| {
+        let run = ["run", "-d", "bare:1", "--name", name, "--net", "none"];
+        let test = ["--cmdline", "test=hello end=hlt"];
+        world.does(&[&run[..], options, &test].concat());
+    };
+    let logs = |name: &str| world.does(&["logs", name]);
+    let said = |count: usize| assert!(eventually(|| logs("web").matches("OK hello").count() == count));
+    run("web", &[]);
+    said(1);
+    world.does(&["stop", "--force", "web"]);
+    said(1);
+    assert_eq!(world.does(&["logs", "-f", "web"]), logs("web"), "there is nothing to wait for");
+    // The next start goes on with it, as the next one of a machine that was killed does.
+    world.does(&["start", "web"]);
+    said(2);
+    let pid = world.json(&["ps"])[0]["pid"].to_string();
+    host::run("kill", &["-KILL", &pid]);
+    assert!(eventually(|| world.does(&["ps", "-q"]).is_empty()));
+    said(2);
+    world.does(&["rm", "web"]);
+    world.refuses(&["logs", "web"], &["no machine `web`"]);
+    // Another one of this name says nothing of the first one.
+    run("web", &[]);
+    said(1);
+    world.does(&["rm", "-f", "web"]);
+    // What does not stay leaves nothing; what spoke on a terminal was heard there.
+    run("gone", &["--rm"]);
+    world.does(&["stop", "--force", "gone"]);
+    world.refuses(&["logs", "gone"], &["no machine `gone`"]);
+    world.run("bare:1", "hello", &["--name", "heard"]);
+    world.refuses(&["logs", "heard"], &["`heard` does not run", "nothing is kept", "rvmm start heard"]);
+    world.refuses(&["logs", "haerd"], &["haerd"]);
+    world.does(&["gc"]);
+    world.does(&["verify"]);
+}
+
+#[test]
 fn idle_machines_share_and_are_small() {
     need!(host::kvm());
     use std::os::unix::fs::MetadataExt;
@@ -83,8 +125,9 @@ fn idle_machines_share_and_are_small() {
         world.does(&run);
     }
     for name in names {
-        let overlay = world.path(&format!("store/instances/{name}/overlay-1"));
-        let bytes = fs::metadata(overlay).expect("an overlay").blocks() * 512;
+        let files = fs::read_dir(world.path(&format!("store/instances/{name}"))).expect("an instance");
+        let blocks = files.map(|file| file.and_then(|file| file.metadata()).expect("a file").blocks());
+        let bytes = blocks.sum::<u64>() * 512;
         assert!(bytes < 64 << 10, "{name} has {bytes} bytes of its own");
         let record = world.json(&["inspect", name])[0]["config"]["drives"].clone();
         assert_eq!(record[0]["base"], world.json(&["inspect", "a"])[0]["config"]["drives"][0]["base"]);

@@ -96,6 +96,7 @@ pub fn try_restore(path: &Path) -> Result<(), String> {
         kernel_cache: None,
         directory: path.parent().map(Path::to_path_buf),
         termination: None,
+        log: None,
         grace: Duration::ZERO,
         paused: true,
         ahead: false,

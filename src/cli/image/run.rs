@@ -142,8 +142,13 @@ impl Prepared {
             kept: self.kept,
             lease: Some(lease.path().into()),
         };
+        let log = match self.kept {
+            true => Some(self.store.instances_path().map_err(Failure::refused)?.join(self.name.as_str())),
+            false => None,
+        };
         let life = Life {
             name: Some(self.name),
+            log,
             grace: self.grace,
             boot_timer: self.boot_timer,
             ahead: true,

@@ -49,6 +49,11 @@ impl StandsOn {
         serde_json::from_slice(&fs::read(directory.join(NOTE)).ok()?).ok()
     }
 
+    /// Where the instance is whose overlays the machine `name` has, if they are those of one.
+    pub fn instance(&self, name: &str) -> Option<PathBuf> {
+        self.kept.then(|| self.store.join("instances").join(name))
+    }
+
     /// What a saved machine stands on when it goes on as `config` says; `None` if that is no image.
     pub fn of(restore: &Restore, config: &VmConfig, common: &Common) -> Option<Self> {
         let mut drives = config.devices.block.iter();
