@@ -88,16 +88,19 @@ impl Store {
             let name: Name = name.parse()?;
             images.push((name, Descriptor::new(&entry.media_type, entry.digest, entry.size)));
         }
-        for (_, image) in &images {
-            if !self.manifest(image)?.is_ours() {
+        let (here, mut left_out) = (self.read_index()?, Vec::new());
+        let with_others = images.iter().any(|(name, _)| !kernel::is_one(name));
+        for (name, image) in &images {
+            let manifest = self.manifest(image)?;
+            if !manifest.is_ours() {
                 return Err(containers());
+            }
+            if with_others && kernel::gives_way(&here, name, image, &manifest) {
+                left_out.push(name.clone());
             }
             self.rebuild_versions(lease, image)?;
         }
-        let here = self.read_index()?;
-        if images.iter().any(|(name, _)| !kernel::is_one(name)) {
-            images.retain(|(name, image)| !kernel::gives_way(&here, name, image));
-        }
+        images.retain(|(name, _)| !left_out.contains(name));
         self.tag_all(&images)?;
         Ok(images)
     }

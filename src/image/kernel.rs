@@ -154,12 +154,14 @@ pub(super) fn is_one(name: &Name) -> bool {
 }
 
 /// Whether this is a kernel whose name another one has.
-pub(super) fn gives_way(index: &Index, name: &Name, image: &Descriptor) -> bool {
-    let other = index.get(&name.to_string()).filter(|before| is_one(name) && before.digest != image.digest);
-    if other.is_some() {
+pub(super) fn gives_way(index: &Index, name: &Name, image: &Descriptor, manifest: &Manifest) -> bool {
+    let is_other = |before: &Descriptor| before.digest != image.digest;
+    let could_be = is_one(name) && !is_default(name) && parts(&name.tag, manifest).is_ok();
+    let gives_way = could_be && index.get(&name.to_string()).is_some_and(is_other);
+    if gives_way {
         log::warn!("another kernel is `{}` here: it stays, and that of the archive is left out", name.tag);
     }
-    other.is_some()
+    gives_way
 }
 
 /// The first kernel is the default, wherever it comes from.
