@@ -7,7 +7,7 @@
 //!   config.json, state.json              ───► state: {"config": ..., "state": ...}
 //!   disk-*                               ───► disk layers, as at every commit
 //!
-//! STORE/warm/DIGEST/  the bundle again, made when the image is first run, mapped by every machine
+//! STORE/warm/DIGEST/  the bundle again, that of the commit or made when the image comes, mapped by every machine
 //! ```
 
 use std::collections::BTreeSet;
@@ -70,7 +70,7 @@ impl Store {
             }
             let changes = layer::without_zeroes(&pages, size, &changes)?;
             let upload = self.upload().map_err(std::io::Error::other)?;
-            layer::write(&pages, size, changes, upload.file(), &mut |done, all| {
+            layer::write_memory(&pages, size, changes, upload.file(), &mut |done, all| {
                 self.tell("packing memory", done, Some(all));
             })?;
             Ok(upload)
@@ -87,11 +87,34 @@ impl Store {
     pub fn open_warm(&self, image: &Descriptor, limit: u64) -> Result<Option<PathBuf>, Error> {
         let manifest = self.manifest(image)?;
         let Some(state) = manifest.of_type(STATE).next() else { return Ok(None) };
-        let parent = self.path().join("warm");
-        let path = parent.join(image.digest.hex());
-        self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;
+        let path = self.warm(image)?;
         self.once(&path, || self.unpack_warm(image, &manifest, state, &path, limit))?;
         Ok(Some(path))
+    }
+
+    /// Keeps the snapshot that became memory and state of an image, so that it need not be made again: the store's own file of
+    /// pages, which nobody else writes. `config` is as for [`Store::put_warm`].
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn keep_warm(&self, image: &Descriptor, snapshot: &Bundle, config: &[u8]) -> Result<(), Error> {
+        let path = self.warm(image)?;
+        self.once(&path, || {
+            let mut draft = Draft::new(&path)?;
+            draft.add(CONFIG_FILE, config)?;
+            draft.add(STATE_FILE, &snapshot.read(STATE_FILE)?)?;
+            draft.add(INDEX_FILE, &snapshot.read(INDEX_FILE)?)?;
+            let pages = snapshot.path().join(PAGES_FILE);
+            fs::hard_link(&pages, draft.path().join(PAGES_FILE)).map_err(Error::io("link", &pages))?;
+            Ok(draft.publish(None, Vec::new())?)
+        })
+    }
+
+    /// Where the bundle of a warm image is.
+    fn warm(&self, image: &Descriptor) -> Result<PathBuf, Error> {
+        let parent = self.path().join("warm");
+        self.files.make_directory(&parent).map_err(Error::io("make", &parent))?;
+        Ok(parent.join(image.digest.hex()))
     }
 
     fn unpack_warm(

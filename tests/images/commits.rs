@@ -205,6 +205,13 @@ fn a_warm_image_goes_on() {
     let other = world.text("other");
     world.does(&["save", "bare:warm", "-o", "warm.tar"]);
     world.does(&["load", "-i", "warm.tar", "--store", &other]);
+    // What the commit has kept and what is made of the image say the same.
+    let digest = images[0]["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("hex");
+    for file in ["memory", "memory.index", "config.json", "state.json"] {
+        let read =
+            |store: &str| fs::read(world.path(store).join("warm").join(digest).join(file)).expect("a file");
+        assert!(read("store") == read("other"), "{file}");
+    }
     let console = format!("file={}", world.text("three.log"));
     world.does(&["run", "-d", "bare:warm", "--name", "three", "--console", &console, "--store", &other]);
     world.has_said("three", "\ncounter ");

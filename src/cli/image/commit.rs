@@ -96,6 +96,9 @@ fn put_on(store: &Store, machine: &Machine, stands_on: &StandsOn) -> Result<bool
     Ok(done.unwrap_or(false))
 }
 
+/// The snapshot that a warm version was made of, and what others may know of its configuration.
+type Warm = (Bundle, Vec<u8>);
+
 /// The disk alone; the guest's agent, where there is one, brings its file systems to rest first. What a guest without it
 /// commits is what its disk has after a power failure.
 fn disk(machine: &Machine, to: &Path) -> Result<Saved, Failure> {
@@ -110,7 +113,7 @@ fn disk(machine: &Machine, to: &Path) -> Result<Saved, Failure> {
 }
 
 /// Disk, memory and state. With its memory, what the guest has not written yet is not lost.
-fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Result<Saved, Failure> {
+fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Result<(Saved, Warm), Failure> {
     has_no_other_disks(&machines::config(machine)?)?;
     let said = machines::ask_for(machine, "PUT", "/snapshot/create", Some(json!({ "path": to })), PATIENCE);
     let said = said.map_err(Failure::refused)?;
@@ -121,7 +124,7 @@ fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Res
     let disk = bundle.manifest().disks.iter().find(|disk| disk.base > 1);
     let above = disk.and_then(|disk| bundle.disk(&disk.id)).map(|(_, above)| above);
     let blobs = store.put_warm(lease, &bundle, &seen).map_err(Failure::refused)?;
-    Ok((above.unwrap_or_default(), blobs, said))
+    Ok(((above.unwrap_or_default(), blobs, said), (bundle, seen)))
 }
 
 /// What became of it.
@@ -209,12 +212,20 @@ impl Commit {
             )));
         }
         let scratch = store.scratch().map_err(Failure::refused)?;
-        let (layers, blobs, said) = match self.warm {
-            true => memory(store, &mut lease, machine, &scratch.path().join("snapshot"))?,
-            false => disk(machine, scratch.path())?,
+        let ((layers, blobs, said), warm) = match self.warm {
+            true => {
+                let to = scratch.path().join("snapshot");
+                let (saved, warm) = memory(store, &mut lease, machine, &to)?;
+                (saved, Some(warm))
+            }
+            false => (disk(machine, scratch.path())?, None),
         };
         let new = layers.get(stands_on.covered..).unwrap_or_default();
         let image = self.pack(store, &mut lease, &stands_on.image, new, &blobs)?;
+        if let Some((bundle, seen)) = warm {
+            // Else it is made of what was packed.
+            let _ = store.keep_warm(&image, &bundle, &seen);
+        }
         (stands_on.image, stands_on.covered) = (image.clone(), layers.len());
         if let Some(lease) = &stands_on.lease {
             store.extend_lease(lease, &image.digest).map_err(Failure::refused)?;

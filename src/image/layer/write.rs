@@ -52,6 +52,31 @@ pub fn write(
     to: &File,
     told: &mut dyn FnMut(u64, u64),
 ) -> io::Result<Written> {
+    pack(from, size, changes, to, told, LEVEL)
+}
+
+/// As [`write`], of the memory of a machine.
+///
+/// # Errors
+/// As there.
+pub fn write_memory(
+    from: &File,
+    size: u64,
+    changes: impl IntoIterator<Item = (Range<u64>, State)>,
+    to: &File,
+    told: &mut dyn FnMut(u64, u64),
+) -> io::Result<Written> {
+    pack(from, size, changes, to, told, MEMORY_LEVEL)
+}
+
+fn pack(
+    from: &File,
+    size: u64,
+    changes: impl IntoIterator<Item = (Range<u64>, State)>,
+    to: &File,
+    told: &mut dyn FnMut(u64, u64),
+    level: i32,
+) -> io::Result<Written> {
     let mut runs = Runs::new();
     for (bytes, state) in changes {
         append(&mut runs, bytes.start / BLOCK..bytes.end.div_ceil(BLOCK).min(blocks(size)), state);
@@ -61,7 +86,7 @@ pub fn write(
         size,
         to,
         scan: Scan::default(),
-        compressor: zstd::bulk::Compressor::new(LEVEL)?,
+        compressor: zstd::bulk::Compressor::new(level)?,
         tables: BTreeMap::new(),
         plain: Vec::new(),
         refcounts: Vec::new(),
@@ -131,12 +156,13 @@ impl Writer<'_> {
             cluster.fill(0);
             let (mut data, mut zeroes) = (0, 0);
             while let Some((run, state)) = runs.peek().filter(|(run, _)| run.start < here.end) {
-                for block in run.start.max(here.start)..run.end.min(here.end) {
-                    let at = ((block - here.start) * BLOCK) as usize;
-                    let bytes = &mut cluster[at..at + BLOCK as usize];
-                    if *state == State::Data {
-                        self.read(block, bytes)?;
-                    }
+                let part = run.start.max(here.start)..run.end.min(here.end);
+                let place = |block| ((block - here.start) * BLOCK) as usize;
+                if *state == State::Data {
+                    self.read(part.start, &mut cluster[place(part.start)..place(part.end)])?;
+                }
+                for block in part {
+                    let bytes = &cluster[place(block)..place(block + 1)];
                     match self.scan.block(block, *state, bytes) {
                         State::Data => data |= parts(block - here.start),
                         _ => zeroes |= parts(block - here.start),
@@ -159,7 +185,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Reads a block; what is beyond the end of the disk is zeroes.
+    /// Reads from a block on; what is beyond the end of the disk is zeroes.
     fn read(&self, block: u64, bytes: &mut [u8]) -> io::Result<()> {
         let len = bytes.len().min((self.size - block * BLOCK) as usize);
         bytes[len..].fill(0);
