@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::bench::{Failure, Samples, World, timed};
 use crate::create::{Container, specification};
+use crate::many::{Each, nameless, pss, run_containers};
 use crate::system::{System, run};
 use crate::{Figure, Row};
 
@@ -33,7 +34,7 @@ fn place() -> PathBuf {
 }
 
 /// Makes the store, and measures on a ground where Linux guests run.
-pub fn measure(world: &World, system: &System, runs: usize) -> Result<Vec<Row>, Failure> {
+pub fn measure(world: &World, system: &System, runs: usize, most: usize) -> Result<Vec<Row>, Failure> {
     let store = place();
     if !store.join("ready").exists() {
         let _ = fs::remove_dir_all(&store);
@@ -48,7 +49,7 @@ pub fn measure(world: &World, system: &System, runs: usize) -> Result<Vec<Row>, 
     let report = report.file_name().ok_or("a name")?;
     // Where both this machine and the lab can write.
     let report = made("lab").join(report);
-    run_inside(runs, &report)?;
+    run_inside(runs, most, &report)?;
     let rows: Value = serde_json::from_slice(&fs::read(&report)?)?;
     fs::remove_file(&report)?;
     let rows = rows["rows"].as_array().ok_or("no rows")?;
@@ -59,11 +60,13 @@ fn made(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/out").join(name)
 }
 
-fn run_inside(runs: usize, report: &Path) -> Result<(), Failure> {
+fn run_inside(runs: usize, most: usize, report: &Path) -> Result<(), Failure> {
     let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/lab");
     let mut command = Command::new(lab);
     command.args(["--auto", "--time-limit", "7200", "--"]).arg(std::env::current_exe()?);
-    command.args(["--inside", "--runs", &runs.to_string(), "--json"]).arg(report);
+    command
+        .args(["--inside", "--runs", &runs.to_string(), "--most", &most.to_string(), "--json"])
+        .arg(report);
     match command.status()?.success() {
         true => Ok(()),
         false => Err("the measurement on the ground of Linux guests fails".into()),
@@ -71,11 +74,13 @@ fn run_inside(runs: usize, report: &Path) -> Result<(), Failure> {
 }
 
 /// What is measured there.
-pub fn inside(world: &World, root: &Path, runs: usize) -> Result<Vec<Row>, Failure> {
+pub fn inside(world: &World, root: &Path, runs: usize, most: usize) -> Result<Vec<Row>, Failure> {
     let ground = Ground { world, store: place().to_string_lossy().into_owned(), root };
     let mut rows = ground.create(runs)?;
     rows.push(ground.capture(runs)?);
-    rows.extend(ground.many(&[1, 10])?);
+    // What the lab's memory takes.
+    let counts: Vec<usize> = [1, 10, 100].into_iter().filter(|&count| count <= most).collect();
+    rows.extend(ground.many(&counts)?);
     Ok(rows)
 }
 
@@ -205,16 +210,23 @@ impl Ground<'_> {
         }
     }
 
-    /// Memory of many instances of the warm image that was captured last.
+    /// Many instances of the warm image that was captured last, beside containers that wait.
     fn many(&self, counts: &[usize]) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
+        let mut spec = specification(self.world, true)?;
+        spec["process"]["args"] = vec!["sleep", "1000000"].into();
         for &count in counts {
-            let mut names = Vec::new();
+            let mut containers = Vec::new();
+            for runtime in ["runc", "crun"] {
+                match run_containers(runtime, self.world, &[self.root], &spec, count) {
+                    Ok(each) => containers.push((runtime, each)),
+                    Err(error) => println!("{runtime} is left out: {error}"),
+                }
+            }
             let (time, result) = timed(|| -> Result<(), Failure> {
                 for number in 0..count {
                     let name = format!("many-{number}");
                     self.does(&["run", "-d", "--rm", "--name", &name, IDLE])?;
-                    names.push(name);
                 }
                 Ok(())
             });
@@ -222,14 +234,17 @@ impl Ground<'_> {
             let told = self.report(&["ps"])?;
             let pids = told.as_array().into_iter().flatten().filter_map(|one| one["pid"].as_u64());
             let pids: Vec<u64> = pids.collect();
-            let memory = vec![("rvmm run -d, warm".into(), Figure::once(crate::many::pss(&pids)))];
-            let each = vec![("rvmm run -d, warm".into(), Figure::once(time / count as f64))];
-            let row = |what: &str, unit, machine| {
-                let what = format!("Linux: {what}, each of {count}");
-                Row { what, unit, container: Vec::new(), machine }.told()
+            let disk = pids.iter().map(|&pid| nameless(pid) as f64).sum::<f64>() / 1024.0 / count as f64;
+            let each = Each { pss: pss(&pids), disk, start: time / count as f64 };
+            let row = |what: &str, unit, of: &dyn Fn(&Each) -> f64| {
+                let figure = |name: &str, each| (name.to_string(), Figure::once(of(each)));
+                let container = containers.iter().map(|(name, each)| figure(name, each)).collect();
+                let machine = vec![figure("rvmm run -d, warm", &each)];
+                Row { what: format!("Linux: {what}, each of {count}"), unit, container, machine }.told()
             };
-            rows.push(row("memory (PSS)", "KiB", memory));
-            rows.push(row("start", "ms", each));
+            rows.push(row("memory (PSS)", "KiB", &|each| each.pss));
+            rows.push(row("disk", "KiB", &|each| each.disk));
+            rows.push(row("start", "ms", &|each| each.start));
             self.does(&["stop", "--all", "--force"])?;
         }
         Ok(rows)

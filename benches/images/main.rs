@@ -58,7 +58,7 @@ struct Args {
     /// The largest change in MB
     #[arg(long, default_value_t = 100)]
     largest: usize,
-    /// Most instances at once
+    /// Most instances at once; at most 100 with Linux in the guest
     #[arg(long, default_value_t = 1000)]
     most: usize,
     /// Measure only sizes, create, capture, transfer, many or linux; may be repeated
@@ -82,7 +82,7 @@ fn main() -> Result<(), Failure> {
     let args = Args::parse();
     if args.inside {
         let world = World::new()?;
-        let rows = linux::inside(&world, &system::kept(), args.runs)?;
+        let rows = linux::inside(&world, &system::kept(), args.runs, args.most)?;
         return args.json.as_deref().map_or(Ok(()), |path| write(path, &rows));
     }
     let parts = wanted(&args.only)?;
@@ -102,7 +102,7 @@ fn main() -> Result<(), Failure> {
             "create" => create::measure(&world, &system, args.runs)?,
             "capture" => capture::measure(&world, &system, args.runs)?,
             "many" => many::measure(&world, &system, args.most)?,
-            _ => linux::measure(&world, &system, args.runs)?,
+            _ => linux::measure(&world, &system, args.runs, args.most)?,
         });
         println!("{part} took {:.0} s", start.elapsed().as_secs_f64());
     }

@@ -10,8 +10,6 @@ use crate::system::{self, Layer, System};
 use crate::{Figure, Row, on_disk};
 
 const MB: f64 = 1e6;
-/// The most versions of 100 MB.
-const LARGE: usize = 3;
 
 /// The base, and `versions` versions for each size of change up to `largest` MB.
 pub fn measure(world: &World, system: &System, versions: usize, largest: usize) -> Result<Vec<Row>, Failure> {
@@ -23,8 +21,6 @@ pub fn measure(world: &World, system: &System, versions: usize, largest: usize) 
     let cache = on_disk(&base.store.path().join("cache"));
     rows.push(row("base, unpacked to run", unpacked, cache));
     for change in [0, 1, 10, 100].into_iter().filter(|&change| change <= largest) {
-        // Large ones are alike: more of them take minutes and tell nothing.
-        let versions = if change < 100 { versions } else { versions.min(LARGE) };
         let (mut layers, mut upper) = (vec![system.layer.clone()], 0.0);
         for version in 0..versions {
             let directory = world.path("change");

@@ -139,6 +139,38 @@ fn a_running_guest_is_committed_at_rest_and_goes_on_as_somebody_else() {
     home.exec(&name, "rm -f /sums; until [ -e /sums ]; do :; done; find /bin /www -type f | xargs md5sum");
 }
 
+#[test]
+fn a_warm_image_goes_on_on_another_host_without_a_network() {
+    need!(host::linux(), host::program("busybox").map(drop), host::program("zstd").map(drop));
+    let home = Home::new();
+    let script = "echo of the disk >/disk; echo of memory >/tmp/memory; echo ready; exec sleep 1000000";
+    let mount = format!("mount -t tmpfs none /tmp; {script}");
+    home.does(&["run", "-d", "--net", "none", "--name", "web", "box:1", "--", "sh", "-c", &mount]);
+    let identity = "hostname; echo $(cat /etc/machine-id); cat /disk /tmp/memory";
+    assert!(eventually(|| home.rvmm(&["logs", "web"]).out.contains("ready")), "it runs");
+    let source = home.exec("web", identity);
+    home.does(&["commit", "web", "box:warm", "--warm"]);
+    home.does(&["rm", "-f", "web"]);
+    home.does(&["save", "box:warm", "--with-kernel", "-o", &home.text("box.tar")]);
+    host::run("zstd", &["-q", "-1", &home.text("box.tar")]);
+
+    // All that goes there is the archive.
+    let there = Home(TempDir::new().expect("a directory"));
+    there.does(&["load", "-i", &home.text("box.tar.zst")]);
+    drop(home);
+    there.does(&["run", "-d", "--name", "other", "box:warm"]);
+    let other = there.exec("other", identity);
+    let (source, other): (Vec<&str>, Vec<&str>) = (source.lines().collect(), other.lines().collect());
+    assert_eq!((source[0], other[0]), ("web", "other"), "its own name");
+    assert!(other[1].len() == 32 && other[1] != source[1], "its own machine id: {source:?} {other:?}");
+    assert_eq!(other[2..], ["of the disk", "of memory"]);
+    let sums = "md5sum /bin/busybox /www/page; echo written >/new; sync; cat /new";
+    let sums = there.exec("other", sums);
+    let busybox = host::run("md5sum", &[&host::program("busybox").expect("asked for").to_string_lossy()]);
+    assert_eq!(sums.split(' ').next(), busybox.split(' ').next(), "{sums}");
+    assert!(sums.ends_with("written\n"), "{sums}");
+}
+
 /// What a guest serves at a port of the host; nothing while it does not.
 fn page(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
