@@ -227,6 +227,30 @@ fn a_warm_image_goes_on() {
 }
 
 #[test]
+fn a_version_without_a_change_is_two_documents() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.run("bare:1", "hello", &["--name", "web"]);
+    let blobs = || -> (usize, u64) {
+        let blobs = fs::read_dir(world.path("store/blobs/sha256")).expect("blobs");
+        let sizes = blobs.map(|blob| blob.and_then(|blob| blob.metadata()).expect("a blob").len());
+        sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
+    };
+    let layers = |image: &str| world.json(&["inspect", image])[0]["manifest"]["layers"].clone();
+    let before = blobs();
+    world.does(&["commit", "web", "bare:2", "-m", "nothing"]);
+    let after = blobs();
+    assert_eq!(
+        (layers("bare:2"), after.0),
+        (layers("bare:1"), before.0 + 2),
+        "a configuration and a manifest"
+    );
+    assert!(after.1 - before.1 < 4096, "{} bytes", after.1 - before.1);
+    assert_eq!(world.json(&["history", "bare:2"]).as_array().map(Vec::len), Some(2));
+}
+
+#[test]
 fn commits_of_a_stopped_machine_come_one_after_the_other() {
     need!(host::kvm());
     let world = World::new();
