@@ -18,8 +18,9 @@ use crate::net::user as net;
 use crate::options;
 
 /// What the guest's kernel is told unless the user says otherwise. No PCI bus is there to be searched, which takes no time if the
-/// kernel believes that it can, and one serial port.
-pub const CMDLINE: &str = "console=ttyS0 quiet pci=conf1,noearly 8250.nr_uarts=1";
+/// kernel believes that it can, and one serial port. A kernel that panics resets the machine, which ends it: the panic device may have no
+/// driver yet.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=conf1,noearly 8250.nr_uarts=1";
 
 // Options of a machine.
 #[derive(clap::Args)]

@@ -7,6 +7,7 @@ pub mod boot_timer;
 pub mod debug_console;
 pub mod exit_status;
 pub mod ged;
+mod last_words;
 pub mod pci_address;
 pub mod power;
 pub mod pvpanic;

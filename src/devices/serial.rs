@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::last_words::LastWords;
 use crate::bus::BusDevice;
 use crate::console::Output;
 use crate::irq::Irq;
@@ -30,6 +31,7 @@ type Uart = vm_superio::Serial<Irq, Drained, Vec<u8>>;
 /// The serial port.
 pub struct Serial {
     uart: Mutex<Uart>,
+    last_words: Mutex<LastWords>,
     output: Output,
     wanted: Arc<AtomicBool>,
 }
@@ -38,7 +40,12 @@ impl Serial {
     /// A port that writes to `output`, interrupts through `irq` and signals `drained` when it takes input again. A vCPU waits
     /// for room in the output unless vCPUs are `wanted` elsewhere.
     pub fn new(irq: Irq, drained: EventFd, output: Output, wanted: Arc<AtomicBool>) -> Self {
-        Serial { uart: Mutex::new(Uart::with_events(irq, Drained(drained), Vec::new())), output, wanted }
+        Serial {
+            uart: Mutex::new(Uart::with_events(irq, Drained(drained), Vec::new())),
+            last_words: Mutex::default(),
+            output,
+            wanted,
+        }
     }
 
     /// Gives the guest input; returns how many bytes found room.
@@ -60,6 +67,16 @@ impl Serial {
     pub fn reset(&self) {
         let mut uart = self.uart();
         let _ = set(&mut uart, SerialState::default());
+        *self.last_words() = LastWords::default();
+    }
+
+    /// Whether the guest's kernel has just written that it panics.
+    pub fn tells_of_a_panic(&self) -> bool {
+        self.last_words().are_a_panic()
+    }
+
+    fn last_words(&self) -> MutexGuard<'_, LastWords> {
+        self.last_words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
@@ -88,6 +105,7 @@ impl BusDevice for Serial {
         let sent = std::mem::take(uart.writer_mut());
         drop(uart);
         if !sent.is_empty() {
+            self.last_words().hear(&sent);
             self.output(&sent);
         }
     }

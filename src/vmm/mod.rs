@@ -59,7 +59,7 @@ pub enum Outcome {
     Reboot,
     /// Somebody stopped it from outside, and the guest did not switch itself off in time.
     Stopped,
-    /// The guest's kernel panicked.
+    /// The guest's kernel panicked: its panic device told so, or its console and then it was reset.
     Panic,
     /// A vCPU shut down after a triple fault.
     TripleFault,
@@ -201,6 +201,8 @@ impl Vmm {
         match message {
             Message::Notice(notice, at) => self.notice(notice, at),
             Message::Exit(vcpu, exit) => Some(match exit {
+                // A way to restart (`reboot=triple`).
+                Exit::Shutdown if self.panicked() => Outcome::Panic,
                 Exit::Shutdown => Outcome::TripleFault,
                 Exit::Failed(reason) => Outcome::Failed(format!("vCPU {vcpu}: {reason}")),
                 other => Outcome::Failed(format!("vCPU {vcpu}: {other:?}")),
@@ -247,6 +249,7 @@ impl Vmm {
         match notice {
             Notice::PowerOff => return Some(Outcome::PowerOff(self.exit_status)),
             Notice::Panic => return Some(Outcome::Panic),
+            Notice::Reset if self.panicked() => return Some(Outcome::Panic),
             Notice::Reset if self.config.no_reboot => return Some(Outcome::Reboot),
             Notice::Reset => {
                 self.exit_status = None;
@@ -271,6 +274,11 @@ impl Vmm {
             Notice::Milestone(code) => self.milestones.push(Milestone { code, at }),
         }
         None
+    }
+
+    /// Whether a reset is that of a kernel that panicked and had no driver for the panic device.
+    fn panicked(&self) -> bool {
+        self.machine.platform.serial.tells_of_a_panic()
     }
 
     /// The answer, and the end of the machine if that was asked for.

@@ -64,6 +64,28 @@ fn panic() {
 }
 
 #[test]
+fn a_reset_behind_the_last_words_of_a_kernel_is_a_panic() {
+    need!(host::kvm());
+    for way in ["reset", "acpi-reset", "triple"] {
+        let machine = || guest(&format!("hello last-words end={way}"));
+        machine().run().ended(127, "panic").said("Kernel panic - not syncing");
+        machine().arg("--no-reboot").run().ended(127, "panic");
+    }
+    // It is the console that is listened to.
+    guest("hello last-words end=reset debugcon").arg("--no-reboot").run().ended(0, "reboot");
+}
+
+#[test]
+fn the_last_words_of_a_kernel_alone_end_nothing() {
+    need!(host::kvm());
+    guest("hello last-words").run().powered_off().said("Kernel panic - not syncing");
+    let machine = guest("hello last-words end=hlt").option("--stop-timeout", "0").start();
+    machine.says("Kernel panic - not syncing: not at all\n");
+    machine.terminate();
+    machine.finish().ended(130, "stopped");
+}
+
+#[test]
 fn triple_fault() {
     need!(host::kvm());
     end("triple").run().ended(128, "triple-fault");

@@ -49,6 +49,11 @@ pub fn shell() -> Machine {
     Machine::new(kernel()).option("--initrd", made("initrd.img")).limit(LIMIT)
 }
 
+/// A machine with the stock kernel and nothing that it could start.
+pub fn alone() -> Machine {
+    Machine::new(kernel()).limit(LIMIT)
+}
+
 /// The word that has guest/system run a script.
 fn exec(script: &str) -> String {
     let word = format!("rvmm.exec={}", base64(script.as_bytes()));

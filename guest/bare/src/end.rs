@@ -1,6 +1,6 @@
 //! The ways a guest ends, chosen by `end=` on the command line.
 
-use crate::{cmdline, cpu};
+use crate::{cmdline, cpu, print};
 
 /// rvmm's registers of hardware-reduced ACPI (ACPI 6.5, 4.8.3.7): sleep control, sleep status, and the
 /// reset register.
@@ -16,8 +16,11 @@ const EXIT_STATUS: u16 = 0x506;
 const I8042: u16 = 0x64;
 const QEMU_DEBUG_EXIT: u16 = 0x501;
 
-/// Ends as the command line says, with `status=` if there is one.
+/// Ends as the command line says, with `status=` and the last words of a Linux kernel if that is wanted.
 pub fn end() -> ! {
+    if cmdline::flag("last-words") {
+        print!("Kernel panic - not syncing: not at all\n");
+    }
     if cmdline::value("status").is_some() {
         cpu::out8(EXIT_STATUS, cmdline::number("status", 0) as u8);
     }
