@@ -38,6 +38,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::sys::signals;
 use output::Failure;
 
 #[cfg(feature = "registry")]
@@ -227,6 +228,7 @@ pub fn main() -> ExitCode {
 /// Does what a command line says, once it is understood; returns what the program ends with.
 fn finish(common: &Common, does: impl FnOnce() -> Result<u8, Failure>) -> ExitCode {
     output::end_on_panic(common.json);
+    signals::survive_file_size_limit();
     let result =
         logger::start(common.log_level, common.log_file.as_deref(), common.json).map_err(Failure::usage);
     let result = result.and_then(|()| does());

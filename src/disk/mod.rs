@@ -146,9 +146,22 @@ fn sync_failed(error: io::Error) -> io::Error {
     }
 }
 
-/// Whether there would be enough room for the same request later: the host has no space or quota left.
+/// Whether there would be enough room for the same request later: the host has no space or quota left, or its files may not be
+/// longer.
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// What there is no room in, and what is to be done, for an error that [`is_full`].
+pub fn remedy(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => format!(
+            "its file has reached the limit of file sizes (ulimit -f); raise it with `prlimit --fsize=unlimited: --pid {}` and resume",
+            std::process::id()
+        ),
+        _ => "no space left on the host; free some and resume".into(),
+    }
 }
 
 #[cfg(test)]
@@ -157,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_failed_sync_is_not_tried_again() {
-        for errno in [libc::ENOSPC, libc::EDQUOT] {
+        for errno in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG] {
             assert!(is_full(&io::Error::from_raw_os_error(errno)));
             assert!(!is_full(&sync_failed(io::Error::from_raw_os_error(errno))));
         }

@@ -4,10 +4,21 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Mutex, PoisonError};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// Terminals that are raw now, with the settings to give back.
-static RAW: Mutex<Vec<(libc::c_int, libc::termios)>> = Mutex::new(Vec::new());
+use super::signals;
+
+/// A terminal that is raw, with the settings to give back. It stays in memory for good, so that a signal's handler finds it
+/// whatever it interrupts; there are one or two of them.
+struct Raw {
+    fd: libc::c_int,
+    before: libc::termios,
+    next: *const Raw,
+}
+
+/// The one that was made raw last.
+static RAW: AtomicPtr<Raw> = AtomicPtr::new(ptr::null_mut());
 
 /// Whether `fd` is a terminal.
 pub fn is_terminal(fd: BorrowedFd) -> bool {
@@ -31,9 +42,14 @@ pub fn make_raw(fd: BorrowedFd) -> io::Result<()> {
     unsafe { libc::cfmakeraw(&mut settings) };
     // Newlines of the monitor's own messages still start at the left.
     settings.c_oflag |= before.c_oflag & (libc::OPOST | libc::ONLCR);
-    set(fd, libc::TCSANOW, &settings)?;
-    RAW.lock().unwrap_or_else(PoisonError::into_inner).push((fd.as_raw_fd(), before));
-    Ok(())
+    signals::before_the_end(give_back);
+    let raw = Box::leak(Box::new(Raw { fd: fd.as_raw_fd(), before, next: RAW.load(Ordering::Acquire) }));
+    // Known before it is raw: a signal may come between.
+    while let Err(first) = RAW.compare_exchange(raw.next.cast_mut(), raw, Ordering::AcqRel, Ordering::Acquire)
+    {
+        raw.next = first;
+    }
+    set(fd, libc::TCSANOW, &settings)
 }
 
 /// What is set now.
@@ -57,9 +73,18 @@ fn set(fd: BorrowedFd, when: libc::c_int, settings: &libc::termios) -> io::Resul
 
 /// Gives every raw terminal its settings back. Safe to call more than once.
 pub fn restore() {
-    for (fd, settings) in RAW.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-        // SAFETY: `settings` came from this terminal; a descriptor that is closed makes the call fail, no more.
-        unsafe { libc::tcsetattr(fd, libc::TCSANOW, &settings) };
+    give_back();
+    RAW.store(ptr::null_mut(), Ordering::Release);
+}
+
+/// Gives the settings back, and does no more than a signal's handler may.
+fn give_back() {
+    let mut raw = RAW.load(Ordering::Acquire).cast_const();
+    // SAFETY: each was leaked, and is not changed once it is in the list.
+    while let Some(found) = unsafe { raw.as_ref() } {
+        // SAFETY: the settings came from this terminal; a descriptor that is closed makes the call fail, no more.
+        unsafe { libc::tcsetattr(found.fd, libc::TCSANOW, &found.before) };
+        raw = found.next;
     }
 }
 

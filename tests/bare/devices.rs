@@ -329,6 +329,26 @@ fn a_host_without_space_pauses_the_machine_and_it_goes_on() {
 }
 
 #[test]
+fn a_limit_of_file_sizes_pauses_the_machine_and_it_goes_on() {
+    need!(host::kvm());
+    for engine in ENGINES {
+        let disks = Disks::new();
+        let disk = disks.raw("disk", 1 << 20);
+        let machine = guest("blk mode=write seed=3 first=0 sectors=64").option("--name", "one");
+        let machine = machine.disk(&disk, &format!(",engine={engine}")).file_size_limit(16 << 10).start();
+        let told = machine.complains("limit of file sizes");
+        assert!(told.contains("disk vda") && told.contains(&format!("--pid {}", machine.pid())), "{told}");
+        assert_eq!(machine.command(&["resume", "one"]).status, 0);
+        assert!(eventually(|| machine.command(&["ps"]).out.contains("stalled")), "it stalls again");
+        machine.lifts_file_size_limit();
+        assert_eq!(machine.command(&["resume", "one"]).status, 0);
+        machine.finish().passed("blk");
+        let written = fs::read(&disk).expect("the disk");
+        assert!(written[..64 * 512].chunks(512).all(|sector| sector != [0xa5; 512]), "all of it is written");
+    }
+}
+
+#[test]
 fn where_io_uring_is_refused_disks_work_without() {
     need!(host::kvm());
     let disks = Disks::new();

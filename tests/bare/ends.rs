@@ -165,6 +165,53 @@ fn the_terminal_is_given_back_on_every_way_out() {
 }
 
 #[test]
+fn every_signal_that_ends_programs_ends_it_in_good_order() {
+    need!(host::kvm());
+    let started = |terminal: &Pty| {
+        let raw = terminal.settings();
+        let machine = running(deaf().option("--stop-timeout", "0").stdin(terminal.program()));
+        assert_ne!(terminal.settings(), raw, "the terminal is raw");
+        machine
+    };
+    for signal in
+        [libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM, libc::SIGPWR, libc::SIGINT]
+    {
+        let terminal = Pty::new();
+        let before = terminal.settings();
+        let machine = started(&terminal);
+        machine.signal(signal);
+        machine.finish().ended(130, "stopped");
+        assert_eq!(terminal.settings(), before, "after signal {signal}");
+    }
+    // What the kernel or the C library sends to a program that is wrong ends it at once, and all the same.
+    for signal in
+        [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGXCPU]
+    {
+        let terminal = Pty::new();
+        let before = terminal.settings();
+        let machine = started(&terminal);
+        machine.signal(signal);
+        assert_eq!(machine.finish().status, -signal);
+        assert_eq!(terminal.settings(), before, "after signal {signal}");
+    }
+}
+
+#[test]
+fn a_signal_takes_no_terminal_along_that_is_attached() {
+    need!(host::kvm());
+    let machine = guest("hello end=hlt").option("--console", "log").option("--name", "one").start();
+    assert!(eventually(|| machine.command(&["logs", "one"]).out.contains("OK hello")));
+    let terminal = Pty::new();
+    let before = terminal.settings();
+    let attached = Machine::command_line(&["attach", "one"]).stdin(terminal.program());
+    let attached = attached.beside(&machine).start();
+    assert!(eventually(|| terminal.settings() != before), "the terminal is raw");
+    attached.terminate();
+    assert_eq!(attached.finish().status, -libc::SIGTERM);
+    assert_eq!(terminal.settings(), before, "the terminal is as it was");
+}
+
+#[test]
 fn the_end_of_standard_input_is_not_the_end_of_the_machine() {
     need!(host::kvm());
     for stdin in [Stdio::null(), Stdio::piped()] {

@@ -114,6 +114,18 @@ impl Machine {
         self
     }
 
+    /// Files that it writes may not be longer than so many bytes, until [`Running::lifts_file_size_limit`].
+    pub fn file_size_limit(mut self, bytes: u64) -> Self {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        let set = move || match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        };
+        // SAFETY: the call is safe between fork and exec.
+        unsafe { self.command.pre_exec(set) };
+        self
+    }
+
     /// How long it may run before it counts as hanging.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -220,6 +232,16 @@ impl Running {
             u64::from_str_radix(mask.trim(), 16).expect("a mask of signals")
         });
         masks.iter().any(|mask| mask & 1 << (signal - 1) != 0)
+    }
+
+    /// See [`Machine::file_size_limit`].
+    pub fn lifts_file_size_limit(&self) {
+        let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: a plain call that reads our `limit`; the child has not been waited for, so the number is its own.
+        let result = unsafe {
+            libc::prlimit(self.pid() as libc::pid_t, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut())
+        };
+        assert_eq!(result, 0, "prlimit: {}", std::io::Error::last_os_error());
     }
 
     pub fn terminate(&self) {

@@ -281,8 +281,7 @@ impl Block {
     fn stall(&mut self, tag: u64, request: Request, error: &io::Error) {
         if self.stalled.is_empty() {
             warn!("disk {}: {error}", self.name);
-            let reason =
-                format!("disk {}: no space left on the host; free some and resume", self.name);
+            let reason = format!("disk {}: {}", self.name, disk::remedy(error));
             self.notifier.notify(Notice::Stalled { reason });
         }
         self.stalled.push((tag, request));
