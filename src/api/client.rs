@@ -76,6 +76,11 @@ impl Client {
         Ok(Client { stream, deadline: Instant::now() + timeout, input: Vec::new() })
     }
 
+    /// Gives what is done with this connection from now on so much time.
+    pub fn allow(&mut self, time: Duration) {
+        self.deadline = Instant::now() + time;
+    }
+
     /// Sends a request without waiting for its answer.
     ///
     /// # Errors

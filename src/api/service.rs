@@ -15,12 +15,13 @@ use crate::vmm::request::{Error, Request, Response as Answer, Save};
 type Action = fn(&Service, &[u8]) -> Result<Response, Response>;
 
 /// Method, path, what is done. Firecracker's paths where it has one.
-const ROUTES: [(&str, &str, Action); 10] = [
+const ROUTES: [(&str, &str, Action); 11] = [
     ("GET", "/", Service::instance),
     ("GET", "/version", Service::version),
     ("GET", "/vm", Service::describe),
     ("PATCH", "/vm", Service::change_state),
     ("GET", "/vm/config", Service::config),
+    ("GET", "/vm/end", Service::end),
     ("GET", "/machine-config", Service::machine_config),
     ("PUT", "/actions", Service::act),
     ("PUT", "/snapshot/create", Service::save),
@@ -187,6 +188,11 @@ impl Service {
         let mut machine = self.ask(Request::Describe)?;
         machine["name"] = self.name.as_str().into();
         Ok(Response::ok(machine))
+    }
+
+    /// Answers when the machine ends: with the cause, as `--json` tells it.
+    fn end(&self, _body: &[u8]) -> Result<Response, Response> {
+        self.ask(Request::AwaitEnd).map(Response::ok)
     }
 
     fn config(&self, _body: &[u8]) -> Result<Response, Response> {

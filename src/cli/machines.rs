@@ -180,18 +180,39 @@ pub fn each<T: Send>(
     }))
 }
 
+/// What is told of something that was done, beyond that.
+pub trait Told {
+    /// Adds to what programs read.
+    fn json(&self, _object: &mut Value) {}
+    /// What people read on standard error.
+    fn remark(&self) -> Option<&str> {
+        None
+    }
+}
+
+impl Told for () {}
+
 /// Says for which machines it was done and for which not; returns the program's status.
-pub fn report(common: &Common, results: &Results<()>) -> Result<u8, Failure> {
+pub fn report<T: Told>(common: &Common, results: &Results<T>) -> Result<u8, Failure> {
     if common.json {
-        let line = |(name, result): &(String, Result<(), Error>)| match result {
-            Ok(()) => json!({ "name": name, "done": true }),
+        let line = |(name, result): &(String, Result<T, Error>)| match result {
+            Ok(told) => {
+                let mut object = json!({ "name": name, "done": true });
+                told.json(&mut object);
+                object
+            }
             Err(error) => json!({ "name": name, "done": false, "error": chain(error) }),
         };
         print_json(&results.iter().map(line).collect::<Vec<_>>())?;
     } else {
         for (name, result) in results {
             match result {
-                Ok(()) => print(name)?,
+                Ok(told) => {
+                    print(name)?;
+                    if let Some(remark) = told.remark() {
+                        complain(false, 0, &format!("{name}: {remark}"));
+                    }
+                }
                 Err(error) => complain_about(common, name, error),
             }
         }
@@ -225,13 +246,21 @@ pub fn ask_for(
     body: Option<Value>,
     time: Duration,
 ) -> Result<Value, Error> {
+    Ok(patiently(machine, || client::call(&machine.socket, method, path, body.as_ref(), time))?)
+}
+
+/// Does something with a machine's socket; a machine that only starts is waited for.
+pub fn patiently<T>(
+    machine: &Machine,
+    act: impl Fn() -> Result<T, client::Error>,
+) -> Result<T, client::Error> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match client::call(&machine.socket, method, path, body.as_ref(), time) {
+        match act() {
             Err(client::Error::Absent { .. }) if Instant::now() < deadline && !machine.is_gone() => {
                 thread::sleep(Duration::from_millis(10));
             }
-            result => return result.map_err(Error::from),
+            result => return result,
         }
     }
 }

@@ -51,7 +51,8 @@ pub struct Args {
     /// Where the serial console is: stdio, off, file=PATH, pty, socket=PATH, or log for `rvmm logs` and `attach`
     #[arg(long, value_name = "PLACE", default_value = "stdio")]
     console: console::Config,
-    /// How long a guest may take to switch itself off when it is asked to
+    /// How long a guest may take to switch itself off when it is asked to (SIGTERM, SIGINT, `rvmm stop`); a second signal ends
+    /// the machine at once
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = super::run::seconds)]
     stop_timeout: u64,
     /// Write when the machine first ran again and when the guest reached each milestone, as `rvmm run` does

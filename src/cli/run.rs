@@ -73,7 +73,8 @@ pub struct Args {
     /// DISK.overlay-N; who opens the disk next merges it
     #[arg(long)]
     keep_overlay: bool,
-    /// How long a guest may take to switch itself off when it is asked to
+    /// How long a guest may take to switch itself off when it is asked to (SIGTERM, SIGINT, `rvmm stop`); a second signal ends
+    /// the machine at once
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
     pub(super) stop_timeout: u64,
     /// Write when the machine first ran and when the guest reached each milestone (boot-timer port 0x3e9), as JSON lines

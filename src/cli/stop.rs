@@ -5,6 +5,8 @@
 //!   --timeout S      PowerButton, S s, Kill                                                                      ──► gone
 //!   --force          Kill, or SIGKILL for a process that does not answer or end                                  ──► gone
 //! ```
+//!
+//! A second connection waits for the machine to tell how it ended.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,9 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Common;
-use super::machines::{self, Error, Selection, ask};
+use super::machines::{self, Error, PATIENCE, Selection, Told, ask};
 use super::output::Failure;
-use crate::api::client;
+use crate::api::client::{self, Client};
 use crate::api::runtime::Machine;
 
 /// How long the end of a machine may take after it was told to end.
@@ -27,7 +29,8 @@ const TEARDOWN: Duration = Duration::from_secs(10);
   rvmm stop --timeout 60 web     give the guest a minute
   rvmm stop --force --all        end all machines at once, as if their power failed
 
-The command waits until the machines are gone: their disks are free and their names can be taken again.")]
+The command waits until the machines are gone: their disks are free and their names can be taken again. It says of which guests
+it did not switch off; with --json, `forced` tells whether force was needed, or null where nobody knows.")]
 pub struct Args {
     /// Machines, as `rvmm ps` names them
     #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME")]
@@ -46,15 +49,67 @@ pub struct Args {
 /// Stops machines and waits until they are gone.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let selection = if args.all { Selection::All } else { Selection::Names(&args.names) };
-    let results = machines::each(common, selection, |machine| match stop(machine, args) {
-        // A machine that ends by itself meanwhile does not answer any more, and that is what was wanted.
-        Err(Error::Client(client::Error::Lost(_) | client::Error::Refused { status: 503, .. })) => {
-            wait(machine, TEARDOWN)
-        }
-        Err(_) if machine.is_gone() => Ok(()),
-        result => result,
+    let results = machines::each(common, selection, |machine| {
+        let end = End::watch(machine);
+        match stop(machine, args) {
+            // A machine that ends by itself meanwhile does not answer any more, and that is what was wanted.
+            Err(Error::Client(client::Error::Lost(_) | client::Error::Refused { status: 503, .. })) => {
+                wait(machine, TEARDOWN)
+            }
+            Err(_) if machine.is_gone() => Ok(()),
+            result => result,
+        }?;
+        Ok(Stopped { forced: end.was_forced(), wanted: args.force })
     })?;
     machines::report(common, &results)
+}
+
+/// How a machine was stopped.
+struct Stopped {
+    /// By force, or by its guest, if that is known.
+    forced: Option<bool>,
+    /// Force is what the user wanted.
+    wanted: bool,
+}
+
+impl Told for Stopped {
+    fn json(&self, object: &mut Value) {
+        object["forced"] = self.forced.into();
+    }
+
+    fn remark(&self) -> Option<&str> {
+        let surprising = self.forced == Some(true) && !self.wanted;
+        surprising.then_some("the guest did not switch itself off, so the machine was stopped by force")
+    }
+}
+
+/// A connection on which a machine tells how it ends.
+struct End(Result<Client, client::Error>);
+
+impl End {
+    /// Asks for it, before anything is done that ends the machine.
+    fn watch(machine: &Machine) -> Self {
+        let connected = machines::patiently(machine, || Client::connect(&machine.socket, PATIENCE));
+        End(connected.and_then(|mut client| {
+            client.send("GET", "/vm/end", None)?;
+            Ok(client)
+        }))
+    }
+
+    /// Whether a machine that is gone was stopped by force. One that was killed could not tell.
+    fn was_forced(self) -> Option<bool> {
+        let told = self.0.and_then(|mut client| {
+            client.allow(PATIENCE);
+            client.receive()
+        });
+        match told {
+            Ok(outcome) => Some(outcome["cause"] == "stopped"),
+            Err(client::Error::Lost(_)) => Some(true),
+            // It was about to end before it was asked.
+            Err(client::Error::Absent { .. } | client::Error::Refused { status: 503, .. }) => Some(false),
+            Err(_) => None,
+        }
+    }
 }
 
 fn stop(machine: &Machine, args: &Args) -> Result<(), Error> {

@@ -21,6 +21,7 @@ pub mod request;
 mod signals;
 pub mod snapshot;
 mod vcpus;
+mod watchers;
 mod workers;
 mod writers;
 
@@ -46,6 +47,7 @@ use machine::Machine;
 use message::{Inbox, Message, Outbox};
 use request::{Request, Response, RunState};
 use snapshot::Restore;
+use watchers::Watchers;
 use workers::{Subscriber, Wake};
 use writers::Writers;
 
@@ -83,6 +85,7 @@ pub const FIRST_RUN: u8 = 0xff;
 pub struct Vmm {
     machine: Machine,
     writers: Writers,
+    watchers: Watchers,
     config: VmConfig,
     inbox: Inbox,
     events: EventManager<Subscriber>,
@@ -136,6 +139,7 @@ impl Vmm {
         Ok(Vmm {
             machine,
             writers: Writers::default(),
+            watchers: Watchers::default(),
             config,
             inbox,
             events,
@@ -173,6 +177,7 @@ impl Vmm {
     pub fn run(&mut self) -> Outcome {
         let outcome = self.run_machine();
         self.inbox.close();
+        self.watchers.tell(&outcome);
         self.writers.finish();
         outcome
     }
@@ -237,6 +242,10 @@ impl Vmm {
                 self.write(request, Some(frozen), sender);
                 None
             }
+            Message::Request(Request::AwaitEnd, sender) => {
+                self.watchers.add(sender);
+                None
+            }
             Message::Request(request, sender) => {
                 let (response, outcome) = self.request(request);
                 let _ = sender.send(response);
@@ -294,8 +303,8 @@ impl Vmm {
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
             Request::Stop { force: false } => outcome = self.press_power_button(),
             Request::StandOn { base, above } => return (self.stand_on(base, above), None),
-            // Answered when it is written: see `save`.
-            Request::Save(_) | Request::SaveDisk { .. } => {}
+            // Answered when it is written, or when the machine has ended: see `handle`.
+            Request::Save(_) | Request::SaveDisk { .. } | Request::AwaitEnd => {}
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
         (Ok(json!({ "state": self.state })), outcome)

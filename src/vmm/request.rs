@@ -1,10 +1,10 @@
 //! What can be asked of a running machine, by whomever: the API, the command line, the console's escape keys.
 //!
 //! ```text
-//!              Describe  Save  Save, frozen  SaveDisk, StandOn  Pause  Resume  PowerButton  Stop
-//!   running       x       x         x               x            x              x           x
-//!   paused        x       x                         x                    x                   x
-//!   saving        x                                                                         x
+//!         Describe, AwaitEnd  Save  Save, frozen  SaveDisk, StandOn  Pause  Resume  PowerButton  Stop
+//!   running       x            x         x               x            x              x           x
+//!   paused        x            x                         x                    x                   x
+//!   saving        x                                                                              x
 //! ```
 
 use std::fmt;
@@ -18,6 +18,8 @@ use serde_json::Value;
 pub enum Request {
     /// Tell what the machine is and does.
     Describe,
+    /// Tell how the machine ends, when it does.
+    AwaitEnd,
     /// Stop the vCPUs; the machine keeps everything.
     Pause,
     /// Let the vCPUs run again, and let devices that stalled try again.
@@ -111,7 +113,7 @@ impl Request {
     /// Whether a machine in `state` takes this request: the one table.
     pub fn check(&self, state: RunState) -> Result<(), Error> {
         let allowed = match self {
-            Request::Describe | Request::Stop { .. } => true,
+            Request::Describe | Request::AwaitEnd | Request::Stop { .. } => true,
             Request::Save(Save { freeze: true, .. }) => state == RunState::Running,
             Request::Save(_) | Request::SaveDisk { .. } | Request::StandOn { .. } => {
                 state != RunState::Saving
@@ -128,6 +130,7 @@ impl Request {
     fn verb(&self) -> &'static str {
         match self {
             Request::Describe => "be described",
+            Request::AwaitEnd => "tell how it ends",
             Request::Pause => "be paused",
             Request::Resume => "be resumed",
             Request::PowerButton => "take the power button",

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use log::error;
+use log::{error, warn};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::message::{Message, Outbox};
 use super::workers::Subscriber;
 use crate::sys::signals::Termination;
 
-/// Turns SIGTERM, SIGINT and SIGHUP into messages.
+/// Turns signals that ask for the end into messages.
 pub struct Signals {
     termination: Termination,
     outbox: Outbox,
@@ -40,25 +40,42 @@ impl MutEventSubscriber for Signals {
     }
 }
 
-/// A time after which the machine is stopped by force.
+/// How long nothing is said of a guest that was asked to switch itself off: most do it in this time.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A time after which the machine is stopped by force. Whoever waits for it is told.
 pub struct Deadline {
-    timer: Arc<Mutex<TimerFd>>,
+    timer: Arc<Mutex<Timer>>,
     set: bool,
     outbox: Outbox,
+}
+
+struct Timer {
+    fd: TimerFd,
+    /// What is left when the timer expires the first time.
+    rest: Duration,
+}
+
+impl Timer {
+    fn start(&mut self, time: Duration) -> io::Result<()> {
+        // A zero would switch it off.
+        self.fd.reset(time.max(Duration::from_millis(1)), None).map_err(io::Error::from)
+    }
 }
 
 impl Deadline {
     /// No deadline yet.
     pub fn new(outbox: Outbox) -> io::Result<Self> {
-        let timer = TimerFd::new().map_err(io::Error::from)?;
+        let fd = TimerFd::new().map_err(io::Error::from)?;
+        let timer = Timer { fd, rest: Duration::ZERO };
         Ok(Deadline { timer: Arc::new(Mutex::new(timer)), set: false, outbox })
     }
 
     /// Sets it.
     pub fn set(&mut self, after: Duration) {
         let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
-        // A zero would switch the timer off.
-        match timer.reset(after.max(Duration::from_millis(1)), None) {
+        timer.rest = after.saturating_sub(SILENCE);
+        match timer.start(after.min(SILENCE)) {
             Ok(()) => self.set = true,
             Err(error) => error!("cannot set a timer: {error}"),
         }
@@ -76,20 +93,31 @@ impl Deadline {
 }
 
 struct Expiry {
-    timer: Arc<Mutex<TimerFd>>,
+    timer: Arc<Mutex<Timer>>,
     outbox: Outbox,
 }
 
 impl MutEventSubscriber for Expiry {
     fn init(&mut self, ops: &mut EventOps) {
-        let fd = self.timer.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd();
+        let fd = self.timer.lock().unwrap_or_else(PoisonError::into_inner).fd.as_raw_fd();
         if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
             error!("cannot watch a timer: {error}");
         }
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        let _ = self.timer.lock().unwrap_or_else(PoisonError::into_inner).wait();
-        self.outbox.send(Message::Terminate { force: true });
+        let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = timer.fd.wait();
+        let rest = std::mem::take(&mut timer.rest);
+        if rest.is_zero() {
+            return self.outbox.send(Message::Terminate { force: true });
+        }
+        warn!(
+            "The guest was asked to switch off; it is stopped by force in {} s, or at once by another signal",
+            rest.as_secs()
+        );
+        if let Err(error) = timer.start(rest) {
+            error!("cannot set a timer: {error}");
+        }
     }
 }

@@ -123,12 +123,27 @@ fn sigterm_stops_a_guest_that_does_not_listen() {
     }
 }
 
+/// Who waits for a guest is told why, and a guest that switches itself off after all is told from one that does not.
+#[test]
+fn a_guest_that_takes_its_time_is_waited_for_and_not_in_silence() {
+    need!(host::kvm());
+    let machine = guest("echo").option("--name", "one").option("--stop-timeout", "100000");
+    let mut machine = machine.stdin(Stdio::piped()).start();
+    assert!(eventually(|| machine.command(&["ps", "-q"]).out.contains("one")));
+    let stop = Machine::command_line(&["stop", "--json", "one"]).beside(&machine).start();
+    machine.complains("it is stopped by force in 99999 s, or at once by another signal\n");
+    machine.types("q");
+    let told: serde_json::Value = serde_json::from_str(&stop.finish().out).expect("JSON");
+    assert_eq!((&told[0]["done"], &told[0]["forced"]), (&true.into(), &false.into()), "{told}");
+    machine.finish().powered_off();
+}
+
 #[test]
 fn a_second_signal_does_not_wait() {
     need!(host::kvm());
     let machine = running(deaf().option("--stop-timeout", "100000"));
     machine.signal(libc::SIGINT);
-    assert!(eventually(|| !machine.signal_is_pending(libc::SIGINT)), "the first signal is taken");
+    machine.complains("or at once by another signal\n");
     machine.signal(libc::SIGINT);
     machine.finish().ended(130, "stopped");
 }

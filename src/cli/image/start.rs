@@ -27,7 +27,8 @@ pub struct Start {
     /// Stay in the foreground, with the console on the terminal
     #[arg(short, long)]
     attach: bool,
-    /// How long a guest may take to switch itself off when it is asked to
+    /// How long a guest may take to switch itself off when it is asked to (SIGTERM, SIGINT, `rvmm stop`); a second signal ends
+    /// the machine at once
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_timeout: u64,
 }
