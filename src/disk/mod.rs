@@ -157,7 +157,7 @@ pub fn is_full(error: &io::Error) -> bool {
 pub fn remedy(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::FileTooLarge => format!(
-            "its file has reached the limit of file sizes (ulimit -f); raise it with `prlimit --fsize=unlimited: --pid {}` and resume",
+            "its file has reached the limit of file sizes (`ulimit -f`, or the file system's); raise it, as with `prlimit --fsize=unlimited --pid {}`, and resume",
             std::process::id()
         ),
         _ => "no space left on the host; free some and resume".into(),

@@ -29,3 +29,24 @@ impl Watchers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn the_latest_are_told_and_no_more_are_kept() {
+        let (mut watchers, mut answers) = (Watchers::default(), Vec::new());
+        for _ in 0..MOST + 2 {
+            let (sender, answer) = channel();
+            watchers.add(sender);
+            answers.push(answer);
+        }
+        watchers.tell(&Outcome::Stopped);
+        let told = |answer: &std::sync::mpsc::Receiver<Response>| answer.recv().ok()?.ok();
+        assert!(answers[..2].iter().all(|answer| told(answer).is_none()));
+        assert!(answers[2..].iter().all(|answer| told(answer).is_some_and(|end| end["cause"] == "stopped")));
+    }
+}

@@ -166,6 +166,17 @@ fn overlays_are_thrown_away() {
 }
 
 #[test]
+fn machines_with_overlays_share_a_disk() {
+    need!(host::kvm());
+    let disks = Disks::new();
+    let disk = disks.raw("disk", 1 << 20);
+    let first = guest("blk mode=write seed=5 end=hlt").disk(&disk, ",overlay").start();
+    first.says("OK blk");
+    guest("blk mode=write seed=6").disk(&disk, ",overlay").run().passed("blk");
+    assert!(bytes(&disk).iter().all(|&byte| byte == 0xa5), "the disk is as it was");
+}
+
+#[test]
 fn overlays_with_a_name_are_kept() {
     need!(host::kvm());
     let disks = Disks::new();
