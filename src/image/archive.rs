@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 
+use super::digest::Hashed;
 use super::lease::Lease;
 use super::manifest::Descriptor;
 use super::name::Name;
@@ -17,7 +18,7 @@ impl Store {
     /// Writes images with their names to an archive. The same images make the same bytes.
     ///
     /// # Errors
-    /// When a blob is missing, or the host refuses.
+    /// When a blob is missing or corrupt, or the host refuses. What was written then is no archive.
     pub fn save(&self, images: &[(Name, Descriptor)], to: &mut impl Write) -> Result<(), Error> {
         let mut lease = self.lease()?;
         let (mut index, mut blobs) = (Index::default(), Vec::new());
@@ -33,9 +34,14 @@ impl Store {
         entry(to, "oci-layout", LAYOUT.len() as u64, &mut LAYOUT.as_bytes())?;
         entry(to, "index.json", index.len() as u64, &mut index.as_slice())?;
         for digest in blobs {
-            let mut blob = self.open_blob(&digest)?;
+            let blob = self.open_blob(&digest)?;
             let size = blob.metadata().map_err(Error::io("look at", &self.blob(&digest)))?.len();
+            let mut blob = Hashed::new(blob);
             entry(to, &format!("{BLOBS}{}", digest.hex()), size, &mut blob)?;
+            let found = blob.digest();
+            if found != digest {
+                return Err(Error::Corrupt { digest, found });
+            }
         }
         tar::end(to).map_err(writing)
     }

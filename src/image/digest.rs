@@ -120,6 +120,38 @@ impl Write for Hasher {
     }
 }
 
+/// A reader that knows the digest of what it gave.
+pub struct Hashed<R> {
+    from: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Hashed<R> {
+    /// Reads from `from`.
+    pub fn new(from: R) -> Self {
+        Hashed { from, hasher: Hasher::default() }
+    }
+
+    /// The digest of what was read.
+    pub fn digest(self) -> Digest {
+        self.hasher.digest()
+    }
+
+    /// The digest of everything, up to its end; more than `limit` bytes are refused.
+    pub fn end(mut self, limit: u64) -> io::Result<Digest> {
+        io::copy(&mut (&mut self).take(limit), &mut io::sink())?;
+        Ok(self.digest())
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(to)?;
+        self.hasher.update(&to[..count]);
+        Ok(count)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ mod common;
 
 mod clones;
 mod commits;
+mod damage;
 mod formats;
 mod hostile;
 mod machines;

@@ -19,6 +19,7 @@ use std::path::Path;
 
 use super::commit::{Change, Commit};
 use super::config::{Config, Version};
+use super::digest::Hashed;
 use super::ext4::FileSystem;
 use super::lease::Lease;
 use super::manifest::{CONFIG, Descriptor, MANIFEST, Manifest};
@@ -128,7 +129,7 @@ impl Store {
             let told = move |bytes| store.tell("reading", before + bytes, Some(total));
             let opened = part.open_watched(told).map_err(Error::io("read", upload.path()))?;
             before += part.size();
-            let mut hashed = source::Hashed::new(opened);
+            let mut hashed = Hashed::new(opened);
             layer::apply(&mut fs, &mut hashed, limit)?;
             let found = hashed.end(limit).map_err(Error::io("read", upload.path()))?;
             if let Some(wanted) = diff_id.filter(|wanted| *wanted != found) {

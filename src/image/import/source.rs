@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::image::config::{Process, Version};
-use crate::image::digest::{Digest, Hasher};
+use crate::image::digest::Digest;
 use crate::image::manifest::{Descriptor, INDEX, Manifest};
 use crate::image::tar::{Archive, Kind};
 use crate::image::{Error, Index, Store, compression};
@@ -197,33 +197,6 @@ impl<F: FnMut(u64)> Read for Positioned<F> {
         (self.at, self.left) = (self.at + count as u64, self.left - count as u64);
         self.read += count as u64;
         (self.told)(self.read);
-        Ok(count)
-    }
-}
-
-/// A reader that knows the digest of what it gave.
-pub struct Hashed<R> {
-    from: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Hashed<R> {
-    /// Reads from `from`.
-    pub fn new(from: R) -> Self {
-        Hashed { from, hasher: Hasher::default() }
-    }
-
-    /// The digest of everything, up to its end; more than `limit` bytes are refused.
-    pub fn end(mut self, limit: u64) -> io::Result<Digest> {
-        io::copy(&mut (&mut self).take(limit), &mut io::sink())?;
-        Ok(self.hasher.digest())
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let count = self.from.read(to)?;
-        self.hasher.update(&to[..count]);
         Ok(count)
     }
 }
