@@ -100,3 +100,49 @@ fn damage_in_what_was_left_is_found() {
     there.told(&["pull", &name, "--as", "disk:1"]);
     assert_eq!(there.digest("disk:1"), Some(image.digest));
 }
+
+#[test]
+fn a_corrupt_blob_is_not_the_registrys_fault() {
+    need!(server::offered());
+    let registry = Registry::start();
+    let (proxy, address) = Proxy::start(&registry.address);
+    let here = Home::new();
+    let image = here.version("disk:1", None, 14, 28 << 20);
+    let name = format!("{address}/disk:1");
+    let layer = here.store().manifest(&image).expect("a manifest").layers[0].digest;
+    let path = here.store().blob(&layer);
+    let good = std::fs::read(&path).expect("a blob");
+    let flip = |at: usize| {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&path, &bad).expect("a blob");
+    };
+    let is_told = || {
+        let ended = here.run(&["push", "disk:1", &name]);
+        let told = format!("Blob {layer} is corrupt");
+        assert!(ended.status == 1 && ended.err.contains(&told), "{ended}");
+        assert!(ended.err.contains("rvmm verify --remove") && !ended.err.contains("refuses"), "{ended}");
+    };
+    // In the first piece, in a later one, in the last one, and the end is missing.
+    for at in [0, 10 << 20, good.len() - 1] {
+        flip(at);
+        is_told();
+    }
+    std::fs::write(&path, &good[..20 << 20]).expect("a blob");
+    is_told();
+    // In what a push that was killed has sent already.
+    std::fs::write(&path, &good).expect("a blob");
+    proxy.pieces.store(2, SeqCst);
+    let running = here.command(&["push", "disk:1", &name]).start();
+    assert!(eventually(|| proxy.holds()), "no third piece is sent");
+    running.kill();
+    proxy.open();
+    flip(1 << 20);
+    is_told();
+    // And it goes on with good ones.
+    std::fs::write(&path, &good).expect("a blob");
+    here.told(&["push", "disk:1", &name]);
+    let there = Home::new();
+    there.told(&["pull", &name, "--as", "disk:1"]);
+    assert_eq!(there.digest("disk:1"), Some(image.digest));
+}

@@ -8,10 +8,13 @@
 //!                      └─ GET: how much the registry has, after a connection broke or a push was killed
 //! ```
 //!
+//! Each blob is compared with its digest before its last piece is sent.
+//!
 //! docker-registry gives up an upload that broke in the middle of a piece; others go on from any byte.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
 
 use super::asked::Part;
 use super::client::{ATTEMPTS, Client};
@@ -19,7 +22,7 @@ use super::endpoints::Session;
 use super::{Moved, Progress, at_once};
 use crate::image::manifest::{Descriptor, Manifest};
 use crate::image::refs::Index;
-use crate::image::{Digest, Error, Name, Store, Upload};
+use crate::image::{Digest, Error, Hasher, Name, Store, Upload};
 
 /// Bytes of a piece. Docker's own client sends pieces without end, the smallest limit of a public registry is 100 MB.
 pub const PIECE: u64 = 8 << 20;
@@ -31,7 +34,7 @@ impl Store {
     /// Pushes an image under a tag.
     ///
     /// # Errors
-    /// When a blob is missing, or the registry refuses.
+    /// When a blob is missing or corrupt, or the registry refuses.
     pub fn push(
         &self,
         image: &Descriptor,
@@ -90,8 +93,12 @@ impl Store {
         let file = self.open_blob(&blob.digest)?;
         let size = file.metadata().map_err(Error::io("look at", &self.blob(&blob.digest)))?.len();
         if size != blob.size {
+            self.checked_blob(&blob.digest)?;
             return Err(Error::WrongSize { digest: blob.digest, wanted: blob.size, found: size });
         }
+        let mut seen = Seen { file: &file, hasher: Hasher::default(), at: 0 };
+        let place = self.blob(&blob.digest);
+        let hashing = || Error::io("read", &place);
         let name = Digest::of(format!("{}/{} {}", to.host, to.repository, blob.digest).as_bytes()).hex();
         let mut note = Note(self.resume(&format!("session-{name}"))?);
         let told = |at| progress(&blob.digest, at, size);
@@ -115,12 +122,19 @@ impl Store {
                 let piece = PIECE.max(at.smallest.min(size));
                 while !whole && size - at.have > piece {
                     let end = at.have + piece;
+                    seen.up_to(end).map_err(hashing())?;
                     let next = to.piece(&at, part(at.have, end))?;
                     sent += end - at.have;
                     failed = 0;
                     at = next;
                     note.write(&at)?;
                     session = Some(at.clone());
+                }
+                // The registry would find it out, too, and be blamed for it.
+                seen.up_to(size).map_err(hashing())?;
+                let found = seen.hasher.clone().digest();
+                if found != blob.digest {
+                    return Err(Error::Corrupt { digest: blob.digest, found });
                 }
                 to.end(&at, &blob.digest, part(at.have, size))?;
                 sent += size - at.have;
@@ -150,6 +164,22 @@ impl Store {
                 }
             }
         }
+    }
+}
+
+/// How much of a blob has been looked at, wherever the registry stands.
+struct Seen<'a> {
+    file: &'a File,
+    hasher: Hasher,
+    at: u64,
+}
+
+impl Seen<'_> {
+    /// Looks at what comes before byte `end`, which is not in it.
+    fn up_to(&mut self, end: u64) -> io::Result<()> {
+        let part = Part { file: self.file, start: self.at.min(end), end, progress: &|_| {} };
+        self.at += io::copy(&mut BufReader::with_capacity(1 << 17, part), &mut self.hasher)?;
+        Ok(())
     }
 }
 
