@@ -65,14 +65,23 @@ impl Store {
 
     fn unpack_layer(&self, blob: &Digest, diff_id: &Digest, size: u64, limit: u64) -> Result<(), Error> {
         let raw = self.upload()?;
-        let (found, written) = layer::read(&self.open_blob(blob)?, raw.file(), limit)?;
-        if written.diff_id != *diff_id {
-            return Err(Error::Corrupt { digest: *diff_id, found: written.diff_id });
+        let invalid = |reason: &str| Err(Error::invalid(format!("Disk layer {blob}"), reason));
+        let read = match layer::read(&self.open_blob(blob)?, raw.file(), limit) {
+            Err(Error::Invalid { reason, .. }) => invalid(&reason),
+            Ok((found, _)) if found != size => {
+                invalid(&format!("it is of a disk of {found} bytes, the image has {size}"))
+            }
+            Ok((_, written)) if written.diff_id != *diff_id => {
+                invalid("it does not hold what the image says of it")
+            }
+            Ok((_, written)) => Ok(written),
+            Err(error) => Err(error),
+        };
+        if let Err(Error::Invalid { .. } | Error::TooLarge { .. }) = read {
+            // A blob that is corrupt can look like anything.
+            self.checked_blob(blob)?;
         }
-        if found != size {
-            let reason = format!("it is of a disk of {found} bytes, the image has {size}");
-            return Err(Error::invalid(format!("Disk layer {blob}"), reason));
-        }
+        let written = read?;
         raw.place(&self.cached(diff_id, "raw"))?;
         self.write_map(&self.cached(diff_id, "map"), 1, size, &extents::of_layer(&written.runs, 0))
     }

@@ -124,7 +124,7 @@ impl Store {
         let limit = options.size + SLACK;
         let total: u64 = layers.iter().map(|(part, _)| part.size()).sum();
         let mut before = 0;
-        for (part, diff_id) in layers {
+        for (number, (part, diff_id)) in (1..).zip(layers) {
             let store = self.clone();
             let told = move |bytes| store.tell("reading", before + bytes, Some(total));
             let opened = part.open_watched(told).map_err(Error::io("read", upload.path()))?;
@@ -133,7 +133,8 @@ impl Store {
             layer::apply(&mut fs, &mut hashed, limit)?;
             let found = hashed.end(limit).map_err(Error::io("read", upload.path()))?;
             if let Some(wanted) = diff_id.filter(|wanted| *wanted != found) {
-                return Err(Error::Corrupt { digest: wanted, found });
+                let reason = format!("its contents have digest {found} and not {wanted}");
+                return Err(Error::invalid(format!("Layer {number} of the image"), reason));
             }
             let changes = fs.end_layer()?;
             let change = Change { file: fs.raw(), size: options.size, changes };
