@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use crate::common::host;
+use crate::common::{bare, host};
 use crate::need;
 use crate::world::{SIZE, World, listing};
 
@@ -159,4 +159,35 @@ fn one_file_and_back() {
     world.write("cut.tar", &whole[..whole.len() / 2]);
     world.refuses(&["load", "-i", "cut.tar", "--store", &world.text("fourth")], &["cut off"]);
     assert_eq!(world.json(&["images", "--store", &world.text("fourth")]).as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn what_does_not_boot_is_no_kernel() {
+    let world = World::new();
+    world.write("disk.raw", vec![0xa5; 1 << 20]);
+    world.write(
+        "noise",
+        (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>(),
+    );
+    world.write("empty", "");
+    let with = |kernel: &str, words: &[&str]| {
+        world.refuses(&["import", "disk.raw", "x", "--kernel", kernel], words);
+        assert!(!world.path("store").exists(), "{kernel}: nothing was written");
+    };
+    with("noise", &["noise", "kernel"]);
+    with("disk.raw", &["disk.raw", "kernel"]);
+    with("empty", &["empty"]);
+    with(".", &["not a regular file"]);
+    with("nowhere", &["nowhere", "No such file"]);
+    host::run("mkfifo", &[&world.text("pipe")]);
+    with("pipe", &["not a regular file"]);
+    let kernel = bare::kernel().to_string_lossy();
+    let with = |initrd: &str, words: &[&str]| {
+        world.refuses(&["import", "disk.raw", "x", "--kernel", &kernel, "--initrd", initrd], words);
+        assert!(!world.path("store").exists(), "{initrd}: nothing was written");
+    };
+    with("empty", &["empty"]);
+    with("pipe", &["not a regular file"]);
+    with("nowhere", &["nowhere", "No such file"]);
+    world.does(&["import", "disk.raw", "x", "--kernel", &kernel, "--initrd", "noise"]);
 }

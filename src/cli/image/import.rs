@@ -1,6 +1,7 @@
 //! `rvmm import`: images of what others made.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -82,16 +83,37 @@ pub fn author(told: Option<&String>) -> String {
     told.cloned().or_else(|| variable("RVMM_AUTHOR")).or_else(|| variable("USER")).unwrap_or_default()
 }
 
+/// Opens what boots: a regular file with something in it.
+fn open_part(path: &Path) -> Result<File, Failure> {
+    let cannot = |error: io::Error| Failure::usage(format!("Cannot open {}: {error}", path.display()));
+    // A pipe would be waited for.
+    let found = fs::metadata(path).map_err(cannot)?;
+    if !found.is_file() {
+        return Err(Failure::usage(format!("{} is not a regular file", path.display())));
+    }
+    if found.len() == 0 {
+        return Err(Failure::usage(format!("{} is empty", path.display())));
+    }
+    File::open(path).map_err(cannot)
+}
+
+/// What is no kernel is told here, and not when the image is to run.
+fn open_kernel(path: &Path) -> Result<File, Failure> {
+    let file = open_part(path)?;
+    crate::arch::x86_64::kernel::Kernel::open(path, None).map_err(Failure::refused)?;
+    Ok(file)
+}
+
 impl Import {
     /// Makes an image.
     pub fn run(&self, common: &Common) -> Result<u8, Failure> {
+        let kernel = self.kernel.as_ref().map(|path| open_kernel(path)).transpose()?;
+        let initrd = self.initrd.as_ref().map(|path| open_part(path)).transpose()?;
         let store = store::open(common)?;
         let mut lease = store.lease().map_err(Failure::refused)?;
         let mut blobs = Vec::new();
-        for (path, kind) in [(&self.kernel, KERNEL), (&self.initrd, INITRAMFS)] {
-            let Some(path) = path else { continue };
-            let mut file = File::open(path)
-                .map_err(|error| Failure::usage(format!("Cannot open {}: {error}", path.display())))?;
+        for (file, kind) in [(kernel, KERNEL), (initrd, INITRAMFS)] {
+            let Some(mut file) = file else { continue };
             blobs.push(store.put_file(&mut lease, kind, &mut file).map_err(Failure::refused)?);
         }
         let author = author(self.author.as_ref());
