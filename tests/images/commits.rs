@@ -48,6 +48,41 @@ fn a_running_machine_becomes_versions() {
 }
 
 #[test]
+fn a_commit_tells_what_it_made_and_not_what_its_parent_has() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 2, &[]);
+    let said = world.json(&["commit", "web", "bare:2"]);
+    let same = world.json(&["commit", "web", "bare:3"]);
+    let layers = world.json(&["inspect", "bare:2"])[0]["manifest"]["layers"].clone();
+    let of = |said: &serde_json::Value| (said["layer_bytes"].clone(), said["memory_bytes"].clone());
+    let last = layers.as_array().and_then(|layers| layers.last()).expect("layers");
+    assert_eq!(of(&said), (last["size"].clone(), json!(0)));
+    assert_eq!(of(&same), (json!(0), json!(0)));
+    let told = world.does(&["commit", "web", "bare:4"]);
+    assert!(told.contains("nothing was written to its disk, paused"), "{told}");
+    let warm = world.json(&["commit", "web", "bare:4", "--warm"]);
+    let layers = world.json(&["inspect", "bare:4"])[0]["manifest"]["layers"].clone();
+    let bytes = |layer: &serde_json::Value| {
+        let is_memory =
+            layer["mediaType"].as_str().is_some_and(|kind| kind.contains("memory") || kind.contains("state"));
+        if is_memory { layer["size"].as_u64() } else { None }
+    };
+    let memory: u64 = layers.as_array().into_iter().flatten().filter_map(bytes).sum();
+    assert!(memory > 0);
+    assert_eq!(of(&warm), (json!(0), json!(memory)));
+    let told = world.does(&["commit", "web", "bare:4", "--warm"]);
+    assert!(
+        told.contains("nothing was written to its disk, its memory ") && told.contains("B, paused"),
+        "{told}"
+    );
+    world.does(&["stop", "--force", "web"]);
+    let ended = world.json(&["commit", "web", "bare:5"]);
+    assert_eq!(of(&ended), (json!(0), json!(0)));
+}
+
+#[test]
 fn the_same_change_is_the_same_layer() {
     need!(host::kvm());
     let world = World::new();

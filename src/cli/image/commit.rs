@@ -127,9 +127,18 @@ fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Res
     Ok(((above.unwrap_or_default(), blobs, said), (bundle, seen)))
 }
 
+/// What a version has that its parent has not.
+struct Packed {
+    image: Descriptor,
+    /// Bytes of its disk layer.
+    disk: u64,
+    /// Bytes of memory and state.
+    memory: u64,
+}
+
 /// What became of it.
 struct Committed {
-    image: Descriptor,
+    packed: Packed,
     pause: Option<Duration>,
     /// The guest's file systems that were at rest.
     frozen: Value,
@@ -152,26 +161,31 @@ impl Commit {
             Some(machine) => self.running(&store, &machine)?,
             None => self.stopped(&store)?,
         };
-        let manifest = store.manifest(&committed.image).map_err(Failure::refused)?;
-        let layer = manifest.of_type(DISK_LAYER).last().map_or(0, |layer| layer.size);
+        let Packed { image, disk, memory } = &committed.packed;
         let pause_us = committed.pause.map(|pause| pause.as_micros() as u64);
-        store::unpack(&store, &committed.image);
+        store::unpack(&store, image);
         if common.json {
             print_json(&json!({
                 "name": self.name.to_string(),
-                "digest": committed.image.digest,
-                "layer_bytes": layer,
+                "digest": image.digest,
+                "layer_bytes": disk,
+                "memory_bytes": memory,
                 "pause_us": pause_us,
                 "frozen": committed.frozen,
                 "elapsed_us": start.elapsed().as_micros() as u64,
             }))?;
         } else {
             let pause = pause_us.map(|pause| format!(", paused for {:.1} ms", pause as f64 / 1e3));
+            let layer = match disk {
+                0 => "nothing was written to its disk".into(),
+                bytes => format!("its layer has {}", size(*bytes)),
+            };
+            let memory = self.warm.then(|| format!(", its memory {}", size(*memory)));
             print(format!(
-                "{} is {}, its layer has {}{}",
+                "{} is {}, {layer}{}{}",
                 self.name,
-                committed.image.digest.short(),
-                size(layer),
+                image.digest.short(),
+                memory.unwrap_or_default(),
                 pause.unwrap_or_default()
             ))?;
         }
@@ -185,7 +199,7 @@ impl Commit {
         parent: &Descriptor,
         overlays: &[PathBuf],
         blobs: &[Descriptor],
-    ) -> Result<Descriptor, Failure> {
+    ) -> Result<Packed, Failure> {
         let author = author(self.author.as_ref());
         let about = image::Commit {
             parent: Some(parent),
@@ -196,8 +210,16 @@ impl Commit {
             ..image::Commit::new(SystemTime::now())
         };
         let image = store.commit_overlays(lease, &about, overlays).map_err(Failure::refused)?;
+        let layers = |image| store.manifest(image).map(|manifest| manifest.layers).map_err(Failure::refused);
+        let (before, mut disk, mut memory) = (layers(parent)?, 0, 0);
+        for layer in layers(&image)?.iter().filter(|layer| !before.contains(layer)) {
+            match layer.media_type.as_str() {
+                DISK_LAYER => disk += layer.size,
+                _ => memory += layer.size,
+            }
+        }
         store.tag(&self.name, &image).map_err(Failure::refused)?;
-        Ok(image)
+        Ok(Packed { image, disk, memory })
     }
 
     fn running(&self, store: &Store, machine: &Machine) -> Result<Committed, Failure> {
@@ -221,7 +243,8 @@ impl Commit {
             false => (disk(machine, scratch.path())?, None),
         };
         let new = layers.get(stands_on.covered..).unwrap_or_default();
-        let image = self.pack(store, &mut lease, &stands_on.image, new, &blobs)?;
+        let packed = self.pack(store, &mut lease, &stands_on.image, new, &blobs)?;
+        let image = packed.image.clone();
         if let Some((bundle, seen)) = warm {
             // Else it is made of what was packed.
             let _ = store.keep_warm(&image, &bundle, &seen);
@@ -246,7 +269,7 @@ impl Commit {
             store.drop_covered(kept).map_err(Failure::refused)?;
         }
         let pause = said["pause_us"].as_u64().map(Duration::from_micros);
-        Ok(Committed { image, pause, frozen: said["frozen"].clone() })
+        Ok(Committed { packed, pause, frozen: said["frozen"].clone() })
     }
 
     /// An instance that does not run.
@@ -262,11 +285,11 @@ impl Commit {
         let new: Vec<_> =
             overlays.iter().filter(|(number, _)| *number >= found.record.first).cloned().collect();
         let paths: Vec<PathBuf> = new.iter().map(|(_, path)| path.clone()).collect();
-        let image = self.pack(store, &mut lease, &found.record.image, &paths, &[])?;
-        found.record.image = image.clone();
+        let packed = self.pack(store, &mut lease, &found.record.image, &paths, &[])?;
+        found.record.image = packed.image.clone();
         found.record.first = new.last().map_or(found.record.first, |(number, _)| number + 1);
         store.update_instance(&found).map_err(Failure::refused)?;
         store.drop_covered(&mut found).map_err(Failure::refused)?;
-        Ok(Committed { image, pause: None, frozen: Value::Null })
+        Ok(Committed { packed, pause: None, frozen: Value::Null })
     }
 }
