@@ -11,7 +11,17 @@ pub fn effective() -> u32 {
 
 /// The name of group `id` in /etc/group (group(5)), if it has one there.
 pub fn group(id: u32) -> Option<String> {
-    let text = std::fs::read_to_string("/etc/group").ok()?;
+    named("/etc/group", id)
+}
+
+/// The name of user `id` in /etc/passwd (passwd(5)), if they have one there.
+pub fn name(id: u32) -> Option<String> {
+    named("/etc/passwd", id)
+}
+
+/// The name of the line that has `id` as its third word.
+fn named(path: &str, id: u32) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| {
         let mut words = line.split(':');
         let name = words.next()?;
@@ -59,9 +69,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_have_names() {
-        assert_eq!(group(0).as_deref(), Some("root"));
-        assert_eq!(group(u32::MAX), None);
+    fn groups_and_users_have_names() {
+        for named in [group, name] {
+            assert_eq!(named(0).as_deref(), Some("root"));
+            assert_eq!(named(u32::MAX), None);
+        }
     }
 
     #[test]

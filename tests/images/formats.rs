@@ -191,3 +191,20 @@ fn what_does_not_boot_is_no_kernel() {
     with("nowhere", &["nowhere", "No such file"]);
     world.does(&["import", "disk.raw", "x", "--kernel", &kernel, "--initrd", "noise"]);
 }
+
+#[test]
+fn an_image_is_its_users() {
+    let world = World::new();
+    world.root("root");
+    let author = |variables: &[(&str, &str)], image: &str| {
+        let mut command = world.command(&["import", "root", image, "--size", SIZE]);
+        command.env_remove("RVMM_AUTHOR").env_remove("USER").envs(variables.iter().copied());
+        assert!(command.status().expect("rvmm").success());
+        world.json(&["history", image])[0]["author"].clone()
+    };
+    assert_eq!(author(&[("RVMM_AUTHOR", "ada"), ("USER", "bob")], "a"), "ada");
+    assert_eq!(author(&[("USER", "bob")], "b"), "bob");
+    let own = host::run("id", &["-un"]);
+    assert_eq!(author(&[], "c"), own.trim());
+    assert_eq!(author(&[("USER", "")], "d"), own.trim());
+}

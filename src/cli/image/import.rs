@@ -12,6 +12,7 @@ use crate::cli::{Common, store, variable};
 use crate::image::import::{Container, DEFAULT_SIZE, Format, Options};
 use crate::image::{Commit, Descriptor, Error, INITRAMFS, KERNEL, Lease, MAX_DISK, Machine, Name, Store};
 use crate::options;
+use crate::sys::user;
 
 // Options of `import`.
 #[derive(clap::Args)]
@@ -77,10 +78,11 @@ pub fn disk_size(text: &str) -> Result<u64, options::Error> {
         .ok_or_else(|| options::bad_value("size", text, "a size with its unit, such as 512M or 8G"))
 }
 
-/// Who makes a version: as the user says, else the user.
+/// Who makes a version: as the user says, else the user. Services and containers often have no USER.
 pub fn author(told: Option<&String>) -> String {
     let variable = |name| variable(name)?.into_os_string().into_string().ok();
-    told.cloned().or_else(|| variable("RVMM_AUTHOR")).or_else(|| variable("USER")).unwrap_or_default()
+    let named = told.cloned().or_else(|| variable("RVMM_AUTHOR")).or_else(|| variable("USER"));
+    named.or_else(|| user::name(user::effective())).unwrap_or_default()
 }
 
 /// Opens what boots: a regular file with something in it.
