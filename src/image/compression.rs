@@ -14,6 +14,12 @@ const MOST: u64 = 200;
 /// What may come out of nothing, in bytes.
 const SLACK: u64 = 16 << 20;
 
+/// Whether what begins so is compressed with gzip, bzip2, xz or zstd.
+pub fn is_compressed(head: &[u8]) -> bool {
+    let magics = [&b"\x1f\x8b"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
+    magics.iter().any(|magic| head.starts_with(magic))
+}
+
 /// The bytes of `from`, decompressed when gzip, bzip2, xz or zstd have compressed them.
 ///
 /// # Errors

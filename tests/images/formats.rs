@@ -41,7 +41,7 @@ fn root_file_systems() {
 
 #[test]
 fn container_images_go_through_other_tools() {
-    need!(host::program("skopeo"), host::program("e2fsck"));
+    need!(host::program("skopeo"), host::program("e2fsck"), host::program("zstd"));
     let world = World::new();
     world.image("web:1");
     world.does(&["export", "web:1", "--format", "oci", "c.tar"]);
@@ -62,6 +62,27 @@ fn container_images_go_through_other_tools() {
     world.does(&["import", "layout", "named", "--image", "nine", "--size", SIZE]);
     world.refuses(&["import", "layout", "x", "--image", "ten"], &["--image", "nine"]);
     world.refuses(&["import", "d.tar", "x", "--image", "other"], &["--image", "team/web:9"]);
+    // Compressed, as `docker save | gzip` has them.
+    for program in ["gzip", "bzip2", "xz", "zstd"] {
+        host::run(program, &["-qkf", &here("c.tar"), &here("d.tar")]);
+    }
+    for name in ["c.tar.gz", "d.tar.gz", "d.tar.bz2", "d.tar.xz", "c.tar.zst"] {
+        world.does(&["import", name, "packed", "--size", SIZE]);
+        assert_eq!(layers("from:0"), layers("packed"), "{name}");
+    }
+    world.refuses(&["import", "d.tar.gz", "x", "--image", "other"], &["--image", "team/web:9"]);
+    world.write("cut.tar.gz", &fs::read(here("d.tar.gz")).expect("an archive")[..1500]);
+    world.refuses(&["import", "cut.tar.gz", "x"], &["cut.tar.gz"]);
+    world.write("bomb/blobs/a", "");
+    let bomb = fs::File::options().write(true).open(here("bomb/blobs/a")).expect("a file");
+    bomb.set_len(300 << 20).expect("a file");
+    host::run("tar", &["-C", &here("bomb"), "-cf", &here("bomb.tar"), "blobs"]);
+    host::run("zstd", &["-q", &here("bomb.tar")]);
+    for format in ["docker-archive", "oci"] {
+        world.refuses(&["import", "bomb.tar.zst", "x", "--format", format], &["more than 200 times"]);
+    }
+    world.refuses(&["import", "bomb.tar.zst", "x"], &["more than 200 times"]);
+    assert_eq!(fs::read_dir(world.path("store/uploads")).expect("uploads").count(), 0);
     // An image of machines is no image of containers.
     world.does(&["save", "web:1", "-o", "ours.tar"]);
     world.refuses(&["import", "ours.tar", "x"], &["rvmm load"]);

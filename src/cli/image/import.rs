@@ -24,7 +24,7 @@ use crate::sys::user;
   rvmm import disk.qcow2 old:server --kernel vmlinuz --initrd initrd.img
 
 SOURCE is a container image (docker-archive, or an OCI layout: a directory or an archive), a root file system (a
-directory, or an archive that may be compressed), a disk (raw or qcow2). Root is not needed. A container image gets one disk
+directory or an archive), a disk (raw or qcow2). Archives may be compressed with gzip, bzip2, xz or zstd. Root is not needed. A container image gets one disk
 layer for each of its layers, so images that share layers share blobs. In a directory that is imported without root, the
 user's own files become root's.")]
 pub struct Import {
@@ -149,13 +149,13 @@ impl Import {
         let options = Options { size: self.size, about };
         match format {
             Format::DockerArchive => {
-                store.import_container(lease, &Container::from_archive(from, wanted)?, &options)
+                store.import_container(lease, &Container::from_archive(store, from, wanted)?, &options)
             }
             Format::Oci if from.is_dir() => {
                 store.import_container(lease, &Container::from_layout(from, wanted)?, &options)
             }
             Format::Oci => {
-                store.import_container(lease, &Container::from_layout_archive(from, wanted)?, &options)
+                store.import_container(lease, &Container::from_layout_archive(store, from, wanted)?, &options)
             }
             Format::Rootfs if from.is_dir() => store.import_directory(lease, from, &options),
             Format::Rootfs => store.import_rootfs(lease, from, &options),

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::source::{MAX_DOCUMENT, Part, is_saved};
-use crate::image::Error;
 use crate::image::tar::{self, Archive};
+use crate::image::{Error, compression};
 
 /// The form of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +71,7 @@ impl Format {
             };
             return Err(Error::invalid(what, format!("it is a {name} file: {advice}")));
         }
-        let compressed = [&b"\x1f\x8b"[..], b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
-        let is_compressed = compressed.iter().any(|magic| head.starts_with(magic));
+        let is_compressed = compression::is_compressed(&head);
         let part = Part::whole(file).map_err(reading())?;
         let mut first = [0; 512];
         let is_archive = match part.open().and_then(|mut from| from.read_exact(&mut first)) {
@@ -84,26 +83,23 @@ impl Format {
                 Err(Error::invalid(what, "it is compressed and no archive: decompress it first"))
             }
             (false, false) => Ok(Format::Raw),
-            (true, true) => Self::of_compressed(part, what),
-            (true, false) => Self::of_archive(part),
+            (true, true) => Self::of_compressed(&part, path),
+            (true, false) => Self::of_archive(part.open().map_err(reading())?, path),
         }
     }
 
-    /// Looks at the first entry alone: of a root file system, that is no file of an image.
-    fn of_compressed(part: Part, what: String) -> Result<Self, Error> {
-        let from = part.open().map_err(Error::io("read", Path::new(&what)))?;
-        match Archive::new(from, u64::MAX).next()? {
-            Some(entry) if begins_container(&entry.path) => Err(Error::invalid(
-                what,
-                "it is a compressed archive of a container image: decompress it first, or say --format rootfs",
-            )),
-            _ => Ok(Format::Rootfs),
+    /// Looks at the first entry alone: of most root file systems, that is no file of an image.
+    fn of_compressed(part: &Part, path: &Path) -> Result<Self, Error> {
+        let reading = || Error::io("read", path);
+        let first = Archive::new(part.open().map_err(reading())?, u64::MAX).next()?;
+        match first.is_some_and(|entry| begins_container(&entry.path)) {
+            true => Self::of_archive(part.open_bounded().map_err(reading())?, path),
+            false => Ok(Format::Rootfs),
         }
     }
 
     /// Looks for the files that tell, up to the end of the archive.
-    fn of_archive(part: Part) -> Result<Self, Error> {
-        let from = part.open().map_err(Error::io("read", Path::new("the archive")))?;
+    fn of_archive(from: impl Read, path: &Path) -> Result<Self, Error> {
         let mut archive = Archive::new(from, u64::MAX);
         let (mut layout, mut seen) = (false, 0);
         while let Some(entry) = archive.next()? {
@@ -111,7 +107,7 @@ impl Format {
                 b"manifest.json" => {
                     let mut bytes = Vec::new();
                     let read = (&mut archive).take(MAX_DOCUMENT).read_to_end(&mut bytes);
-                    read.map_err(Error::io("read", Path::new("the archive")))?;
+                    read.map_err(Error::io("read", path))?;
                     if is_saved(&bytes) {
                         return Ok(Format::DockerArchive);
                     }

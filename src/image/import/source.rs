@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -96,7 +96,7 @@ pub(super) fn is_saved(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Vec<Saved>>(bytes).is_ok()
 }
 
-/// The regular files in an archive that is not compressed.
+/// The regular files in an archive.
 struct Entries {
     file: File,
     /// Where each is, and its bytes.
@@ -105,8 +105,12 @@ struct Entries {
 }
 
 impl Entries {
-    fn read(path: &Path) -> Result<Self, Error> {
+    /// Reads their places. Those of an archive that is compressed are in a file of the store that has no name any more.
+    fn read(store: &Store, path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut head = [0; 6];
+        let is_compressed = file.read_exact_at(&mut head, 0).is_ok() && compression::is_compressed(&head);
+        let file = if is_compressed { decompress(store, file, path)? } else { file };
         let mut places = BTreeMap::new();
         let mut archive = Archive::new(BufReader::new(&file), u64::MAX);
         while let Some(entry) = archive.next()? {
@@ -144,6 +148,22 @@ impl Entries {
     }
 }
 
+/// The archive at `path`, decompressed.
+fn decompress(store: &Store, file: File, path: &Path) -> Result<File, Error> {
+    let (upload, watched) = (store.upload()?, store.clone());
+    let unpack = || {
+        let part = Part::whole(file)?;
+        let all = part.size;
+        let from = part.reader(move |read| watched.tell("decompressing", read, Some(all)))?;
+        let mut from = BufReader::with_capacity(1 << 17, compression::open_bounded(from)?);
+        let mut to = upload.file().try_clone()?;
+        io::copy(&mut from, &mut to)?;
+        to.rewind()?;
+        Ok(to)
+    };
+    unpack().map_err(Error::io("decompress", path))
+}
+
 /// Says which images there are to choose from.
 pub(super) fn choose(what: &str, names: &[String]) -> Error {
     match names {
@@ -169,15 +189,18 @@ impl Part {
         self.open_watched(|_| {})
     }
 
+    /// As [`Part::open`], and what unpacks to far more than its size is an error.
+    pub fn open_bounded(&self) -> io::Result<Box<dyn Read>> {
+        compression::open_bounded(self.reader(|_| {})?)
+    }
+
     /// As [`Part::open`]; `told` hears how many bytes of the file have been read.
     pub fn open_watched(&self, told: impl FnMut(u64) + 'static) -> io::Result<Box<dyn Read>> {
-        compression::open(Positioned {
-            file: self.file.try_clone()?,
-            at: self.offset,
-            left: self.size,
-            read: 0,
-            told,
-        })
+        compression::open(self.reader(told)?)
+    }
+
+    fn reader<F: FnMut(u64)>(&self, told: F) -> io::Result<Positioned<F>> {
+        Ok(Positioned { file: self.file.try_clone()?, at: self.offset, left: self.size, read: 0, told })
     }
 }
 
@@ -228,12 +251,12 @@ impl Container {
         })
     }
 
-    /// From an archive of `docker save`, which is not compressed; with `wanted`, the image of this name in it.
+    /// From an archive of `docker save`, which may be compressed; with `wanted`, the image of this name in it.
     ///
     /// # Errors
     /// When it is not one, or has several images and none was named.
-    pub fn from_archive(path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
-        let entries = Entries::read(path)?;
+    pub fn from_archive(store: &Store, path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
+        let entries = Entries::read(store, path)?;
         let saved: Vec<Saved> = serde_json::from_slice(&entries.document("manifest.json")?)
             .map_err(|source| Error::Form { what: format!("manifest.json in {}", entries.what), source })?;
         let named = |saved: &&Saved| match wanted {
@@ -249,12 +272,12 @@ impl Container {
         Container::new(&entries.document(&image.config)?, &entries.what, layers)
     }
 
-    /// From an OCI layout in an archive, which is not compressed; with `wanted`, the image of this name in it.
+    /// From an OCI layout in an archive, which may be compressed; with `wanted`, the image of this name in it.
     ///
     /// # Errors
     /// As above.
-    pub fn from_layout_archive(path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
-        let entries = Entries::read(path)?;
+    pub fn from_layout_archive(store: &Store, path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
+        let entries = Entries::read(store, path)?;
         let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
         let read = |found: &Descriptor| -> Result<Vec<u8>, Error> {
             let bytes = entries.document(&blob(&found.digest))?;

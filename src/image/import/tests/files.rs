@@ -47,7 +47,7 @@ fn what_goes_in_comes_out() {
     // The same within an image for tools that know containers.
     let mut oci = tempfile::NamedTempFile::new().unwrap();
     store.export_container(&image, None, oci.as_file_mut(), u64::MAX).unwrap();
-    let container = Container::from_layout_archive(oci.path(), None).unwrap();
+    let container = Container::from_layout_archive(&store, oci.path(), None).unwrap();
     let mut layer = Vec::new();
     std::io::Read::read_to_end(&mut container.layers[0].open().unwrap(), &mut layer).unwrap();
     assert!(layer == out);
