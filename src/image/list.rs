@@ -14,7 +14,7 @@ use crate::sys::chain;
 /// One line of `images`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Image {
-    /// Its name.
+    /// Its name; empty if it has none.
     pub name: String,
     /// What leads to its manifest.
     pub descriptor: Descriptor,
@@ -66,6 +66,20 @@ impl Store {
             }
         };
         Ok(named.filter(|(name, _)| !kernel::is_kernel(name)).filter_map(whole).collect())
+    }
+
+    /// All images that have no name, by digest: older versions, and those whose names went to others. They are whole as far as
+    /// something still leads to them.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn nameless_images(&self) -> Result<Vec<Image>, Error> {
+        let index = self.read_index()?;
+        let mut images = self.manifests("")?;
+        images.retain(|image| !index.manifests.iter().any(|entry| entry.digest == image.digest));
+        // gc may be here meanwhile. What has no disk is a kernel.
+        let images = images.iter().filter_map(|image| self.read_image("", image).ok());
+        Ok(images.filter(|image| image.layers > 0).collect())
     }
 
     fn read_image(&self, name: &str, entry: &Descriptor) -> Result<Image, Error> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::bare::guest;
 use crate::common::{eventually, host};
@@ -56,7 +56,7 @@ fn a_commit_tells_what_it_made_and_not_what_its_parent_has() {
     let said = world.json(&["commit", "web", "bare:2"]);
     let same = world.json(&["commit", "web", "bare:3"]);
     let layers = world.json(&["inspect", "bare:2"])[0]["manifest"]["layers"].clone();
-    let of = |said: &serde_json::Value| (said["layer_bytes"].clone(), said["memory_bytes"].clone());
+    let of = |said: &Value| (said["layer_bytes"].clone(), said["memory_bytes"].clone());
     let last = layers.as_array().and_then(|layers| layers.last()).expect("layers");
     assert_eq!(of(&said), (last["size"].clone(), json!(0)));
     assert_eq!(of(&same), (json!(0), json!(0)));
@@ -64,7 +64,7 @@ fn a_commit_tells_what_it_made_and_not_what_its_parent_has() {
     assert!(told.contains("nothing was written to its disk, paused"), "{told}");
     let warm = world.json(&["commit", "web", "bare:4", "--warm"]);
     let layers = world.json(&["inspect", "bare:4"])[0]["manifest"]["layers"].clone();
-    let bytes = |layer: &serde_json::Value| {
+    let bytes = |layer: &Value| {
         let is_memory =
             layer["mediaType"].as_str().is_some_and(|kind| kind.contains("memory") || kind.contains("state"));
         if is_memory { layer["size"].as_u64() } else { None }
@@ -121,6 +121,63 @@ fn commits_at_the_same_time() {
     let mut lengths: Vec<_> = lengths.collect();
     lengths.sort();
     assert_eq!(lengths, [2, 3, 4, 5]);
+}
+
+#[test]
+fn a_name_that_several_machines_want() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let mut all = Vec::new();
+    for (seed, name) in [(3, "one"), (4, "two"), (5, "three")] {
+        world.writes("bare:1", name, seed, &[]);
+        let said = world.says(&["commit", name, "db:2", "--json"]);
+        assert_eq!(said.status, 0, "{said:?}");
+        let digest = serde_json::from_str::<Value>(&said.out).expect("JSON")["digest"].clone();
+        let digest = digest.as_str().expect("a digest").to_string();
+        match all.last() {
+            None => assert_eq!(said.err, ""),
+            Some((before, _)) => {
+                let before: &String = before;
+                let short = &before["sha256:".len()..][..12];
+                assert!(said.err.lines().count() == 1 && said.err.contains("db:2"), "{said:?}");
+                assert!(said.err.contains(&format!("rvmm tag {short} REPO:TAG")), "{said:?}");
+            }
+        }
+        all.push((digest, seed));
+    }
+    // Those that lost the name are there, and told.
+    assert_eq!(world.json(&["images"]).as_array().map(Vec::len), Some(2));
+    let listed = world.json(&["images", "-a"]);
+    let nameless: Vec<_> =
+        listed.as_array().into_iter().flatten().filter(|image| image["name"].is_null()).collect();
+    let mut digests: Vec<_> =
+        nameless.iter().map(|image| image["digest"].as_str().expect("a digest")).collect();
+    digests.sort();
+    let mut wanted: Vec<_> = all[..2].iter().map(|(digest, _)| digest.as_str()).collect();
+    wanted.sort();
+    assert_eq!(digests, wanted);
+    for (digest, seed) in &all {
+        let short = &digest["sha256:".len()..][..12];
+        let table = world.does(&["images", "-a"]);
+        let line = table.lines().find(|line| line.contains(short)).expect("a line");
+        assert_eq!(line.starts_with("<none>      <none>  "), *seed != 5, "{table}");
+        world.verifies(short, *seed);
+    }
+    assert_eq!(world.does(&["images", "-aq"]).lines().count(), 4);
+    // A machine keeps what it stands on; what nothing keeps is neither there nor told.
+    world.does(&["gc"]);
+    assert_eq!(world.does(&["images", "-aq"]).lines().count(), 4);
+    world.does(&["tag", &all[0].0, "db:first"]);
+    world.does(&["tag", &all[0].0, "db:again"]);
+    world.does(&["stop", "--all", "--force"]);
+    world.does(&["rm", "two"]);
+    world.does(&["gc"]);
+    let left = world.json(&["images", "-a"]);
+    assert!(left.as_array().into_iter().flatten().all(|image| image["name"].is_string()), "{left}");
+    // Over its own version, and over an image that has another name, there is nothing to say.
+    world.does(&["commit", "three", "db:2"]);
+    world.does(&["commit", "three", "db:first"]);
 }
 
 #[test]

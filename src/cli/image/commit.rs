@@ -37,7 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
   rvmm history nginx:configured
 
 The machine runs on; it stands still for milliseconds. A named machine that does not run can be committed as well. The
-new version knows the one that it came from: `rvmm history` shows both, and `IMAGE~1` means it.")]
+new version knows the one that it came from: `rvmm history` shows both, and `IMAGE~1` means it. If another image has the
+name already, it goes on without.")]
 pub struct Commit {
     /// The machine, as `rvmm ps -a` names it
     #[arg(value_name = "NAME")]
@@ -218,8 +219,24 @@ impl Commit {
                 _ => memory += layer.size,
             }
         }
-        store.tag(&self.name, &image).map_err(Failure::refused)?;
+        if let Some(before) = store.tag(&self.name, &image).map_err(Failure::refused)? {
+            self.tell_replaced(store, &image, &before);
+        }
         Ok(Packed { image, disk, memory })
+    }
+
+    /// Says so when the name was another image's: one that is no version before this one, and that no other name leads to.
+    fn tell_replaced(&self, store: &Store, image: &Descriptor, before: &Descriptor) {
+        let leads_to = |version: &Descriptor| version.digest == before.digest;
+        let versions = store.versions(&image.digest.to_string()).unwrap_or_default();
+        let named = store.read_index().is_ok_and(|index| index.manifests.iter().any(leads_to));
+        if !named && !versions.iter().any(leads_to) {
+            log::warn!(
+                "`{}` was another image, which has no name any more: `rvmm tag {} REPO:TAG` gives it one",
+                self.name,
+                before.digest.short()
+            );
+        }
     }
 
     fn running(&self, store: &Store, machine: &Machine) -> Result<Committed, Failure> {

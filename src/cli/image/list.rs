@@ -13,6 +13,7 @@ use crate::image::{Inspected, Name, Version};
 #[command(after_help = "Examples:
   rvmm images
   rvmm images -q
+  rvmm images -a                          also older versions, and images whose names went to others
   rvmm images web --json | jq -r '.[].digest'
 
 The size is that of all blobs of an image, packed; images share those that are equal.")]
@@ -20,6 +21,9 @@ pub struct Images {
     /// Only images of this repository, or with this name
     #[arg(value_name = "REPO[:TAG]")]
     name: Option<String>,
+    /// Images without a name, too
+    #[arg(short, long)]
+    all: bool,
     /// Print digests only
     #[arg(short, long)]
     quiet: bool,
@@ -51,7 +55,11 @@ pub struct History {
 impl Images {
     /// Lists images.
     pub fn run(&self, common: &Common) -> Result<u8, Failure> {
-        let mut images = store::open(common)?.images().map_err(Failure::refused)?;
+        let store = store::open(common)?;
+        let mut images = store.images().map_err(Failure::refused)?;
+        if self.all {
+            images.extend(store.nameless_images().map_err(Failure::refused)?);
+        }
         if let Some(wanted) = &self.name {
             images.retain(|image| {
                 let repository = image.name.rsplit_once(':').map_or("", |(repository, _)| repository);
@@ -70,7 +78,7 @@ impl Images {
             (false, true) => {
                 let line = |image: &crate::image::Image| {
                     json!({
-                        "name": image.name,
+                        "name": Some(&image.name).filter(|name| !name.is_empty()),
                         "digest": image.descriptor.digest,
                         "created": image.created,
                         "size": image.size,
@@ -82,7 +90,7 @@ impl Images {
             }
             (false, false) => {
                 let lines = images.iter().map(|image| {
-                    let (repository, tag) = image.name.rsplit_once(':').unwrap_or((&image.name, ""));
+                    let (repository, tag) = image.name.rsplit_once(':').unwrap_or(("<none>", "<none>"));
                     let warm = if image.warm { "warm" } else { "disk" };
                     [
                         repository.into(),

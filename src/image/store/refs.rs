@@ -1,7 +1,9 @@
 //! Names of images in the store: `index.json` (OCI image specification 1.1, Image Index; annotation org.opencontainers.image.ref.name).
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -128,12 +130,17 @@ impl Store {
         Index::parse(&std::fs::read(&path).map_err(reading())?, &path.display().to_string())
     }
 
-    /// Gives an image a name, if all its blobs are there. The image that had the name goes on without.
+    /// Gives an image a name, if all its blobs are there. Returns the image that had the name and goes on without, if it is
+    /// another one.
     ///
     /// # Errors
     /// As [`Store::tag_all`].
-    pub fn tag(&self, name: &Name, manifest: &Descriptor) -> Result<(), Error> {
-        self.tag_all(&[(name.clone(), manifest.clone())])
+    pub fn tag(&self, name: &Name, manifest: &Descriptor) -> Result<Option<Descriptor>, Error> {
+        self.change_index(|index| {
+            let before = index.get(&name.to_string()).cloned();
+            self.set(index, name, manifest)?;
+            Ok(before.filter(|before| before.digest != manifest.digest))
+        })
     }
 
     /// Gives several images their names, or none.
@@ -143,15 +150,17 @@ impl Store {
     /// the host refuses.
     pub fn tag_all(&self, images: &[(Name, Descriptor)]) -> Result<(), Error> {
         self.change_index(|index| {
-            for (name, manifest) in images {
-                let whole = self.manifest(manifest)?;
-                kernel::check_name(index, name, manifest, &whole)?;
-                self.has_blobs(&whole)?;
-                index.set(&name.to_string(), manifest);
-                kernel::came(index, name, manifest);
-            }
-            Ok(())
+            images.iter().try_for_each(|(name, manifest)| self.set(index, name, manifest))
         })
+    }
+
+    fn set(&self, index: &mut Index, name: &Name, manifest: &Descriptor) -> Result<(), Error> {
+        let whole = self.manifest(manifest)?;
+        kernel::check_name(index, name, manifest, &whole)?;
+        self.has_blobs(&whole)?;
+        index.set(&name.to_string(), manifest);
+        kernel::came(index, name, manifest);
+        Ok(())
     }
 
     /// Changes names, all of them or none.
@@ -231,19 +240,33 @@ impl Store {
     /// An image without a name: an older version, or one whose name went to another.
     fn nameless(&self, text: &str) -> Result<Option<Descriptor>, Error> {
         let Some(digits) = digits(text) else { return Ok(None) };
+        only(self.manifests(digits)?, text)
+    }
+
+    /// All manifests of images of ours whose digests begin so, with and without a name. Those that are damaged are left out.
+    pub(in crate::image) fn manifests(&self, digits: &str) -> Result<Vec<Descriptor>, Error> {
         let mut found = Vec::new();
         for path in super::gc::entries(self.blobs())? {
             let name =
                 path.file_name().and_then(|name| name.to_str()).filter(|name| name.starts_with(digits));
             let Some(digest) = name.and_then(Digest::from_hex) else { continue };
+            // Most blobs are none, and large.
+            if !begins_document(&path) {
+                continue;
+            }
             let size = std::fs::metadata(&path).map_or(0, |found| found.len());
             let image = Descriptor::new(MANIFEST, digest, size);
             if self.manifest(&image).is_ok_and(|manifest| manifest.is_ours()) {
                 found.push(image);
             }
         }
-        only(found, text)
+        Ok(found)
     }
+}
+
+fn begins_document(path: &Path) -> bool {
+    let mut first = [0];
+    File::open(path).is_ok_and(|mut file| file.read_exact(&mut first).is_ok()) && first == *b"{"
 }
 
 fn find<'a>(index: &'a Index, text: &str) -> Result<Option<&'a Descriptor>, Error> {
