@@ -110,6 +110,9 @@ pub struct Process {
     /// Labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What containers know and machines do not, such as `Volumes`: it is kept for those.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, serde_json::Value>,
 }
 
 /// Docker writes `null` for what is empty.

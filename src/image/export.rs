@@ -7,13 +7,14 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::json;
 
-use super::config::Config;
+use super::config::{Config, Version};
 use super::ext4::{Bounds, Inode, Kind, Reader};
 use super::layer::BLOCK;
 use super::manifest::{Descriptor, MANIFEST};
 use super::refs::Index;
 use super::store::LAYOUT;
 use super::tar;
+use super::time::parse_rfc3339;
 use super::view::{ReadAt, View};
 use super::{Digest, Error, Hasher, Name, Store, qcow2};
 
@@ -86,8 +87,8 @@ impl Store {
         files.all(&told).and_then(|()| tar::end(to)).map_err(writing)
     }
 
-    /// Writes an image as an OCI layout in a tar archive with a container image of one layer, for tools that know
-    /// containers.
+    /// Writes an image as an OCI layout in a tar archive with a container image of one layer and all of its history, for tools
+    /// that know containers.
     ///
     /// # Errors
     /// As above.
@@ -142,23 +143,35 @@ fn digest(upload: &mut super::Upload, media_type: &str) -> Result<Descriptor, Er
 
 /// The configuration of a container image (OCI image specification 1.1, Image Configuration).
 fn container_config(config: &Config, diff_id: &Digest) -> Vec<u8> {
-    let version = config.history.last();
+    // A time that is no time would be refused.
+    let time = |text: &str| parse_rfc3339(text).map_or(String::new(), |_| text.into());
+    let created = time(&config.created);
+    // All versions, and after them what makes one layer of theirs: there are as many layers as entries that have one.
+    let versions = config.history.iter().map(|version| Version {
+        created: time(&version.created),
+        parent: None,
+        empty_layer: true,
+        ..version.clone()
+    });
+    let whole = Version {
+        created: created.clone(),
+        author: config.author.clone(),
+        created_by: "rvmm export --format oci".into(),
+        comment: "all layers in one".into(),
+        ..Version::default()
+    };
+    let history: Vec<Version> = versions.chain([whole]).collect();
     let mut document = json!({
         "architecture": config.architecture,
         "os": config.os,
         "config": config.config,
         "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-        "history": [{
-            "created_by": "rvmm export",
-            "comment": version.map(|version| version.comment.as_str()).unwrap_or_default(),
-        }],
+        "history": history,
     });
-    // A time that is no time would be refused.
-    if !config.created.is_empty() {
-        document["created"] = config.created.as_str().into();
-    }
-    if !config.author.is_empty() {
-        document["author"] = config.author.as_str().into();
+    for (key, text) in [("created", &created), ("author", &config.author)] {
+        if !text.is_empty() {
+            document[key] = text.as_str().into();
+        }
     }
     document.to_string().into_bytes()
 }

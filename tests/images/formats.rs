@@ -46,6 +46,16 @@ fn container_images_go_through_other_tools() {
     world.image("web:1");
     world.does(&["export", "web:1", "--format", "oci", "c.tar"]);
     let here = |name: &str| world.text(name);
+    // Others see its versions.
+    let config = host::run("skopeo", &["inspect", "--config", &format!("oci-archive:{}", here("c.tar"))]);
+    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    let history = &config["history"];
+    assert_eq!((&history[0]["comment"], &history[0]["author"]), (&"first".into(), &"ada".into()));
+    assert_eq!(
+        (&history[0]["empty_layer"], &history[1]["empty_layer"]),
+        (&true.into(), &serde_json::Value::Null)
+    );
+    assert_eq!(history.as_array().map(Vec::len), Some(2), "{history}");
     let copy = |from: String, to: String| host::run("skopeo", &["copy", "-q", &from, &to]);
     copy(format!("oci-archive:{}", here("c.tar")), format!("docker-archive:{}:team/web:9", here("d.tar")));
     copy(format!("oci-archive:{}", here("c.tar")), format!("oci:{}:nine", here("layout")));

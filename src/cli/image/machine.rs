@@ -1,5 +1,6 @@
 //! From an image to the machine that runs it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -162,10 +163,14 @@ pub fn document(
             "ReadOnly": volume.read_only,
         })
     });
+    // What an image says of other things is not for the init, which has keys of its own.
+    let process = Process {
+        exposed_ports: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        other: BTreeMap::new(),
+        ..process.clone()
+    };
     let mut document = json!(process);
-    for key in ["ExposedPorts", "Labels"] {
-        document.as_object_mut().map(|map| map.remove(key));
-    }
     document["Hostname"] = hostname.into();
     document["Root"] = "/dev/vda".into();
     document["RootFsType"] = "ext4".into();
@@ -211,7 +216,11 @@ mod tests {
         let mut config = VmConfig::new(BootSource::default());
         config.devices.block = vec![block::Config::default(), block::Config::default()];
         let volumes = [Volume { disk: "x".into(), target: "/d".into(), read_only: false }];
-        let document = document(&Process::default(), &config, "web", &volumes, true);
+        let other = [("StopTimeout", 9.into()), ("Mounts", "x".into()), ("Rows", 1.into())];
+        let other = other.map(|(key, value): (_, serde_json::Value)| (key.into(), value)).into();
+        let process = Process { other, ..Process::default() };
+        let document = document(&process, &config, "web", &volumes, true);
+        assert!(document.get("StopTimeout").is_none() && document.get("Rows").is_none(), "{document}");
         assert_eq!(document["Mounts"][0]["Source"], "/dev/vdb");
         assert_eq!((&document["Hostname"], &document["Network"]), (&"web".into(), &"none".into()));
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::image::config::{Process, Version};
 use crate::image::digest::Digest;
@@ -242,8 +243,11 @@ impl Container {
                 format!("it has {} layers of {}", layers.len(), diff_ids.len()),
             ));
         }
+        let mut process = document.config.unwrap_or_default();
+        // Docker's words for nothing.
+        process.other.retain(|_, value| !matches!(value, Value::Null | Value::Bool(false)) && value != "");
         Ok(Container {
-            process: document.config.unwrap_or_default(),
+            process,
             created: document.created.unwrap_or_default(),
             history: document.history.unwrap_or_default(),
             diff_ids,

@@ -12,6 +12,7 @@ use crate::image::{Digest, Name, Unpacked};
 
 mod disks;
 mod files;
+mod history;
 
 const SIZE: u64 = 256 << 20;
 
@@ -88,7 +89,8 @@ fn docker_archive(layers: &[Vec<u8>]) -> tempfile::NamedTempFile {
     let ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux", "created": "2024-01-02T03:04:05Z",
-        "config": {"Env": ["A=b"], "Cmd": ["/bin/ping"], "Entrypoint": null, "WorkingDir": "/srv"},
+        "config": {"Env": ["A=b"], "Cmd": ["/bin/ping"], "Entrypoint": null, "WorkingDir": "/srv",
+            "Volumes": {"/data": {}}, "Healthcheck": {"Test": ["NONE"]}, "OnBuild": null, "Tty": false, "Domainname": ""},
         "rootfs": {"type": "layers", "diff_ids": ids},
         "history": [{"created_by": "ADD base"}, {"created_by": "ENV A=b", "empty_layer": true}, {"created_by": "RUN"}, {}],
     });
