@@ -14,6 +14,11 @@ const MOST_TOLD: usize = 256 << 20;
 /// How much of two files is compared at once.
 const STEP: usize = 1 << 18;
 
+/// What the init of a machine makes where the image has nothing, to mount something there (guest/agent: init/root.rs, init/etc.rs):
+/// they stay empty, for what is written goes to what is mounted.
+const DIRECTORIES: [&[u8]; 4] = [b"/dev", b"/proc", b"/run", b"/sys"];
+const FILES: [&[u8]; 3] = [b"/etc/hostname", b"/etc/hosts", b"/etc/resolv.conf"];
+
 /// What became of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -42,6 +47,8 @@ struct Pair<'a> {
     b: Reader<View>,
     /// What may differ at all, in bytes of the disk, in order.
     changed: &'a [Range<u64>],
+    /// The second image is a version of the first one: machines have made what it has more.
+    descends: bool,
     found: Vec<FileChange>,
     told: usize,
     bounds_a: Bounds,
@@ -49,8 +56,8 @@ struct Pair<'a> {
 }
 
 impl Store {
-    /// The files that differ between two images, by path; `changed` are the bytes of their disks that may differ. `None`
-    /// if a disk has no ext4 file system from its beginning on.
+    /// The files that differ between two images, by path, without empty places that a machine's init has made to mount something
+    /// there; `changed` are the bytes of their disks that may differ. `None` if a disk has no ext4 file system from its beginning on.
     ///
     /// # Errors
     /// When an image is not there, cannot be unpacked, or is damaged.
@@ -62,6 +69,8 @@ impl Store {
         limit: u64,
     ) -> Result<Option<Vec<FileChange>>, Error> {
         let mut lease = self.lease()?;
+        let first = self.resolve(a)?.digest;
+        let descends = self.versions(b)?.iter().any(|version| version.digest == first);
         let mut open = |image: &str| -> Result<Option<(Reader<View>, Bounds)>, Error> {
             let image = self.resolve(image)?;
             lease.hold(&image.digest)?;
@@ -71,7 +80,7 @@ impl Store {
             Ok(reader.map(|reader| (reader, bounds)))
         };
         let (Some((a, bounds_a)), Some((b, bounds_b))) = (open(a)?, open(b)?) else { return Ok(None) };
-        let mut pair = Pair { a, b, changed, found: Vec::new(), told: 0, bounds_a, bounds_b };
+        let mut pair = Pair { a, b, changed, descends, found: Vec::new(), told: 0, bounds_a, bounds_b };
         let mut compare = || {
             let (a, b) = (pair.a.root()?, pair.b.root()?);
             pair.directories(b"", &a, &b, 0)
@@ -125,6 +134,9 @@ impl Pair<'_> {
 
     fn added(&mut self, path: &[u8], inode: &Inode, depth: usize) -> io::Result<()> {
         self.bounds_b.enter(inode, depth)?;
+        if self.descends && self.is_mount_point(path, inode)? {
+            return Ok(());
+        }
         self.tell(path, Fate::Added, inode.size)?;
         if inode.kind == Some(ext4::Kind::Directory) {
             for (name, number) in self.b.entries(inode)? {
@@ -133,6 +145,20 @@ impl Pair<'_> {
             }
         }
         Ok(())
+    }
+
+    fn is_mount_point(&mut self, path: &[u8], inode: &Inode) -> io::Result<bool> {
+        let attributes = (inode.mode & 0o7777, inode.uid, inode.gid, inode.xattrs.is_empty());
+        Ok(match &inode.kind {
+            Some(ext4::Kind::Directory) => {
+                let is_one = DIRECTORIES.contains(&path) && attributes == (0o755, 0, 0, true);
+                is_one && self.b.entries(inode)?.is_empty()
+            }
+            Some(ext4::Kind::File) => {
+                FILES.contains(&path) && attributes == (0o644, 0, 0, true) && inode.size == 0
+            }
+            _ => false,
+        })
     }
 
     fn both(&mut self, path: &[u8], a: &Inode, b: &Inode, depth: usize) -> io::Result<()> {

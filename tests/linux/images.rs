@@ -88,6 +88,9 @@ fn an_image_runs_is_committed_and_runs_again() {
 
     home.does(&["commit", "one", "box:2", "-m", "second", "-a", "ada"]);
     home.does(&["history", "box:2"]).said("second").said("ada");
+    // What the init makes to mount something there is nobody's change.
+    let told = home.does(&["diff", "box:1", "box:2"]).out;
+    assert_eq!(told.trim(), "A /kept");
     home.does(&["run", "--net", "none", "--rm", "box:2", "--", "cat", "/kept"]).said("kept");
     let gone = home.rvmm(&["run", "--net", "none", "--rm", "box:1", "--", "cat", "/kept"]);
     assert_eq!(gone.status, 1, "the first version is as it was:\n{gone}");

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::disk::State;
+use crate::image::ext4::{Attributes, Kind};
 
 /// The configuration in an archive that was exported.
 fn exported(store: &Store, image: &Descriptor) -> (Value, Container) {
@@ -55,4 +57,51 @@ fn versions_and_what_only_containers_know_go_through() {
     assert_eq!(inspected.config.history.len(), history.len() + 1);
     assert_eq!(inspected.config.config, container.process);
     assert_eq!(inspected.config.history.iter().filter(|version| !version.empty_layer).count(), 1);
+}
+
+#[test]
+fn places_that_the_init_makes_are_no_changes() {
+    let (_directory, store) = store();
+    let mut lease = store.lease().unwrap();
+    let mut fs = FileSystem::new(SIZE, tempfile::tempfile().unwrap()).unwrap();
+    let attributes = |mode| Attributes { mode, uid: 0, gid: 0, mtime: 1, xattrs: BTreeMap::new() };
+    let version = |fs: &mut FileSystem, lease: &mut Lease, name: &str, parent: Option<&Descriptor>| {
+        let changes = fs.end_layer().unwrap();
+        let change = Change { file: fs.raw(), size: SIZE, changes };
+        let about = Commit { parent, message: name, ..Commit::new(UNIX_EPOCH) };
+        let image = store.commit(lease, &about, Some(&change)).unwrap();
+        store.tag(&name.parse().unwrap(), &image).unwrap();
+        image
+    };
+    let told = |a: &str, b: &str| {
+        let difference = store.diff(a, b, u64::MAX).unwrap();
+        let files = store.diff_files(a, b, &difference.changed, u64::MAX).unwrap().unwrap();
+        files.into_iter().map(|file| String::from_utf8(file.path).unwrap()).collect::<Vec<_>>()
+    };
+    fs.put(b"etc", Kind::Directory, attributes(0o755)).unwrap();
+    let first = version(&mut fs, &mut lease, "first", None);
+    for path in [&b"run"[..], b"proc", b"sys", b"dev"] {
+        fs.put(path, Kind::Directory, attributes(0o755)).unwrap();
+    }
+    for path in [&b"etc/hosts"[..], b"etc/hostname", b"etc/resolv.conf"] {
+        fs.put(path, Kind::File, attributes(0o644)).unwrap();
+    }
+    let second = version(&mut fs, &mut lease, "second", Some(&first));
+    assert_eq!(told("first", "second"), [""; 0]);
+    assert_eq!(told("second", "first").len(), 7, "what goes is told");
+    // The same in an image that did not come from it.
+    let whole = Change { file: fs.raw(), size: SIZE, changes: vec![(0..SIZE, State::Data)] };
+    let apart = store.commit(&mut lease, &Commit::new(UNIX_EPOCH), Some(&whole)).unwrap();
+    store.tag(&"apart".parse().unwrap(), &apart).unwrap();
+    assert_eq!(told("first", "apart").len(), 7);
+    assert_eq!(told("second", "apart"), [""; 0]);
+    let third = fs.put(b"run/own", Kind::File, attributes(0o644)).unwrap();
+    fs.fill(third, 3, &mut &b"own"[..]).unwrap();
+    fs.put(b"var", Kind::Directory, attributes(0o755)).unwrap();
+    version(&mut fs, &mut lease, "third", Some(&second));
+    assert_eq!(
+        told("first", "third"),
+        ["/run", "/run/own", "/var"],
+        "what has something in it was made by somebody"
+    );
 }
