@@ -217,10 +217,19 @@ fn verify(path: &Path, common: &Common) -> Result<u8, Failure> {
         Bundle::open(path).and_then(|bundle| bundle.verify_disks(progress)).map_err(Failure::refused)
     });
     drop(bar);
-    verified?;
-    match common.json {
-        true => print_json(&json!({ "verified_bytes": done }))?,
-        false => print(format!("{}: whole, {} MiB of memory and disks checked", path.display(), done >> 20))?,
+    let unknown = verified?;
+    let (place, mib) = (path.display(), done >> 20);
+    match (common.json, &unknown[..]) {
+        (true, _) => print_json(&json!({ "verified_bytes": done, "without_digest": unknown }))?,
+        (false, []) => print(format!("{place}: whole, {mib} MiB of memory and disks checked"))?,
+        (false, unknown) => {
+            let names: Vec<_> = unknown.iter().map(|layer| layer.to_string_lossy()).collect();
+            let names = names.join(", ");
+            print(format!(
+                "{place}: no damage in the {mib} MiB of memory and disks that were checked; {names} could not be: \
+                 an earlier rvmm wrote no digest of that"
+            ))?;
+        }
     }
     Ok(0)
 }

@@ -280,9 +280,9 @@ impl Disk for Stack {
         let fits = covers && self.private == base.private;
         let done = fits && top.stand_on(base.disk);
         if done {
-            self.layers.drain(..self.base + above);
+            let old: Vec<_> = self.layers.drain(..self.base + above).collect();
             self.base = base.files.len();
-            self.layers.splice(..0, base.files.into_iter().map(Layer::from));
+            self.layers.splice(..0, base.files.into_iter().map(|file| Layer::known(file, &old)));
             self.path = base.path;
         }
         done

@@ -3,6 +3,7 @@
 //! ```text
 //! cache/DIFF-ID.raw   the blocks of one layer, each at its place on the disk (sparse)
 //!       DIFF-ID.map   which they are (disk::extents); comes last: where it is, the layer is whole
+//!       DIFF-ID.blake3   digest of what DIFF-ID.raw reads as (sys::digest), for snapshots that take it along
 //!       CHAIN.chain   the merged map of all layers of an image
 //! ```
 //!
@@ -19,6 +20,7 @@ use super::manifest::{DISK_LAYER, Descriptor};
 use super::store::Store;
 use super::{Disk, Error};
 use crate::disk::extents::{self, MOST_LAYERS, Map, Run};
+use crate::sys::digest::digest;
 
 /// The disk of an image as files that `disk::Layers` takes. They stay as long as a lease holds the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct Unpacked {
     pub map: PathBuf,
     /// The layers, the lowest first.
     pub layers: Vec<PathBuf>,
+    /// Digests of what the layers read as (`sys::digest`), as far as they are known.
+    pub digests: Vec<Option<String>>,
     /// Bytes of the disk.
     pub size: u64,
 }
@@ -56,7 +60,14 @@ impl Store {
         let map = self.cached(&disk.chain_id(), "chain");
         self.once(&map, || self.write_map(&map, disk.diff_ids.len(), disk.size, &self.merge(&disk)?))?;
         let layers = disk.diff_ids.iter().map(|id| self.cached(id, "raw")).collect();
-        Ok(Unpacked { map, layers, size: disk.size })
+        let digests = disk.diff_ids.iter().map(|id| self.cached_digest(id)).collect();
+        Ok(Unpacked { map, layers, digests, size: disk.size })
+    }
+
+    /// The digest of what a layer that is unpacked reads as; an earlier rvmm wrote none.
+    pub(super) fn cached_digest(&self, diff_id: &Digest) -> Option<String> {
+        let text = std::fs::read_to_string(self.cached(diff_id, "blake3")).ok()?;
+        (text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(text)
     }
 
     pub(super) fn cached(&self, digest: &Digest, kind: &str) -> PathBuf {
@@ -82,7 +93,11 @@ impl Store {
             self.checked_blob(blob)?;
         }
         let written = read?;
+        let raw_digest = digest(raw.file(), |_| {}).map_err(Error::io("read", raw.path()))?;
         raw.place(&self.cached(diff_id, "raw"))?;
+        let mut upload = self.upload()?;
+        upload.append(raw_digest.as_bytes())?;
+        upload.place(&self.cached(diff_id, "blake3"))?;
         self.write_map(&self.cached(diff_id, "map"), 1, size, &extents::of_layer(&written.runs, 0))
     }
 

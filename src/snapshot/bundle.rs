@@ -135,7 +135,7 @@ pub struct Disk {
     /// How many of them are what the overlays stand on, if it is not one: the map of an image's layers and the layers.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub base: usize,
-    /// Digests of what they read as, as far as they are known: layers of an image have names by theirs in the store.
+    /// Digests of what they read as. An earlier rvmm wrote none for layers of images, or none at all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub digests: Vec<Option<String>>,
 }
@@ -322,11 +322,17 @@ impl Bundle {
         Ok(())
     }
 
-    /// Reads every layer of the disks that has a digest and compares it. `progress` is told the bytes after each piece.
-    pub fn verify_disks(&self, mut progress: impl FnMut(u64)) -> Result<(), Error> {
+    /// Reads every layer of the disks that has a digest and compares it; returns those that have none, which may have anything in
+    /// them. `progress` is told the bytes after each piece.
+    pub fn verify_disks(&self, mut progress: impl FnMut(u64)) -> Result<Vec<PathBuf>, Error> {
+        let mut unknown = Vec::new();
         for disk in &self.manifest.disks {
-            for (layer, digest) in disk.layers.iter().zip(&disk.digests) {
-                let Some(digest) = digest else { continue };
+            let digests = disk.digests.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+            for (layer, digest) in disk.layers.iter().zip(digests) {
+                let Some(digest) = digest else {
+                    unknown.push(layer.clone());
+                    continue;
+                };
                 let path = self.path().join(layer);
                 let file = self.directory.file(&layer.to_string_lossy()).map_err(failed("open", &path))?;
                 if digest::digest(&file, &mut progress).map_err(failed("read", &path))? != *digest {
@@ -334,7 +340,7 @@ impl Bundle {
                 }
             }
         }
-        Ok(())
+        Ok(unknown)
     }
 
     /// Digests of the layers of a disk, as far as they are known.

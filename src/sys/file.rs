@@ -299,6 +299,12 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     identity(file.metadata()).is_some_and(|this| Some(this) == identity(fs::metadata(path)))
 }
 
+/// Whether two open files are the same one.
+pub fn is_same(one: &File, other: &File) -> bool {
+    let identity = |file: &File| file.metadata().ok().map(|found| (found.dev(), found.ino()));
+    identity(one).is_some_and(|this| Some(this) == identity(other))
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()

@@ -159,7 +159,8 @@ impl Capture {
         for (index, (id, contents)) in self.disks.into_iter().enumerate() {
             let base = contents.base();
             next = next.or(contents.next());
-            let (layers, digests) = contents.store(draft.path(), index)?.into_iter().unzip();
+            let stored = contents.store(draft.path(), index)?;
+            let (layers, digests) = stored.into_iter().map(|(layer, digest)| (layer, Some(digest))).unzip();
             disks.push(bundle::Disk { id, layers, base, digests });
         }
         // The draft stands beside its target, so the way from one is the way from the other.

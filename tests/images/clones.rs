@@ -181,3 +181,56 @@ fn what_a_machine_without_a_name_stands_on_stays() {
     world.does(&["commit", "web", "bare:3"]);
     world.verifies("bare:3", 3);
 }
+
+#[test]
+fn damage_to_any_layer_of_a_snapshot_is_found() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    world.writes("bare:1", "web", 3, &[]);
+    world.does(&["commit", "web", "bare:2"]);
+    world.does(&["snapshot", "create", "web", "first"]);
+    // The store knows the digests of its layers, and a capture makes those that it does not know.
+    for path in fs::read_dir(world.path("store/cache")).expect("a cache").flatten().map(|entry| entry.path())
+    {
+        if path.extension() == Some("blake3".as_ref()) {
+            fs::remove_file(path).expect("a digest");
+        }
+    }
+    world.does(&["rm", "-f", "web"]);
+    world.writes("bare:2", "old", 4, &[]);
+    world.does(&["snapshot", "create", "old", "second"]);
+    let digests = |snapshot: &str| {
+        let disk = world.json(&["snapshot", "inspect", snapshot])["bundle"]["disks"][0].clone();
+        let digests: Vec<String> = disk["digests"]
+            .as_array()
+            .expect("digests")
+            .iter()
+            .flat_map(|one| one.as_str().map(String::from))
+            .collect();
+        assert_eq!(digests.len(), disk["layers"].as_array().map_or(0, Vec::len), "{disk}");
+        digests
+    };
+    let (first, second) = (digests("first"), digests("second"));
+    assert_eq!((first.len(), second.len()), (4, 4), "a map, two layers, an overlay");
+    assert_eq!(first[..3], second[..3]);
+    for snapshot in ["first", "second"] {
+        assert!(world.does(&["snapshot", "verify", snapshot]).contains("whole"));
+        world.does(&["snapshot", "rebase", snapshot]);
+        for number in 0..4 {
+            let (layer, kept) = (format!("{snapshot}/disk-0-{number}"), world.path("kept"));
+            fs::rename(world.path(&layer), &kept).expect("a layer");
+            let mut bytes = fs::read(&kept).expect("a layer");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(world.path(&layer), bytes).expect("a layer");
+            let name = format!("disk-0-{number}");
+            for command in ["verify", "rebase"] {
+                let said = world.says(&["snapshot", command, snapshot]);
+                let refused = said.status != 0 && said.out.is_empty();
+                assert!(refused && (number == 0 || said.err.contains("damaged")), "{name}: {said:?}");
+            }
+            fs::rename(&kept, world.path(&layer)).expect("a layer");
+        }
+    }
+}

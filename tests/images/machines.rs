@@ -16,7 +16,7 @@ fn an_image_runs_and_leaves_nothing() {
     world.bare();
     let cached = || fs::read_dir(world.path("store/cache")).expect("a cache").count();
     let made = cached();
-    assert_eq!(made, 3, "a layer, its map and the merged map are made when the image comes");
+    assert_eq!(made, 4, "a layer, its digest, its map and the merged map are made when the image comes");
     let before = world.does(&["export", "bare:1", "--format", "raw", "before.raw"]);
     for _ in 0..2 {
         assert!(world.run("bare:1", "blk rounds=3 seed=5", &[]).contains("OK blk"));

@@ -61,10 +61,15 @@ fn goes_on(copy: &Running) -> Result<(), String> {
 
 /// A bundle with `format` in its manifest, whose digest is right.
 fn reformat(bundle: &Path, format: u32) {
+    rewrite(bundle, |manifest| manifest["format"] = json!(format));
+}
+
+/// Changes what a bundle says of itself; its digest is right.
+fn rewrite(bundle: &Path, change: impl FnOnce(&mut Value)) {
     let path = bundle.join("bundle.json");
     let sealed: Value = serde_json::from_slice(&fs::read(&path).expect("a manifest")).expect("JSON");
     let mut inner = sealed["bundle"].clone();
-    inner["format"] = json!(format);
+    change(&mut inner);
     let text = serde_json::to_string(&inner).expect("JSON");
     let digest = blake3::hash(text.as_bytes()).to_hex();
     fs::write(&path, format!(r#"{{"digest":"{digest}","bundle":{text}}}"#)).expect("a manifest");
@@ -157,4 +162,25 @@ fn no_changed_byte_and_no_other_length_is_taken() {
         fs::write(&file, &whole).expect("a file");
     }
     open().expect("the bundle as it was");
+}
+
+#[test]
+fn layers_without_a_digest_are_named() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = world.guest("source", "blk mode=write seed=1 sectors=64 end=hlt").disk(&disk, "").start();
+    source.says("OK blk");
+    world.create("source", "one", &[]);
+    let whole = world.does(&["snapshot", "verify", &world.text("one")]);
+    assert!(whole.contains(": whole, "), "{whole}");
+    rewrite(&world.path("one"), |manifest| manifest["disks"][0]["digests"][0] = Value::Null);
+    let said = world.does(&["snapshot", "verify", &world.text("one")]);
+    assert!(said.contains("disk-0-0 could not be") && !said.contains("whole"), "{said}");
+    rewrite(&world.path("one"), |manifest| {
+        drop(manifest["disks"][0].as_object_mut().expect("a disk").remove("digests"))
+    });
+    let said = world.does(&["snapshot", "verify", &world.text("one"), "--json"]);
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(said["without_digest"], json!(["disk-0-0"]));
 }

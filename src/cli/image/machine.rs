@@ -111,6 +111,8 @@ pub fn root_drive(unpacked: &Unpacked, overlay: &Path, keep: bool) -> block::Con
     block::Config {
         path_on_host: unpacked.map.clone(),
         base: unpacked.layers.clone(),
+        // That of the map is made when it is needed.
+        digests: std::iter::once(&None).chain(&unpacked.digests).cloned().collect(),
         overlay: Some(overlay.into()),
         keep_overlay: keep,
         is_root_device: true,

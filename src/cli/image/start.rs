@@ -92,6 +92,7 @@ impl Start {
             let unpacked = store.unpack(&found.record.image, store::LIMIT).map_err(Failure::refused)?;
             let new = root_drive(&unpacked, found.path(), true);
             (root.path_on_host, root.base, root.overlay) = (new.path_on_host, new.base, new.overlay);
+            root.digests = new.digests;
         }
         config.console = console::Config::default();
         let prepared = Prepared {

@@ -26,6 +26,15 @@ impl From<Arc<File>> for Layer {
     }
 }
 
+impl Layer {
+    /// A layer that may be one of those in `known`, of which nobody ever changes any.
+    pub(super) fn known(file: Arc<File>, known: &[Layer]) -> Self {
+        let same = known.iter().find(|layer| file::is_same(&layer.file, &file));
+        let digest = same.map_or_else(Arc::default, |layer| Arc::clone(&layer.digest));
+        Layer { digest, ..Layer::from(file) }
+    }
+}
+
 /// What a disk had in it when it was frozen.
 pub struct Contents {
     /// The layers, the lowest first.
@@ -74,8 +83,8 @@ impl Contents {
     }
 
     /// Stores all layers of disk number `index` in `directory` and returns their names and digests, the lowest first. What never changes is
-    /// linked if it can be; the rest is copied, holes as holes. All is durable when it returns. Only layers of an image can be without a digest.
-    pub fn store(self, directory: &Path, index: usize) -> Result<Vec<(PathBuf, Option<String>)>, Error> {
+    /// linked if it can be; the rest is copied, holes as holes. All is durable when it returns.
+    pub fn store(self, directory: &Path, index: usize) -> Result<Vec<(PathBuf, String)>, Error> {
         let failed = |action| {
             let path = self.path.clone();
             move |source| Error::Io { action, path, source }
@@ -90,12 +99,8 @@ impl Contents {
             let stored = if foreign { copy(&layer.file, &path) } else { link_or_copy(&layer.file, &path) };
             stored.map_err(failed("copy"))?;
             let known = layer.digest.get().cloned();
-            let digest = match self.private && number < self.base {
-                true => known,
-                false => Some(known.map_or_else(|| digest(&layer.file, |_| {}), Ok).map_err(failed("read"))?),
-            };
-            digest.iter().for_each(|digest| drop(layer.digest.set(digest.clone())));
-            names.push((name, digest));
+            let digest = known.map_or_else(|| digest(&layer.file, |_| {}), Ok).map_err(failed("read"))?;
+            names.push((name, layer.digest.get_or_init(|| digest).clone()));
         }
         Ok(names)
     }

@@ -34,7 +34,7 @@ fn byte(disk: &mut dyn Disk, offset: u64) -> u8 {
 }
 
 /// A disk over what was stored in a directory.
-fn stored(directory: &Path, names: &[(PathBuf, Option<String>)]) -> Box<dyn Disk> {
+fn stored(directory: &Path, names: &[(PathBuf, String)]) -> Box<dyn Disk> {
     let layers = names[1..].iter().map(|(name, _)| directory.join(name)).collect();
     let overlay = Some(Place::Nameless(directory.into()));
     open(&Config { layers, overlay, private: true, ..Config::new(directory.join(&names[0].0)) }).unwrap()

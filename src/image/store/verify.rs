@@ -10,6 +10,7 @@ use crate::image::digest::Digest;
 use crate::image::manifest::Manifest;
 use crate::image::{Error, layer};
 use crate::snapshot::bundle::Bundle;
+use crate::sys;
 
 impl Store {
     /// Reads every blob, and all that was unpacked, and returns what is wrong or missing.
@@ -53,8 +54,10 @@ impl Store {
         let Some(digest) = digest_in(path) else { return true };
         match path.extension().and_then(|kind| kind.to_str()) {
             Some("raw") => self.layer_runs(&digest).is_ok_and(|runs| {
-                let found = File::open(path).and_then(|raw| layer::diff_id(&raw, &runs));
-                found.is_ok_and(|found| found == digest)
+                let Ok(raw) = File::open(path) else { return false };
+                let known = self.cached_digest(&digest);
+                let fits = |known| sys::digest::digest(&raw, |_| {}).is_ok_and(|found| found == known);
+                layer::diff_id(&raw, &runs).is_ok_and(|found| found == digest) && known.is_none_or(fits)
             }),
             // It is looked at with its layer, or is nothing's.
             Some(_) => true,
@@ -107,7 +110,8 @@ impl Store {
         // The map goes first: where it is, the layer is whole. The maps of images are made of those of layers.
         let chains =
             entries(self.cache())?.into_iter().filter(|path| path.extension() == Some("chain".as_ref()));
-        for path in [path.with_extension("map"), path.clone()].into_iter().chain(chains) {
+        let of_layer = ["map", "blake3", "raw"].map(|kind| path.with_extension(kind));
+        for path in of_layer.into_iter().chain(chains) {
             self.files.remove(&path).map_err(Error::io("remove", &path))?;
         }
         Ok(true)
