@@ -36,7 +36,7 @@ pub use overlay::changes_of;
 pub use overlay::{Overlay, Place, Sealing, State};
 pub use qcow2::Qcow2;
 pub use raw::Raw;
-pub use stack::{Base, Contents, Stack, kept};
+pub use stack::{Base, Contents, Earlier, Stack, kept};
 
 /// Bytes in the unit that requests are counted in (virtio 1.2, 5.2.2: always 512).
 pub const SECTOR: u64 = 512;

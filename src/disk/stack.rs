@@ -11,6 +11,7 @@
 //! disk next merges them first.
 
 mod contents;
+mod copies;
 mod numbered;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::sys::file::{self, Lock};
 
 pub use contents::Contents;
 use contents::Layer;
+pub use copies::Earlier;
 pub use numbered::kept;
 use numbered::{beside, merge_all, overlays};
 

@@ -23,6 +23,7 @@
 mod draft;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -347,6 +348,16 @@ impl Bundle {
     pub fn digests(&self, id: &str) -> &[Option<String>] {
         let disk = self.manifest.disks.iter().find(|disk| disk.id == id);
         disk.map_or(&[], |disk| &disk.digests)
+    }
+
+    /// The files of a disk whose digests are known, the lowest first; what cannot be opened is left out.
+    pub fn layers_of(&self, id: &str) -> Vec<(File, String)> {
+        let disk = self.manifest.disks.iter().filter(|disk| disk.id == id);
+        let layers = disk.flat_map(|disk| disk.layers.iter().zip(&disk.digests));
+        let open = |(layer, digest): (&PathBuf, &Option<String>)| {
+            Some((self.directory.file(layer.to_str()?).ok()?, digest.clone()?))
+        };
+        layers.filter_map(open).collect()
     }
 
     /// What the bundle in the directory `from`, which is absolute and plain as this one's path, says when it stands on this

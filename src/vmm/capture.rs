@@ -143,7 +143,7 @@ impl Capture {
         if let Some(note) = &self.note {
             draft.add(NOTE, note)?;
         }
-        let (base, chain) = base.unzip();
+        let (parent, chain) = base.unzip();
         let written = image::write(
             &self.frozen,
             &self.memory,
@@ -159,14 +159,15 @@ impl Capture {
         for (index, (id, contents)) in self.disks.into_iter().enumerate() {
             let base = contents.base();
             next = next.or(contents.next());
-            let stored = contents.store(draft.path(), index)?;
+            let earlier = parent.as_ref().map_or_else(Vec::new, |parent| parent.layers_of(&id));
+            let stored = contents.store(draft.path(), draft.target(), index, &earlier)?;
             let (layers, digests) = stored.into_iter().map(|(layer, digest)| (layer, Some(digest))).unzip();
             disks.push(bundle::Disk { id, layers, base, digests });
         }
         // The draft stands beside its target, so the way from one is the way from the other.
         let from = draft.path().canonicalize()?;
         let target = draft.target().to_path_buf();
-        draft.publish(base.map(|base| base.as_parent_of(&from)), disks)?;
+        draft.publish(parent.map(|parent| parent.as_parent_of(&from)), disks)?;
         Ok(json!({
             "path": target,
             "pause_us": self.pause.total(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
 use super::world::World;
@@ -153,4 +154,32 @@ fn clones_keep_their_disks_apart() {
         assert!(text(&log).contains("OK blk\n"), "{}", text(&log));
     }
     assert!(saved == layers(&world, "one"), "the snapshot stays as it is");
+}
+
+#[test]
+fn snapshots_of_a_machine_share_the_users_disk_as_it_was() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = busy(&world, BUSY);
+    let inode = |snapshot: &str| fs::metadata(world.path(snapshot).join("disk-0-0")).expect("a layer").ino();
+    world.create("source", "s1", &[]);
+    world.create("source", "s2", &["--base", &world.text("s1")]);
+    assert_eq!(inode("s1"), inode("s2"));
+    fs::remove_dir_all(world.path("s1")).expect("a snapshot");
+    fs::rename(world.path("s2"), world.path("moved")).expect("a snapshot");
+    world.create("source", "s3", &[]);
+    assert_ne!(inode("s3"), inode("moved"), "nobody has said where it is");
+    end(source);
+    assert_eq!(fs::metadata(world.path("disk")).expect("a disk").nlink(), 1);
+    // What was merged since is another disk.
+    let disk = world.path("disk");
+    let again = world.guest("again", BUSY).disk(&disk, "").stdin(Stdio::piped()).start();
+    again.says("blk: 2048 sectors");
+    world.create("again", "s4", &["--base", &world.text("s3")]);
+    assert_ne!(inode("s4"), inode("s3"));
+    end(again);
+    for name in ["s3", "s4"] {
+        world.does(&["snapshot", "verify", &world.text(name)]);
+        end(world.restore(name, name));
+    }
 }

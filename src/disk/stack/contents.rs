@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use super::copies::{Copies, Earlier, copy};
 use crate::disk::{Error, Sealing};
 use crate::sys::digest::digest;
 use crate::sys::file;
@@ -18,11 +18,13 @@ pub(super) struct Layer {
     pub(super) sealing: Option<Arc<Sealing>>,
     /// Digest of what it reads as, once it was needed: it never changes while there are snapshots to be made of it.
     pub(super) digest: Arc<OnceLock<String>>,
+    /// Where snapshots have it that had to copy it.
+    pub(super) copies: Arc<Copies>,
 }
 
 impl From<Arc<File>> for Layer {
     fn from(file: Arc<File>) -> Self {
-        Layer { file, sealing: None, digest: Arc::default() }
+        Layer { file, sealing: None, digest: Arc::default(), copies: Arc::default() }
     }
 }
 
@@ -32,6 +34,12 @@ impl Layer {
         let same = known.iter().find(|layer| file::is_same(&layer.file, &file));
         let digest = same.map_or_else(Arc::default, |layer| Arc::clone(&layer.digest));
         Layer { digest, ..Layer::from(file) }
+    }
+
+    fn digest(&self) -> io::Result<String> {
+        let known = self.digest.get().cloned();
+        let digest = known.map_or_else(|| digest(&self.file, |_| {}), Ok)?;
+        Ok(self.digest.get_or_init(|| digest).clone())
     }
 }
 
@@ -82,9 +90,16 @@ impl Contents {
         sealings.try_for_each(|sealing| sealing.finish()).map_err(failed)
     }
 
-    /// Stores all layers of disk number `index` in `directory` and returns their names and digests, the lowest first. What never changes is
-    /// linked if it can be; the rest is copied, holes as holes. All is durable when it returns.
-    pub fn store(self, directory: &Path, index: usize) -> Result<Vec<(PathBuf, String)>, Error> {
+    /// Stores all layers of disk number `index` in `directory`, which will stand at `target`, and returns their names and digests, the lowest
+    /// first. What never changes is linked if it can be; the rest is copied, holes as holes, unless `earlier` or an earlier call has a copy
+    /// that can be linked. All is durable when it returns.
+    pub fn store(
+        self,
+        directory: &Path,
+        target: &Path,
+        index: usize,
+        earlier: &[Earlier],
+    ) -> Result<Vec<(PathBuf, String)>, Error> {
         let failed = |action| {
             let path = self.path.clone();
             move |source| Error::Io { action, path, source }
@@ -96,11 +111,12 @@ impl Contents {
             let path = directory.join(&name);
             // What somebody else could write to, or has another mode than a snapshot's files, is copied.
             let foreign = !self.private && number < self.base;
-            let stored = if foreign { copy(&layer.file, &path) } else { link_or_copy(&layer.file, &path) };
-            stored.map_err(failed("copy"))?;
-            let known = layer.digest.get().cloned();
-            let digest = known.map_or_else(|| digest(&layer.file, |_| {}), Ok).map_err(failed("read"))?;
-            names.push((name, layer.digest.get_or_init(|| digest).clone()));
+            let digest = || layer.digest().map_err(failed("read"));
+            match foreign {
+                true => layer.copies.store(&layer.file, digest, earlier, (&path, &target.join(&name)))?,
+                false => link_or_copy(&layer.file, &path).map_err(failed("copy"))?,
+            }
+            names.push((name, digest()?));
         }
         Ok(names)
     }
@@ -109,10 +125,4 @@ impl Contents {
 /// Gives a file another name, or copies it where it can have none: on another file system, or without any name left.
 fn link_or_copy(file: &File, path: &Path) -> io::Result<()> {
     file::link(file, path).or_else(|_| copy(file, path))
-}
-
-fn copy(file: &File, path: &Path) -> io::Result<()> {
-    let copy = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    file::copy(file, &copy)?;
-    copy.sync_all()
 }

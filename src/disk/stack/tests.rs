@@ -50,7 +50,7 @@ fn a_capture_that_came_to_nothing_does_not_harm_the_next() {
     drop(disk.freeze().unwrap());
     write(disk.as_mut(), 4096, 2);
     let contents = disk.freeze().unwrap().unwrap();
-    let names = contents.store(directory.path(), 0).unwrap();
+    let names = contents.store(directory.path(), directory.path(), 0, &[]).unwrap();
     let mut copy = stored(directory.path(), &names);
     assert_eq!([0, 4096, 8192].map(|at| byte(copy.as_mut(), at)), [1, 2, 0xa5]);
 }
@@ -91,7 +91,7 @@ fn captures_at_once_are_written_in_any_order() {
     write(disk.as_mut(), 0, 2);
     let second = disk.freeze().unwrap().unwrap();
     for (index, contents, expected) in [(2, second, 2), (1, first, 1)] {
-        let names = contents.store(directory.path(), index).unwrap();
+        let names = contents.store(directory.path(), directory.path(), index, &[]).unwrap();
         assert_eq!(byte(stored(directory.path(), &names).as_mut(), 0), expected);
     }
 }
@@ -104,7 +104,7 @@ fn the_users_file_is_never_part_of_a_snapshot() {
         let place = overlay.map(|()| Place::Nameless(directory.path().into()));
         let mut disk = open(&Config { overlay: place, ..config }).unwrap();
         let contents = disk.freeze().unwrap().unwrap();
-        let names = contents.store(directory.path(), 0).unwrap();
+        let names = contents.store(directory.path(), directory.path(), 0, &[]).unwrap();
         let stored = fs::metadata(directory.path().join(&names[0].0)).unwrap();
         assert_ne!(stored.ino(), fs::metadata(&path).unwrap().ino());
         assert_eq!(stored.mode() & 0o777, 0o600);
@@ -129,4 +129,35 @@ fn overlays_stand_beside_the_file_itself() {
     fs::write(&path, vec![0xa5; SIZE]).unwrap();
     fs::rename(aside, directory.path().join("disk.overlay-1")).unwrap();
     assert_eq!(byte(open(&Config::new(&path)).unwrap().as_mut(), 0), 7);
+}
+
+#[test]
+fn a_copy_that_a_snapshot_has_is_made_once() {
+    let (directory, path, config) = world();
+    let mut disk = open(&config).unwrap();
+    let mut store = |name: &str, earlier: &[Earlier]| {
+        let place = directory.path().join(name);
+        fs::create_dir(&place).unwrap();
+        let names = disk.freeze().unwrap().unwrap().store(&place, &place, 0, earlier).unwrap();
+        let stored = place.join(&names[0].0);
+        assert_eq!(fs::read(&stored).unwrap(), [0xa5; SIZE]);
+        (fs::metadata(&stored).unwrap().ino(), stored, names[0].1.clone())
+    };
+    let (first, one, digest) = store("one", &[]);
+    let (second, two, _) = store("two", &[]);
+    assert_eq!((first, fs::metadata(&path).unwrap().nlink()), (second, 1));
+    // Written since, or gone: it is copied again, or taken from a snapshot that has it for sure.
+    fs::write(&two, vec![0xa5; SIZE]).unwrap();
+    let (third, three, _) = store("three", &[]);
+    assert_ne!(third, first);
+    fs::rename(directory.path().join("three"), directory.path().join("moved")).unwrap();
+    let moved = directory.path().join("moved").join(three.file_name().unwrap());
+    let earlier = |path: &Path, digest: &str| (File::open(path).unwrap(), digest.to_string());
+    let (fourth, ..) =
+        store("four", &[earlier(&path, &digest), earlier(&one, "00"), earlier(&moved, &digest)]);
+    assert_eq!((fourth, fs::metadata(&path).unwrap().nlink()), (third, 1));
+    fs::remove_dir_all(directory.path().join("four")).unwrap();
+    fs::write(&moved, vec![0xa6; SIZE]).unwrap();
+    let (fifth, ..) = store("five", &[earlier(&moved, &digest)]);
+    assert_ne!(fifth, third);
 }
