@@ -114,7 +114,8 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
         (Format::Raw, Some(Place::Nameless(directory))) => {
             let raw = open_raw(&below)?;
             let files = vec![Arc::clone(raw.file())];
-            let base = Base { files, disk: Box::new(raw), private: config.private, path: path.clone() };
+            let (disk, private, path) = (Box::new(raw), config.private, path.clone());
+            let base = Base { files, disk, image: None, private, path };
             let above = Above::Nameless(directory.clone());
             Stack::over(base, &config.layers, above, config.engine)?.with_digests(&config.digests)
         }
@@ -122,18 +123,25 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
             let reason = "layers go only with a raw disk and an overlay without a name".into();
             return Err(Error::Overlay { path: path.clone(), reason });
         }
-        (Format::Qcow2, None) => Stack::solid(Box::new(Qcow2::open(config)?), path, "it is a qcow2 image"),
-        (format, Some(place)) => {
+        (Format::Qcow2, None) => Stack::user_image(Qcow2::open(config)?, path, config.keep_overlay)?,
+        (Format::Qcow2, Some(Place::Nameless(directory))) => {
+            let image = Qcow2::open(&below)?;
+            let (files, still) = (vec![Arc::clone(image.file())], Some(image.still()));
+            let (disk, path) = (Box::new(image), path.clone());
+            let base = Base { files, disk, image: still, private: false, path };
+            Stack::over(base, &[], Above::Nameless(directory.clone()), config.engine)?
+        }
+        (format, Some(Place::File(place))) => {
             let base: Box<dyn Disk> = match format {
                 Format::Raw => Box::new(open_raw(&below)?),
                 Format::Qcow2 => Box::new(Qcow2::open(&below)?),
             };
-            let overlay = match place {
-                Place::Nameless(directory) => Overlay::nameless(directory, base, config.engine),
-                Place::File(path) if path.exists() => Overlay::open(path, base, config.engine),
-                Place::File(path) => Overlay::create(path, base, config.engine),
+            let overlay = match place.exists() {
+                true => Overlay::open(place, base, config.engine),
+                false => Overlay::create(place, base, config.engine),
             };
-            Stack::solid(Box::new(overlay?), path, "it has an overlay of its own, or is a qcow2 image")
+            let reason = "what is written to it goes to an overlay with a name: leave `overlay` out, or say `overlay=DIR`";
+            Stack::solid(Box::new(overlay?), path, reason)
         }
         (Format::Raw, None) => unreachable!("the first case"),
     };
@@ -165,7 +173,7 @@ pub fn image_base(map: &Path, layers: &[PathBuf]) -> Result<Base, Error> {
     };
     let paths = std::iter::once(map).chain(layers.iter().map(PathBuf::as_path));
     let files = paths.map(open).collect::<Result<_, _>>()?;
-    Ok(Base { disk, files, private: true, path: map.into() })
+    Ok(Base { disk, files, image: None, private: true, path: map.into() })
 }
 
 fn open_raw(config: &Config) -> Result<Raw, Error> {

@@ -4,6 +4,7 @@
 //! if it lies in the directory of the image that names it, or below, or is what the user gave (`backing=PATH`);
 //! its format is what the image says, never guessed; it is opened read-only. External data files are refused.
 
+mod still;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::{DenyImplicitOpenGate, FormatAccess, Mapping, ShallowMapping, StorageOpenOptions};
@@ -19,6 +21,8 @@ use imago::{DenyImplicitOpenGate, FormatAccess, Mapping, ShallowMapping, Storage
 use super::{Config, Disk, Done, Error, Format, Geometry, Request, SECTOR, raw, sync_failed};
 use crate::memory::Buffers;
 use crate::sys::file::{self, Hole};
+
+pub use still::Still;
 
 type Storage = imago::file::File;
 type Image = FormatAccess<Storage>;
@@ -28,9 +32,9 @@ const MAX_DEPTH: usize = 64;
 
 /// A qcow2 disk.
 pub struct Qcow2 {
-    image: Image,
+    image: Arc<Image>,
     /// The file of the image itself.
-    file: File,
+    file: Arc<File>,
     geometry: Geometry,
     done: Vec<Done>,
 }
@@ -49,22 +53,12 @@ impl Qcow2 {
         }
         let geometry =
             Geometry { size, physical_block: 4096, read_only: config.read_only, discard: !config.read_only };
-        Ok(Qcow2 { image, file, geometry, done: Vec::new() })
+        Ok(Qcow2 { image: Arc::new(image), file: Arc::new(file), geometry, done: Vec::new() })
     }
 
     /// The next part of the disk, from `at` on, that may be something else than zeroes: as much of it as lies together.
-    pub fn next_data(&self, mut at: u64) -> io::Result<Option<Range<u64>>> {
-        let size = self.geometry.size;
-        while at < size {
-            let (mapping, len) = self.image.get_mapping(at, size - at)?;
-            let end = at + len.max(1);
-            match mapping {
-                Mapping::Zero { .. } => at = end,
-                Mapping::Eof { .. } => break,
-                _ => return Ok(Some(at..end.min(size))),
-            }
-        }
-        Ok(None)
+    pub fn next_data(&self, at: u64) -> io::Result<Option<Range<u64>>> {
+        next_data(&self.image, at)
     }
 
     fn run(&mut self, request: &Request) -> io::Result<()> {
@@ -79,22 +73,22 @@ impl Qcow2 {
                 self.image.flush()?;
                 self.image.sync().map_err(sync_failed)
             }
-            Request::Discard { offset, len } => self.give_back(offset, len, |image| {
-                image.discard_to_any(offset, len).or_else(|error| match error.kind() {
+            Request::Discard { offset, len } => {
+                match self.give_back(offset, len, |image| image.discard_to_any(offset, len)) {
                     // A hint: an image that cannot do it stays as it is.
-                    io::ErrorKind::Unsupported => Ok(()),
-                    _ => Err(error),
-                })
-            }),
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+                    other => other,
+                }
+            }
             Request::WriteZeroes { offset, len, unmap: true } => {
-                self.give_back(offset, len, |image| match image.discard_to_zero(offset, len) {
+                match self.give_back(offset, len, |image| image.discard_to_zero(offset, len)) {
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                        write_zeroes(image, offset, len)
+                        write_zeroes(&self.image, offset, len)
                     }
                     other => other,
-                })
+                }
             }
-            Request::WriteZeroes { offset, len, unmap: false } => write_zeroes(&mut self.image, offset, len),
+            Request::WriteZeroes { offset, len, unmap: false } => write_zeroes(&self.image, offset, len),
         }
     }
 
@@ -115,7 +109,9 @@ impl Qcow2 {
             }
             at += run.max(1);
         }
-        discard(&mut self.image)?;
+        // Those who read a still image see nothing that is given back.
+        let image = Arc::get_mut(&mut self.image).ok_or(io::ErrorKind::Unsupported)?;
+        discard(image)?;
         for (start, place, len) in before {
             let mut done = 0;
             while done < len {
@@ -154,8 +150,22 @@ impl Disk for Qcow2 {
     }
 }
 
+fn next_data(image: &Image, mut at: u64) -> io::Result<Option<Range<u64>>> {
+    let size = image.size();
+    while at < size {
+        let (mapping, len) = image.get_mapping(at, size - at)?;
+        let end = at + len.max(1);
+        match mapping {
+            Mapping::Zero { .. } => at = end,
+            Mapping::Eof { .. } => break,
+            _ => return Ok(Some(at..end.min(size))),
+        }
+    }
+    Ok(None)
+}
+
 /// Makes a range zero, in images whose version has no zero clusters by writing zeroes.
-fn write_zeroes(image: &mut Image, offset: u64, len: u64) -> io::Result<()> {
+fn write_zeroes(image: &Image, offset: u64, len: u64) -> io::Result<()> {
     static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
     match image.write_zeroes(offset, len) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {

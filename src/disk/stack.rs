@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The overlays of a user's disk stand beside it, so that nothing is lost when the machine is killed: whoever opens the
-//! disk next merges them first.
+//! disk next merges them first. A user's qcow2 image is handled the same: what it has in it becomes a raw file in a snapshot.
 
 mod contents;
 mod copies;
@@ -24,14 +24,15 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use super::overlay::Fresh;
-use super::{Disk, Done, Engine, Error, Geometry, Overlay, Raw, Request};
+use super::qcow2::Still;
+use super::{Disk, Done, Engine, Error, Geometry, Overlay, Qcow2, Raw, Request};
 use crate::sys::file::{self, Lock};
 
 pub use contents::Contents;
 use contents::Layer;
 pub use copies::Earlier;
 pub use numbered::kept;
-use numbered::{beside, merge_all, overlays};
+use numbered::{Below, beside, merge_all, overlays};
 
 /// The disk of a machine.
 pub struct Stack {
@@ -50,6 +51,7 @@ pub struct Stack {
 
 enum Top {
     Plain(Box<dyn Disk>),
+    Image(Box<Qcow2>),
     Overlay(Box<Overlay>),
     /// Only for a moment, while a layer is put on top.
     Nothing,
@@ -73,6 +75,8 @@ pub struct Base {
     pub disk: Box<dyn Disk>,
     /// All files that it is in, the one at `path` first.
     pub files: Vec<Arc<File>>,
+    /// The first of them is this image.
+    pub image: Option<Still>,
     /// They are a snapshot's or the store's: nobody ever changes them.
     pub private: bool,
     /// The name of the disk in messages.
@@ -99,16 +103,30 @@ impl Stack {
         // Whoever opens it by another name must find what stands beside it.
         let path = &path.canonicalize().unwrap_or_else(|_| path.into());
         match raw.geometry().read_only {
-            false => merge_all(&file, path)?,
-            true if overlays(path).is_empty() => {}
-            true => log::warn!(
-                "disk {} lacks what an earlier machine wrote since its first snapshot: open it once for writing",
-                path.display()
-            ),
+            false => merge_all(&mut Below::raw(&file), path)?,
+            true => warn_of_overlays(path),
         }
-        let top = Top::Plain(Box::new(raw));
+        Ok(Stack::beside(Top::Plain(Box::new(raw)), file, path, keep))
+    }
+
+    /// The user's own qcow2 image, handled as a raw disk is.
+    pub fn user_image(image: Qcow2, path: &Path, keep: bool) -> Result<Self, Error> {
+        let path = &path.canonicalize().unwrap_or_else(|_| path.into());
+        let (file, mut image) = (Arc::clone(image.file()), Box::new(image));
+        if image.geometry().read_only {
+            warn_of_overlays(path);
+        } else {
+            let mut below = Below::Qcow2(image);
+            merge_all(&mut below, path)?;
+            let Below::Qcow2(merged) = below else { unreachable!("it was one") };
+            image = merged;
+        }
+        Ok(Stack::beside(Top::Image(image), file, path, keep))
+    }
+
+    fn beside(top: Top, file: Arc<File>, path: &Path, keep: bool) -> Self {
         let (layers, next) = (vec![Layer::from(file)], Next::Beside(1));
-        Ok(Stack { top, layers, base: 1, private: false, next, path: path.into(), keep })
+        Stack { top, layers, base: 1, private: false, next, path: path.into(), keep }
     }
 
     /// A disk that cannot be frozen, and why.
@@ -120,6 +138,9 @@ impl Stack {
     /// A base with sealed overlays, both of which never change, and writable layers over them.
     pub fn over(base: Base, sealed: &[PathBuf], above: Above, engine: Option<Engine>) -> Result<Self, Error> {
         let mut layers: Vec<_> = base.files.into_iter().map(Layer::from).collect();
+        if let Some(lowest) = layers.first_mut() {
+            lowest.image = base.image;
+        }
         let count = layers.len();
         let mut below = base.disk;
         for layer in sealed {
@@ -176,6 +197,7 @@ impl Stack {
     fn disk(&self) -> &dyn Disk {
         match &self.top {
             Top::Plain(disk) => disk.as_ref(),
+            Top::Image(image) => image.as_ref(),
             Top::Overlay(overlay) => overlay.as_ref(),
             Top::Nothing => unreachable!("a layer is missing"),
         }
@@ -184,6 +206,7 @@ impl Stack {
     fn disk_mut(&mut self) -> &mut dyn Disk {
         match &mut self.top {
             Top::Plain(disk) => disk.as_mut(),
+            Top::Image(image) => image.as_mut(),
             Top::Overlay(overlay) => overlay.as_mut(),
             Top::Nothing => unreachable!("a layer is missing"),
         }
@@ -261,6 +284,12 @@ impl Disk for Stack {
                 }
             },
             Top::Plain(disk) => disk,
+            Top::Image(image) => {
+                if let Some(lowest) = self.layers.first_mut() {
+                    lowest.image = Some(image.still());
+                }
+                image
+            }
             Top::Nothing => unreachable!("a layer is missing"),
         };
         let top = fresh.over_written(below);
@@ -295,10 +324,14 @@ impl Drop for Stack {
     fn drop(&mut self) {
         // All layers let go of their locks. Should somebody else take the disk now, it is merged there.
         self.top = Top::Nothing;
-        let (Next::Beside(2..), Some(Layer { file: raw, .. })) = (&self.next, self.layers.first()) else {
+        let mut layers = std::mem::take(&mut self.layers).into_iter();
+        let (Next::Beside(2..), Some(Layer { file, image, .. })) = (&self.next, layers.next()) else {
             return;
         };
         if self.keep {
+            if let Some(Err(error)) = image.map(|image| image.flush()) {
+                log::error!("disk {} lacks what was written last: {error}", self.path.display());
+            }
             let first = beside(&self.path, 1);
             log::warn!(
                 "what was written since the first snapshot stays in {} and the next ones",
@@ -306,14 +339,30 @@ impl Drop for Stack {
             );
             return;
         }
-        let merged = match file::lock(raw, Lock::Exclusive) {
-            Ok(true) => merge_all(raw, &self.path),
+        // The overlays let go of their locks.
+        layers.for_each(drop);
+        let mut below = match image {
+            Some(image) => Below::Qcow2(Box::new(image.into_disk())),
+            None => Below::raw(&file),
+        };
+        let merged = match file::lock(&file, Lock::Exclusive) {
+            Ok(true) => merge_all(&mut below, &self.path),
             _ => Ok(()),
         };
         if let Err(error) = merged {
             log::error!("{error}: the disk is made whole when it is opened again");
         }
-        file::unlock(raw);
+        file::unlock(&file);
+    }
+}
+
+/// Says that what was written over a disk is not in it.
+fn warn_of_overlays(path: &Path) {
+    if !overlays(path).is_empty() {
+        log::warn!(
+            "disk {} lacks what an earlier machine wrote since its first snapshot: open it once for writing",
+            path.display()
+        );
     }
 }
 

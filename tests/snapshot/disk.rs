@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
-use super::world::World;
+use super::world::{World, refused};
 use crate::common::machine::Running;
 use crate::common::{eventually, host};
 use crate::need;
@@ -182,4 +182,49 @@ fn snapshots_of_a_machine_share_the_users_disk_as_it_was() {
         world.does(&["snapshot", "verify", &world.text(name)]);
         end(world.restore(name, name));
     }
+}
+
+#[test]
+fn a_qcow2_image_is_saved_and_made_whole() {
+    need!(host::kvm(), host::program("qemu-img").map(drop));
+    let world = World::new();
+    let disk = world.path("disk");
+    let text = disk.to_string_lossy();
+    host::run("qemu-img", &["create", "-q", "-f", "qcow2", &text, "1M"]);
+    let start = |test: &str, options: &str| {
+        let source = world.guest("source", test).disk(&disk, options).stdin(Stdio::piped()).start();
+        source.says("blk: 2048 sectors");
+        source
+    };
+    for options in [",format=qcow2", ",format=qcow2,overlay"] {
+        let source = start(BUSY, options);
+        for name in ["one", "two"] {
+            world.create("source", name, &[]);
+        }
+        end(source);
+        for name in ["one", "two"] {
+            world.does(&["snapshot", "verify", &world.text(name)]);
+            end(world.restore(name, "copy"));
+            fs::remove_dir_all(world.path(name)).expect("a snapshot");
+        }
+        assert_eq!(world.list("disk"), ["disk"], "the layers are merged");
+        host::run("qemu-img", &["check", "-q", &text]);
+    }
+    // Killed, and opened again.
+    let source = start("blk mode=write rounds=200 seed=1 sectors=64 end=hlt", ",format=qcow2");
+    for name in ["one", "two"] {
+        world.create("source", name, &[]);
+    }
+    source.says("OK blk");
+    source.kill();
+    assert_eq!(world.list("disk.overlay").len(), 2);
+    let verify = world.guest("verify", "blk mode=verify seed=200 sectors=64");
+    verify.disk(&disk, ",format=qcow2").run().passed("blk");
+    assert_eq!(world.list("disk"), ["disk"], "who opens the disk next merges the layers");
+    host::run("qemu-img", &["check", "-q", &text]);
+    // What is kept in a file of the user's choice is no layer of a snapshot.
+    let named = format!(",format=qcow2,overlay={}", world.text("named"));
+    let source = start(BUSY, &named);
+    refused(&world.command(&["snapshot", "create", "source", &world.text("three")]), &["overlay=DIR"]);
+    end(source);
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::copies::{Copies, Earlier, copy};
+use crate::disk::qcow2::Still;
 use crate::disk::{Error, Sealing};
 use crate::sys::digest::digest;
 use crate::sys::file;
@@ -20,11 +21,13 @@ pub(super) struct Layer {
     pub(super) digest: Arc<OnceLock<String>>,
     /// Where snapshots have it that had to copy it.
     pub(super) copies: Arc<Copies>,
+    /// The file is this image: what it reads as is a raw file in snapshots.
+    pub(super) image: Option<Still>,
 }
 
 impl From<Arc<File>> for Layer {
     fn from(file: Arc<File>) -> Self {
-        Layer { file, sealing: None, digest: Arc::default(), copies: Arc::default() }
+        Layer { file, sealing: None, digest: Arc::default(), copies: Arc::default(), image: None }
     }
 }
 
@@ -36,10 +39,29 @@ impl Layer {
         Layer { digest, ..Layer::from(file) }
     }
 
-    fn digest(&self) -> io::Result<String> {
+    /// Bytes of what it reads as.
+    pub(super) fn size(&self) -> io::Result<u64> {
+        self.image.as_ref().map_or_else(|| file::length(&self.file), |image| Ok(image.size()))
+    }
+
+    /// The digest, if it can be told without a copy.
+    pub(super) fn digest(&self) -> io::Result<Option<String>> {
+        if self.digest.get().is_none() && self.image.is_none() {
+            return self.digest_of(&self.file).map(Some);
+        }
+        Ok(self.digest.get().cloned())
+    }
+
+    /// The digest, for which `copy` is read if it is not known.
+    fn digest_of(&self, copy: &File) -> io::Result<String> {
         let known = self.digest.get().cloned();
-        let digest = known.map_or_else(|| digest(&self.file, |_| {}), Ok)?;
+        let digest = known.map_or_else(|| digest(copy, |_| {}), Ok)?;
         Ok(self.digest.get_or_init(|| digest).clone())
+    }
+
+    /// Makes a copy of what it reads as; it is durable and its owner's alone.
+    pub(super) fn copy(&self, path: &Path) -> io::Result<()> {
+        self.image.as_ref().map_or_else(|| copy(&self.file, path), |image| image.flatten(path))
     }
 }
 
@@ -111,12 +133,13 @@ impl Contents {
             let path = directory.join(&name);
             // What somebody else could write to, or has another mode than a snapshot's files, is copied.
             let foreign = !self.private && number < self.base;
-            let digest = || layer.digest().map_err(failed("read"));
-            match foreign {
-                true => layer.copies.store(&layer.file, digest, earlier, (&path, &target.join(&name)))?,
-                false => link_or_copy(&layer.file, &path).map_err(failed("copy"))?,
-            }
-            names.push((name, digest()?));
+            let stored = match foreign {
+                true => layer.copies.store(layer, earlier, &path, &target.join(&name)),
+                false => link_or_copy(&layer.file, &path),
+            };
+            stored.map_err(failed("copy"))?;
+            let digest = File::open(&path).and_then(|copy| layer.digest_of(&copy));
+            names.push((name, digest.map_err(failed("read"))?));
         }
         Ok(names)
     }

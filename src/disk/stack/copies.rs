@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use crate::disk::Error;
+use super::contents::Layer;
 use crate::sys::digest::digest;
 use crate::sys::directory::Directory;
 use crate::sys::file;
@@ -34,23 +34,23 @@ fn identity(file: &File) -> io::Result<Identity> {
 }
 
 impl Copies {
-    /// Makes `path`, which will stand at `target`, with what is in `file`, which does not change meanwhile and whose digest `of_file`
-    /// tells: a link to a copy that is there, if its file system has room for one, or else a copy.
-    pub fn store(
+    /// Makes `path`, which will stand at `target`, with what is in `layer`, which does not change meanwhile: a link to a copy that is
+    /// there, if its file system has room for one, or else a copy.
+    pub(super) fn store(
         &self,
-        file: &File,
-        of_file: impl Fn() -> Result<String, Error>,
+        layer: &Layer,
         earlier: &[Earlier],
-        (path, target): (&Path, &Path),
-    ) -> Result<(), Error> {
-        let failed = |source| Error::Io { action: "copy a layer to", path: path.into(), source };
+        path: &Path,
+        target: &Path,
+    ) -> io::Result<()> {
         let mut last = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let linked =
-            last.as_ref().is_some_and(|last| last.link(path)) || link_one_of(earlier, file, of_file, path)?;
-        if !linked {
-            copy(file, path).map_err(failed)?;
+        let linked = last.as_ref().is_some_and(|last| last.link(path)) || link_one_of(earlier, layer, path)?;
+        if !linked && let Err(error) = layer.copy(path) {
+            // Whoever tries again finds no half of it.
+            let _ = fs::remove_file(path);
+            return Err(error);
         }
-        let identity = File::open(path).and_then(|file| identity(&file)).map_err(failed)?;
+        let identity = identity(&File::open(path)?)?;
         *last = Some(Copied { path: target.into(), identity });
         Ok(())
     }
@@ -67,21 +67,18 @@ impl Copied {
     }
 }
 
-/// Gives one of the files another name that has in it what `file` has: it is read, however old its digest is.
-fn link_one_of(
-    earlier: &[Earlier],
-    file: &File,
-    of_file: impl Fn() -> Result<String, Error>,
-    to: &Path,
-) -> Result<bool, Error> {
-    let size = file::length(file).ok();
+/// Gives one of the files another name that has in it what `layer` has: it is read, whatever digest it is said to have.
+fn link_one_of(earlier: &[Earlier], layer: &Layer, to: &Path) -> io::Result<bool> {
+    let size = layer.size()?;
     let fits = |found: &File| {
-        // Only files of the kind that snapshots have. A device has no inode of its own.
-        let own = found.metadata().is_ok_and(|found| found.mode() & 0o7077 == 0 && Some(found.len()) == size);
-        own && !file::is_same(file, found)
+        // Only files of the kind that snapshots have.
+        let own = found.metadata().is_ok_and(|found| found.mode() & 0o7077 == 0 && found.len() == size);
+        own && !file::is_same(&layer.file, found)
     };
     for (found, known) in earlier.iter().filter(|(found, _)| fits(found)) {
-        if *known == of_file()? && digest(found, |_| {}).is_ok_and(|digest| digest == *known) {
+        if layer.digest()?.as_ref() == Some(known)
+            && digest(found, |_| {}).is_ok_and(|digest| digest == *known)
+        {
             return Ok(file::link(found, to).is_ok());
         }
     }
@@ -91,10 +88,6 @@ fn link_one_of(
 /// Copies a file, holes as holes; the copy is durable and its owner's alone.
 pub fn copy(file: &File, path: &Path) -> io::Result<()> {
     let copy = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    let copied = file::copy(file, &copy).and_then(|()| copy.sync_all());
-    if copied.is_err() {
-        // Whoever tries again finds no half of it.
-        let _ = fs::remove_file(path);
-    }
-    copied
+    file::copy(file, &copy)?;
+    copy.sync_all()
 }

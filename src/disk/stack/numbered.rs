@@ -13,7 +13,7 @@ use crate::disk::overlay::State;
 use crate::disk::overlay::file::load;
 use crate::disk::overlay::map::BLOCK;
 use crate::disk::target::Target;
-use crate::disk::{Error, Request, raw};
+use crate::disk::{Disk, Done, Error, Qcow2, Request, raw};
 use crate::sys::file;
 
 /// The files in a directory whose names are `prefix` and a number, in the order of their numbers.
@@ -58,34 +58,74 @@ pub(super) fn overlays(path: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|(_, overlay)| overlay).collect()
 }
 
+/// A user's disk that takes what was written over it.
+pub(super) enum Below {
+    Raw(Target),
+    Qcow2(Box<Qcow2>),
+}
+
+impl Below {
+    pub(super) fn raw(file: &Arc<File>) -> Self {
+        let is_device = file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        Below::Raw(Target::new(Arc::clone(file), is_device))
+    }
+
+    /// Bytes of the disk.
+    fn size(&self) -> io::Result<u64> {
+        match self {
+            Below::Raw(target) => file::length(target.file()),
+            Below::Qcow2(image) => Ok(image.geometry().size),
+        }
+    }
+
+    fn copy(&mut self, from: &File, range: Range<u64>) -> io::Result<()> {
+        match self {
+            Below::Raw(target) => {
+                file::copy_range(from, range.start, target.file(), range.start, range.end - range.start)
+            }
+            Below::Qcow2(image) => image.copy(from, range),
+        }
+    }
+
+    fn run(&mut self, request: Request) -> io::Result<()> {
+        match self {
+            Below::Raw(target) => target.run(&request),
+            Below::Qcow2(image) => {
+                let mut done = Vec::new();
+                image.submit(0, request);
+                image.finished(&mut done);
+                done.into_iter().try_for_each(|Done { result, .. }| result)
+            }
+        }
+    }
+}
+
 /// Merges all overlays that stand beside a user's disk into it, the oldest first. It can be broken off at any moment and done again.
-pub(super) fn merge_all(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
+pub(super) fn merge_all(disk: &mut Below, path: &Path) -> Result<(), Error> {
     for overlay in overlays(path) {
         log::info!("merging {} into {}", overlay.display(), path.display());
-        merge(raw, &overlay)?;
+        merge(disk, &overlay)?;
     }
     Ok(())
 }
 
-fn merge(raw: &Arc<File>, path: &Path) -> Result<(), Error> {
+fn merge(disk: &mut Below, path: &Path) -> Result<(), Error> {
     let failed = |action| move |source| Error::Io { action, path: path.into(), source };
     let overlay = raw::open_locked(path, false)?;
     let (layout, map, _) = load(&overlay, path)?;
-    if file::length(raw).map_err(failed("merge"))? < layout.size {
+    if disk.size().map_err(failed("merge"))? < layout.size {
         return Err(Error::Overlay { path: path.into(), reason: "its disk has become shorter".into() });
     }
-    let mut target =
-        Target::new(Arc::clone(raw), raw.metadata().is_ok_and(|found| found.file_type().is_block_device()));
     for (blocks, state) in map.runs() {
         let Range { start, end } = blocks.start * BLOCK..(blocks.end * BLOCK).min(layout.size);
         let merged = match state {
-            State::Data => file::copy_range(&overlay, start, raw, start, end - start),
-            State::Zero => target.run(&Request::WriteZeroes { offset: start, len: end - start, unmap: true }),
+            State::Data => disk.copy(&overlay, start..end),
+            State::Zero => disk.run(Request::WriteZeroes { offset: start, len: end - start, unmap: true }),
             State::Base => Ok(()),
         };
         merged.map_err(failed("merge"))?;
     }
-    raw.sync_all().map_err(failed("merge"))?;
+    disk.run(Request::Flush).map_err(failed("merge"))?;
     fs::remove_file(path).map_err(failed("remove"))?;
     // Or it comes back after a power failure, older than what is in the disk by then.
     file::sync_directory(file::directory_of(path)).map_err(failed("remove"))

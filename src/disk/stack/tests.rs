@@ -1,6 +1,7 @@
 //! Disks that are frozen while they are written to.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
 
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
@@ -63,7 +64,7 @@ fn what_stands_below_is_exchanged_if_it_covers_all() {
     let base = |private| {
         let disk = open(&Config::new(&other)).unwrap();
         let files = vec![Arc::new(File::open(&other).unwrap())];
-        Base { disk, files, private, path: other.clone() }
+        Base { disk, files, image: None, private, path: other.clone() }
     };
     let mut disk = open(&config).unwrap();
     assert!(!disk.stand_on(base(false), 0), "nothing is on top yet");
@@ -160,4 +161,55 @@ fn a_copy_that_a_snapshot_has_is_made_once() {
     fs::write(&moved, vec![0xa6; SIZE]).unwrap();
     let (fifth, ..) = store("five", &[earlier(&moved, &digest)]);
     assert_ne!(fifth, third);
+}
+
+#[test]
+fn a_qcow2_image_is_frozen_as_a_raw_disk_is() {
+    let qemu_img = |directory: &Path, words: &str| {
+        let done = Command::new("qemu-img").args(words.split(' ')).current_dir(directory).output().unwrap();
+        assert!(done.status.success(), "{words}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        return crate::testing::skip("qemu-img is not installed (Debian package qemu-utils)");
+    }
+    for nameless in [false, true] {
+        let (directory, base, _) = world();
+        qemu_img(directory.path(), "create -q -f qcow2 -b disk -F raw top.qcow2 2M");
+        let path = directory.path().join("top.qcow2");
+        let overlay = nameless.then(|| Place::Nameless(directory.path().into()));
+        let config = Config { overlay, ..Config::new(&path) };
+        let mut disk = open(&config).unwrap();
+        let zero = |at: u64| Request::WriteZeroes { offset: at, len: 4096, unmap: true };
+        write(disk.as_mut(), 0, 1);
+        ask(disk.as_mut(), zero(4096)).unwrap();
+        let snapshot = |disk: &mut Box<dyn Disk>, name: &str| {
+            let contents = disk.freeze().unwrap().unwrap();
+            let place = directory.path().join(name);
+            fs::create_dir(&place).unwrap();
+            (contents.store(&place, &place, 0, &[]).unwrap(), place)
+        };
+        let places = [0, 4096, 8192, 12288, SIZE as u64];
+        let (names, one) = snapshot(&mut disk, "one");
+        write(disk.as_mut(), 8192, 2);
+        ask(disk.as_mut(), zero(12288)).unwrap();
+        let (later, two) = snapshot(&mut disk, "two");
+        write(disk.as_mut(), 8192, 3);
+        ask(disk.as_mut(), Request::Flush).unwrap();
+        let inode = |place: &Path| fs::metadata(place.join("disk-0-0")).unwrap().ino();
+        assert_eq!((names[0].1.as_str(), inode(&one)), (later[0].1.as_str(), inode(&two)));
+        for (place, names, expected) in
+            [(&one, &names, [1, 0, 0xa5, 0xa5, 0]), (&two, &later, [1, 0, 2, 0, 0])]
+        {
+            let mut copy = stored(place, names);
+            assert_eq!(copy.geometry().size, 2 * SIZE as u64);
+            assert_eq!(places.map(|at| byte(copy.as_mut(), at)), expected);
+        }
+        drop(disk);
+        assert!(!directory.path().join("top.qcow2.overlay-1").exists());
+        qemu_img(directory.path(), "check -q top.qcow2");
+        let expected = if nameless { [0xa5, 0xa5, 0xa5, 0xa5, 0] } else { [1, 0, 3, 0, 0] };
+        let mut again = open(&Config::new(&path)).unwrap();
+        assert_eq!(places.map(|at| byte(again.as_mut(), at)), expected);
+        assert_eq!(fs::read(base).unwrap(), [0xa5; SIZE]);
+    }
 }
