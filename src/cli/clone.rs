@@ -4,6 +4,8 @@
 //! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
 
 use std::collections::VecDeque;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -74,6 +76,18 @@ pub struct Args {
     paused: bool,
 }
 
+impl Args {
+    /// The file or socket that would be the console of every machine. A device, as /dev/null, may be.
+    fn one_console(&self) -> Option<&Path> {
+        let (console::Config::File(path) | console::Config::Socket(path)) = &self.console else {
+            return None;
+        };
+        let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device());
+        let marked = path.to_str().is_some_and(|text| text.contains("%n") || text.contains("%i"));
+        (!marked && !is_device).then_some(path)
+    }
+}
+
 /// Starts the machines and returns when all run.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let room = host::memory_mib() / LEAST_MIB;
@@ -81,6 +95,16 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         let text = format!(
             "{} machines have no room: this host has memory for {room}, if they do nothing",
             args.count
+        );
+        return Err(Failure::usage(text));
+    }
+    if args.count > 1 && args.replacements.fixes_address() {
+        return Err(Failure::usage("Only one machine can have the address that `--net` gives with `mac`"));
+    }
+    if let Some(path) = args.one_console().filter(|_| args.count > 1) {
+        let path = path.display();
+        let text = format!(
+            "Only one machine can have the console {path}: say %n for a machine's name or %i for its number in it"
         );
         return Err(Failure::usage(text));
     }
@@ -95,9 +119,6 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     };
     let names = (1..=args.count).map(|number| Ok((number, format!("{prefix}-{number}").parse::<Name>()?)));
     let names = names.collect::<Result<Vec<_>, crate::api::name::Error>>().map_err(Failure::usage)?;
-    if args.count > 1 && args.replacements.fixes_address() {
-        return Err(Failure::usage("Only one machine can have the address that `--net` gives with `mac`"));
-    }
     // What none of them can have is said once.
     if let Some((number, name)) = names.first() {
         configure(*number, name, &args, &restore)?;

@@ -139,6 +139,13 @@ fn what_is_not_there_cannot_be_replaced() {
         refused(&world.command(&["clone", &one, option, value]), words);
     }
     refused(&world.command(&["clone", &one, "-n", "2", "--net", "tap=a,mac=02:00:00:00:00:01"]), &["mac"]);
+    for place in ["file", "socket"] {
+        let console = format!("{place}={}", world.text("log"));
+        let words = [&*world.text("log"), "Only one machine", "%n", "%i"];
+        refused(&world.command(&["clone", &one, "-n", "2", "--console", &console]), &words);
+        assert!(!world.path("log").exists());
+    }
+    world.does(&["clone", &one, "-n", "2", "--name", "quiet", "--paused", "--console", "file=/dev/null"]);
 }
 
 #[test]
