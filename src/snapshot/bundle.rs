@@ -114,6 +114,16 @@ pub enum Error {
         /// Where the parent was.
         parent: PathBuf,
     },
+    /// Nothing is where the parent was.
+    #[error("Cannot open {parent}, which {path} stands on: say with --base where it is now")]
+    NoParent {
+        /// The bundle.
+        path: PathBuf,
+        /// Where the parent was.
+        parent: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
     /// The memory image.
     #[error(transparent)]
     Image(#[from] image::Error),
@@ -302,7 +312,8 @@ impl Bundle {
         }
         let path = self.path().join(parent);
         // The plain path, or a long chain gets a path that is longer than the host takes.
-        let path = path.canonicalize().map_err(failed("open the parent", &path))?;
+        let missing = |source| Error::NoParent { path: self.path().into(), parent: path.clone(), source };
+        let path = path.canonicalize().map_err(missing)?;
         let found = Bundle::open(&path)?;
         match wanted.is_none_or(|wanted| *wanted == found.identity) {
             true => Ok(Some(found)),

@@ -63,7 +63,7 @@ fn clones_of_a_difference_whose_base_has_moved() {
     fs::rename(world.path("s1"), world.path("moved")).expect("a directory");
     let (s2, console) = (world.text("s2"), format!("file={}", world.text("%n.log")));
     let clone = ["clone", &s2, "-n", "2", "--name", "w", "--console", &console];
-    refused(&world.command(&clone), &["s1"]);
+    refused(&world.command(&clone), &["s1", &s2, "--base"]);
     world.does(&[&clone[..], &["--base", &world.text("moved")]].concat());
     for number in [1, 2] {
         let said = || fs::read_to_string(world.path(&format!("w-{number}.log"))).unwrap_or_default();
