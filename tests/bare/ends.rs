@@ -131,7 +131,7 @@ fn a_guest_that_takes_its_time_is_waited_for_and_not_in_silence() {
     let mut machine = machine.stdin(Stdio::piped()).start();
     assert!(eventually(|| machine.command(&["ps", "-q"]).out.contains("one")));
     let stop = Machine::command_line(&["stop", "--json", "one"]).beside(&machine).start();
-    machine.complains("it is stopped by force in 99999 s, or at once by another signal\n");
+    machine.complains("it is stopped by force in 99999 s, or at once by another signal");
     machine.types("q");
     let told: serde_json::Value = serde_json::from_str(&stop.finish().out).expect("JSON");
     assert_eq!((&told[0]["done"], &told[0]["forced"]), (&true.into(), &false.into()), "{told}");
@@ -143,7 +143,7 @@ fn a_second_signal_does_not_wait() {
     need!(host::kvm());
     let machine = running(deaf().option("--stop-timeout", "100000"));
     machine.signal(libc::SIGINT);
-    machine.complains("or at once by another signal\n");
+    machine.complains("or at once by another signal");
     machine.signal(libc::SIGINT);
     machine.finish().ended(130, "stopped");
 }
