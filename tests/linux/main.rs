@@ -15,3 +15,4 @@ mod networks;
 mod scene;
 mod server;
 mod snapshots;
+mod time;

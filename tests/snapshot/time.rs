@@ -1,24 +1,14 @@
 //! The guest's clock goes on by the time that has passed, whether KVM knows the host's wall clock or not.
 
-use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rvmm::arch::x86_64::layout;
-use rvmm::kvm::state::{VcpuState, VmState, msr_indices};
-use rvmm::kvm::{self, Reserved, Vcpu, Vm};
-use rvmm::memory::{Pages, allocate};
+use rvmm::kvm::state::VmState;
 use serde_json::{Value, json};
-use vm_memory::GuestAddress;
 
 use crate::common::host;
+use crate::common::vcpu::{AHEAD, TSC_DEADLINE, fresh, machine, register, went_on};
 use crate::need;
-
-fn machine() -> Vm {
-    let memory = Arc::new(allocate(&[(GuestAddress(0), 1 << 20)], Pages::Transparent).expect("memory"));
-    let reserved = Reserved { tss: layout::TSS, identity_map: layout::IDENTITY_MAP };
-    Vm::new(&kvm::open().expect("KVM"), &memory, &reserved).expect("a machine")
-}
 
 /// Nanoseconds on the clock of a saved machine: the first eight bytes of KVM's structure.
 fn clock(state: &Value) -> u64 {
@@ -48,54 +38,6 @@ fn goes_on_by_the_time_that_has_passed() {
         assert!(gone >= Duration::from_millis(1400), "{gone:?} instead of {passed:?}");
         assert!(gone < passed + Duration::from_secs(1), "{gone:?} instead of {passed:?}");
     }
-}
-
-const TSC: u32 = 0x10;
-const TSC_DEADLINE: u32 = 0x6e0;
-
-/// A register in the saved state of a vCPU.
-fn register(state: &Value, wanted: u32) -> Option<u64> {
-    let mut registers = state["msrs"].as_array().expect("registers").iter();
-    registers.find(|register| register[0] == wanted)?[1].as_u64()
-}
-
-/// A vCPU of a new machine in this state, `ahead` cycles later; its state then.
-fn went_on(state: &Value, ahead: u64) -> Value {
-    let mut vcpu = machine().vcpu(0).expect("a vCPU");
-    let state: VcpuState = serde_json::from_value(state.clone()).expect("a state");
-    vcpu.load(&state, ahead).expect("a vCPU that takes it");
-    save(&vcpu)
-}
-
-fn save(vcpu: &Vcpu) -> Value {
-    let registers = msr_indices(&kvm::open().expect("KVM")).expect("registers");
-    serde_json::to_value(vcpu.save(&registers).expect("a state")).expect("JSON")
-}
-
-/// A fresh vCPU, and its TSC.
-fn fresh() -> (Value, u64) {
-    let mut vcpu = machine().vcpu(0).expect("a vCPU");
-    vcpu.set_cpuid(&kvm::supported_cpuid(&kvm::open().expect("KVM")).expect("features")).expect("a vCPU");
-    let state = save(&vcpu);
-    let tsc = register(&state, TSC).expect("a TSC");
-    (state, tsc)
-}
-
-const AHEAD: u64 = 5_000_000_000;
-
-#[test]
-fn the_tsc_goes_on_later() {
-    need!(host::kvm());
-    let (mut state, saved) = fresh();
-    // Far from what the host has: a KVM that gives guests the host's TSC takes no other.
-    let far = saved + 1000 * AHEAD;
-    let registers = state["msrs"].as_array_mut().expect("registers");
-    registers.iter_mut().filter(|register| register[0] == TSC).for_each(|register| register[1] = json!(far));
-    let now = register(&went_on(&state, AHEAD), TSC).expect("a TSC");
-    need!(
-        (now > far / 2 + saved / 2).then_some(()).ok_or("this KVM gives guests the host's TSC".to_string())
-    );
-    assert!(now >= far + AHEAD, "{now} after {far}");
 }
 
 #[test]
