@@ -25,7 +25,7 @@ pub fn is_compressed(head: &[u8]) -> bool {
 /// # Errors
 /// When it cannot be read.
 pub fn open<'a>(from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    start(from, u64::MAX)
+    start(Box::new(from), u64::MAX)
 }
 
 /// As [`open`], and what unpacks to more than [`MOST`] times its size is an error.
@@ -33,10 +33,11 @@ pub fn open<'a>(from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
 /// # Errors
 /// When it cannot be read.
 pub fn open_bounded<'a>(from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    start(from, MOST)
+    start(Box::new(from), MOST)
 }
 
-fn start<'a>(mut from: impl Read + 'a, most: u64) -> io::Result<Box<dyn Read + 'a>> {
+/// One decompressor for all sources: each is some ten KiB of code.
+fn start<'a>(mut from: Box<dyn Read + 'a>, most: u64) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = Vec::new();
     from.by_ref().take(6).read_to_end(&mut magic)?;
     let taken = Rc::new(Cell::new(magic.len() as u64));

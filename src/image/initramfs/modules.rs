@@ -4,10 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::super::Error;
+use super::super::{Error, compression};
 
 /// The largest module, decompressed.
 const LARGEST: u64 = 64 << 20;
@@ -126,17 +126,8 @@ fn name(path: &str) -> Option<String> {
 /// The contents of a module, decompressed as its first bytes say.
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let unpack = || -> io::Result<Vec<u8>> {
-        let mut head = [0; 6];
-        let got = File::open(path)?.read(&mut head)?;
-        let file = BufReader::new(File::open(path)?);
         let mut bytes = Vec::new();
-        let mut take = |from: &mut dyn Read| from.take(LARGEST + 1).read_to_end(&mut bytes);
-        match &head[..got] {
-            [0x1f, 0x8b, ..] => take(&mut flate2::bufread::GzDecoder::new(file))?,
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => take(&mut lzma_rust2::XzReader::new(file, false))?,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => take(&mut zstd::stream::read::Decoder::with_buffer(file)?)?,
-            _ => take(&mut { file })?,
-        };
+        compression::open(File::open(path)?)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = unpack().map_err(Error::io("read", path))?;
