@@ -112,12 +112,12 @@ impl Life {
                 "the machine may use {wanted} MiB of memory, and the host has {there} MiB: it ends when they are used up"
             );
         }
-        // To ask takes files of cgroups to be read, and one vCPU always has a processor.
-        let processors = || thread::available_parallelism().map_or(u32::MAX, |number| number.get() as u32);
-        if vcpus > 1
-            && let processors = processors()
-            && vcpus > processors
-        {
+        // Files of cgroups are read for that; one vCPU always has a processor.
+        let processors = match vcpus {
+            1 => 1,
+            _ => thread::available_parallelism().map_or(u32::MAX, |number| number.get() as u32),
+        };
+        if vcpus > processors {
             warn!("the machine has {vcpus} vCPUs, and {processors} may run here: the others wait meanwhile");
         }
         let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));

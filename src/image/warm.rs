@@ -70,7 +70,7 @@ impl Store {
             }
             let changes = layer::without_zeroes(&pages, size, &changes)?;
             let upload = self.upload().map_err(std::io::Error::other)?;
-            layer::write_memory(&pages, size, changes, upload.file(), &mut |done, all| {
+            layer::write_at(layer::MEMORY_LEVEL, &pages, size, changes, upload.file(), &mut |done, all| {
                 self.tell("packing memory", done, Some(all));
             })?;
             Ok(upload)

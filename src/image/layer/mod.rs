@@ -32,7 +32,7 @@ mod write;
 
 pub use read::{outline, read};
 pub use scan::{Runs, diff_id, over, read_sparse, without_zeroes};
-pub use write::{Written, write, write_memory};
+pub use write::{Written, write, write_at};
 
 /// Bytes of a block, the unit of change.
 pub const BLOCK: u64 = crate::disk::extents::BLOCK;
@@ -56,8 +56,8 @@ const REFCOUNTS: u64 = CLUSTER / 2;
 /// The level of compression, a part of the canonical form.
 const LEVEL: i32 = 9;
 
-/// That of memory, which is packed while somebody waits: 16 KiB of it are 3 % larger so, in an eighth of the time.
-const MEMORY_LEVEL: i32 = 3;
+/// The level for memory, which is packed while somebody waits: 16 KiB of it are 3 % larger so, in an eighth of the time.
+pub const MEMORY_LEVEL: i32 = 3;
 
 /// Bit 63 of L1 and L2 entries: nothing else uses the cluster.
 const COPIED: u64 = 1 << 63;

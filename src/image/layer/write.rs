@@ -52,30 +52,20 @@ pub fn write(
     to: &File,
     told: &mut dyn FnMut(u64, u64),
 ) -> io::Result<Written> {
-    pack(from, size, changes, to, told, LEVEL)
+    write_at(LEVEL, from, size, changes, to, told)
 }
 
-/// As [`write`], of the memory of a machine.
+/// As [`write`], at another level of compression: what is written is no canonical layer of a disk.
 ///
 /// # Errors
 /// As there.
-pub fn write_memory(
-    from: &File,
-    size: u64,
-    changes: impl IntoIterator<Item = (Range<u64>, State)>,
-    to: &File,
-    told: &mut dyn FnMut(u64, u64),
-) -> io::Result<Written> {
-    pack(from, size, changes, to, told, MEMORY_LEVEL)
-}
-
-fn pack(
-    from: &File,
-    size: u64,
-    changes: impl IntoIterator<Item = (Range<u64>, State)>,
-    to: &File,
-    told: &mut dyn FnMut(u64, u64),
+pub fn write_at(
     level: i32,
+    from: &File,
+    size: u64,
+    changes: impl IntoIterator<Item = (Range<u64>, State)>,
+    to: &File,
+    told: &mut dyn FnMut(u64, u64),
 ) -> io::Result<Written> {
     let mut runs = Runs::new();
     for (bytes, state) in changes {
