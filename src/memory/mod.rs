@@ -1,10 +1,12 @@
 //! Guest RAM: how it is mapped in this process, and the pieces of it that are lent to I/O.
 
 mod buffers;
+mod huge;
 pub mod image;
 mod vectored;
 
 pub use buffers::Buffers;
+pub use huge::join_small_pages;
 pub use vectored::MAX_PIECES;
 
 use std::fs::File;

@@ -30,7 +30,9 @@ impl Pagemap {
 
     /// The pages in a range of addresses, in order.
     pub fn find(&self, range: Range<usize>, pages: Pages) -> io::Result<Vec<Range<usize>>> {
-        match self.scan(range.clone(), pages) {
+        // Not one of a file.
+        let own = if pages == Pages::Own { FILE } else { 0 };
+        match self.scan(range.clone(), own, PRESENT | SWAPPED) {
             // An older kernel knows no such request.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
                 self.look(range, pages)
@@ -39,10 +41,13 @@ impl Pagemap {
         }
     }
 
-    /// Has the kernel look for them.
-    fn scan(&self, range: Range<usize>, pages: Pages) -> io::Result<Vec<Range<usize>>> {
-        // Not one of a file.
-        let own = if pages == Pages::Own { FILE } else { 0 };
+    /// The process's own pages in a range that are in memory and not parts of huge ones. Fails with an older kernel.
+    pub fn small(&self, range: Range<usize>) -> io::Result<Vec<Range<usize>>> {
+        self.scan(range, FILE | HUGE, PRESENT)
+    }
+
+    /// Has the kernel look for pages of any of some categories and none of others.
+    fn scan(&self, range: Range<usize>, none_of: u64, any_of: u64) -> io::Result<Vec<Range<usize>>> {
         let mut found = Vec::new();
         let mut regions = [Region::default(); 512];
         let mut at = range.start as u64;
@@ -53,10 +58,10 @@ impl Pagemap {
                 end: range.end as u64,
                 regions: regions.as_mut_ptr() as u64,
                 count: regions.len() as u64,
-                inverted: own,
-                all_of: own,
-                any_of: PRESENT | SWAPPED,
-                told: own,
+                inverted: none_of,
+                all_of: none_of,
+                any_of,
+                told: none_of,
                 ..Scan::default()
             };
             // SAFETY: PAGEMAP_SCAN reads and writes one pm_scan_arg, and fills at most `count` regions.
@@ -102,6 +107,7 @@ const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const FILE: u64 = 1 << 2;
 const PRESENT: u64 = 1 << 3;
 const SWAPPED: u64 = 1 << 4;
+const HUGE: u64 = 1 << 6;
 
 /// `struct pm_scan_arg`.
 #[repr(C)]

@@ -1,7 +1,8 @@
 //! Saving a whole machine while it runs.
 //!
 //! ```text
-//!  writer thread   make room, open the base ─┐                              ┌─► memory, state ─► bundle ─► answer
+//!  writer thread   make room, open the base,
+//!                  make huge pages again ────┐                              ┌─► memory, state ─► bundle ─► answer
 //!  event loop                                └─► stop vCPUs ─ hold devices  │
 //!                                                still ─ read state ─ fork ─┴─► run on
 //!                                                └────────── pause ─────────┘
@@ -24,8 +25,8 @@ use super::{Error, Vmm, chain};
 use crate::agent;
 use crate::config::{HugePages, VmConfig};
 use crate::disk::Contents;
-use crate::memory::Memory;
 use crate::memory::image::{self, Chain, INDEX_FILE, Lazy, Origin};
+use crate::memory::{Memory, join_small_pages};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::sys::frozen::Frozen;
 
@@ -197,9 +198,9 @@ impl Vmm {
             }
             return;
         }
-        let (ram, outbox, whoever) = (ram(&self.machine.memory), self.outbox(), answer.clone());
+        let (memory, outbox, whoever) = (Arc::clone(&self.machine.memory), self.outbox(), answer.clone());
         let work = move || {
-            let saved = write(&save, ram, frozen, &outbox);
+            let saved = write(&save, &memory, frozen, &outbox);
             let _ = answer.send(saved.map_err(|error| request::Error::Save(chain(error.as_ref()))));
         };
         if let Err(error) = self.writers.start("snapshot", work) {
@@ -234,15 +235,24 @@ fn ram(memory: &Memory) -> u64 {
     memory.iter().map(|region| region.len()).sum()
 }
 
-/// Saves a machine with so many bytes of RAM. `frozen` are the guest's file systems, which are thawed when the capture is
-/// taken.
+/// Makes the pause of a machine that is to run on shorter: a fork copies one entry for a huge page, 512 for small ones.
+pub(super) fn prepare(memory: &Memory) {
+    if let Err(error) = join_small_pages(memory) {
+        log::debug!("the machine is to stand still for longer, with small pages: {error}");
+    }
+}
+
+/// Saves a machine with this memory. `frozen` are the guest's file systems, which are thawed when the capture is taken.
 fn write(
     save: &Save,
-    ram: u64,
+    memory: &Memory,
     frozen: Option<agent::Frozen>,
     outbox: &Outbox,
 ) -> Result<Value, Box<dyn std::error::Error>> {
-    let plan = Plan::new(save, ram)?;
+    let plan = Plan::new(save, ram(memory))?;
+    if frozen.is_none() && !save.stop {
+        prepare(memory);
+    }
     let start = Instant::now();
     let (sender, captured) = mpsc::channel();
     outbox.send(Message::Capture(save.clone(), sender));

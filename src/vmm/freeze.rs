@@ -9,6 +9,7 @@
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
@@ -16,9 +17,10 @@ use std::time::Duration;
 use super::machine::lock;
 use super::message::{Message, Outbox};
 use super::request::{Error, Request, Response, RunState};
-use super::{Vmm, chain};
+use super::{Vmm, capture, chain};
 use crate::agent::{self, Client, Frozen};
 use crate::devices::virtio::vsock;
+use crate::memory::Memory;
 use crate::snapshot::Persist;
 
 /// How long the guest's file systems hold still at most.
@@ -56,9 +58,19 @@ impl Vmm {
     }
 }
 
-/// Has file systems frozen, then goes on with saving the machine.
-pub(super) fn freeze(request: Request, socket: Option<PathBuf>, outbox: Outbox, answer: Sender<Response>) {
+/// Has file systems frozen, then goes on with saving the machine with this memory.
+pub(super) fn freeze(
+    request: Request,
+    socket: Option<PathBuf>,
+    memory: Arc<Memory>,
+    outbox: Outbox,
+    answer: Sender<Response>,
+) {
     let work = move || {
+        // Before all that waits for file systems has to wait for this as well.
+        if let Request::Save(_) = request {
+            capture::prepare(&memory);
+        }
         let frozen = match socket {
             Some(socket) => {
                 Client::connect(&socket, agent::PATIENCE).and_then(|client| client.freeze(&[], LIMIT))

@@ -27,6 +27,7 @@ mod writers;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -232,7 +233,8 @@ impl Vmm {
                 match request.check(self.state) {
                     Err(error) => drop(sender.send(Err(error))),
                     Ok(()) if self.freezes(&request) => {
-                        freeze::freeze(request, self.agent.clone(), self.inbox.outbox().clone(), sender);
+                        let (agent, memory) = (self.agent.clone(), Arc::clone(&self.machine.memory));
+                        freeze::freeze(request, agent, memory, self.outbox(), sender);
                     }
                     Ok(()) => self.write(request, None, sender),
                 }

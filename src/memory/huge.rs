@@ -1,0 +1,123 @@
+//! Huge pages again in place of small ones (madvise(2), MADV_COLLAPSE, Linux 6.1).
+//!
+//! What a guest writes while a copy of its memory is shared with another process breaks huge pages up, and each later copy
+//! has 512 times as many entries of page tables to make.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+use super::Memory;
+use crate::sys::pagemap::Pagemap;
+
+/// Bytes of a huge page.
+const HUGE: usize = 2 << 20;
+
+/// Has the kernel make huge pages of small ones wherever at least half of a huge page is in memory, while the guest runs. It copies
+/// each and changes no contents. What it refuses stays as it is: pages of files, or all when no huge page is free.
+pub fn join_small_pages(memory: &Memory) -> io::Result<()> {
+    let pagemap = Pagemap::open(std::process::id())?;
+    for region in memory.iter() {
+        let start = region.as_ptr() as usize;
+        let small = pagemap.small(start..start + region.len() as usize)?;
+        for pages in joinable(&small, start..start + region.len() as usize) {
+            join(region, pages.start - start, pages.len())?;
+        }
+    }
+    Ok(())
+}
+
+/// The huge pages within `all` of which at least half consists of these `small` pages, as ranges.
+fn joinable(small: &[Range<usize>], all: Range<usize>) -> Vec<Range<usize>> {
+    let mut there = BTreeMap::<usize, usize>::new();
+    for range in small {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / HUGE + 1) * HUGE);
+            *there.entry(at / HUGE * HUGE).or_default() += end - at;
+            at = end;
+        }
+    }
+    let mut joinable: Vec<Range<usize>> = Vec::new();
+    for (start, bytes) in there {
+        if bytes < HUGE / 2 || start < all.start || start + HUGE > all.end {
+            continue;
+        }
+        match joinable.last_mut() {
+            Some(last) if last.end == start => last.end += HUGE,
+            _ => joinable.push(start..start + HUGE),
+        }
+    }
+    joinable
+}
+
+/// Joins the pages of a part of guest RAM. Fails if the host has no huge page.
+fn join(region: &GuestRegionMmap, offset: usize, len: usize) -> io::Result<()> {
+    // SAFETY: the caller has the range from this mapping, whose contents stay as they are.
+    let joined =
+        unsafe { libc::madvise(region.as_ptr().wrapping_add(offset).cast(), len, libc::MADV_COLLAPSE) };
+    match io::Error::last_os_error() {
+        error if joined < 0 && error.raw_os_error() == Some(libc::ENOMEM) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::memory::{Pages, allocate};
+    use crate::sys::frozen::{Frozen, PAGE};
+
+    #[test]
+    fn half_of_a_huge_page_suffices_and_less_does_not() {
+        let huge = |number: usize| number * HUGE;
+        let small = [
+            huge(1)..huge(1) + HUGE / 2,
+            huge(2) + HUGE / 2..huge(4),
+            huge(5)..huge(5) + HUGE / 2 - PAGE,
+            huge(6)..huge(6) + HUGE / 4,
+            huge(7) - HUGE / 4..huge(7),
+            huge(8)..huge(9),
+        ];
+        assert_eq!(
+            joinable(&small, huge(1)..huge(8) + HUGE),
+            [huge(1)..huge(4), huge(6)..huge(7), huge(8)..huge(9)]
+        );
+        assert_eq!(joinable(&small, huge(1) + PAGE..huge(9) - PAGE), [huge(2)..huge(4), huge(6)..huge(7)]);
+    }
+
+    #[test]
+    fn what_writes_beside_a_copy_broke_up_is_joined_and_reads_the_same() {
+        let memory = allocate(&[(GuestAddress(0), 16 << 20)], Pages::Transparent).unwrap();
+        let page = |number: u64| GuestAddress(number * PAGE as u64);
+        let number = |page: u64| page.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (0..4096).for_each(|at| memory.write_obj(number(at), page(at)).unwrap());
+        let small = || {
+            let start = memory.iter().next().unwrap().as_ptr() as usize;
+            let pagemap = Pagemap::open(std::process::id()).unwrap();
+            let small = pagemap.small(start..start + (16 << 20));
+            small.map(|small| {
+                joinable(&small, start..start + (16 << 20)).iter().map(|range| range.len()).sum::<usize>()
+            })
+        };
+        let frozen = Frozen::fork().unwrap();
+        (0..4096).step_by(100).for_each(|at| memory.write_obj(!number(at), page(at)).unwrap());
+        drop(frozen);
+        let Ok(before) = small() else {
+            return eprintln!("this kernel does not tell which pages are small");
+        };
+        assert!(before >= 14 << 20, "{before} bytes of small pages");
+        match join_small_pages(&memory) {
+            Ok(()) => assert_eq!(small().unwrap(), 0),
+            Err(error) => eprintln!("this host has no huge page: {error}"),
+        }
+        for at in 0..4096 {
+            let wanted = if at % 100 == 0 { !number(at) } else { number(at) };
+            assert_eq!(memory.read_obj::<u64>(page(at)).unwrap(), wanted);
+        }
+    }
+}
