@@ -11,7 +11,10 @@ pub use vm::{Reserved, Vm};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::sys::user;
@@ -164,13 +167,16 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, Error> {
         .map_err(ioctl("list the CPU features it supports"))
 }
 
-/// APIC identifiers that are one CPU's each: an interrupt to number 255 goes to all (KVM_CAP_X2APIC_API is not used), and
-/// the guest is told of no way to send one to a higher number.
-const MAX_VCPUS: u32 = 255;
+/// vCPUs that have APIC identifiers of their own in 8 bits, where number 255 means all. More need those of x2APIC, with 32 bits.
+const XAPIC_VCPUS: u32 = 255;
+/// What KVM_CAP_X2APIC_API is to do: identifiers have 32 bits, and 255 is one of them.
+const X2APIC_IDS: u32 = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
 
 /// How many vCPUs a machine can have here.
 fn most_vcpus(kvm: &Kvm) -> u32 {
-    MAX_VCPUS.min(kvm.get_max_vcpus() as u32)
+    let wide = kvm.check_extension_int(Cap::X2ApicApi) as u32 & X2APIC_IDS == X2APIC_IDS;
+    let limit = if wide { u32::MAX } else { XAPIC_VCPUS };
+    limit.min(kvm.get_max_vcpus() as u32)
 }
 
 /// Checks that a machine can have `wanted` vCPUs here.

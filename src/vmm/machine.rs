@@ -98,6 +98,12 @@ impl Machine {
                 "KVM has no hardware behind it on this host, and Linux does not come up on such a one: see `rvmm doctor`"
             );
         }
+        let count = self.config.vcpu_count;
+        if self.guest.is_linux() && count > LINUX_VCPUS {
+            warn!(
+                "Linux uses {LINUX_VCPUS} of the machine's {count} vCPUs: it wants interrupts that reach all of them"
+            );
+        }
         let vm = self.create()?;
         let mut vcpus = self.vcpus(&vm)?;
         self.load_guest(&mut vcpus)?;
@@ -113,7 +119,7 @@ impl Machine {
 
     /// Makes the machine in KVM, with every interrupt and every doorbell connected.
     fn create(&self) -> Result<Vm, Error> {
-        let vm = Vm::new(&self.kvm, &self.memory, &RESERVED)?;
+        let vm = Vm::new(&self.kvm, self.config.vcpu_count, &self.memory, &RESERVED)?;
         self.wire(&vm)?;
         Ok(vm)
     }
@@ -260,6 +266,9 @@ impl Drop for Machine {
 pub(super) fn registers(slot: usize) -> u64 {
     layout::VIRTIO + slot as u64 * layout::VIRTIO_STRIDE
 }
+
+/// What has an APIC identifier that KVM's I/O APIC and Linux without interrupt remapping both know.
+const LINUX_VCPUS: u32 = 255;
 
 /// What Intel's VMX needs below 4 GiB.
 const RESERVED: Reserved = Reserved { tss: layout::TSS, identity_map: layout::IDENTITY_MAP };

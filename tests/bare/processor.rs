@@ -1,10 +1,12 @@
 //! Boot protocols, CPUs, memory, ports and interrupts.
 
+use std::path::Path;
+
 use tempfile::TempDir;
 
 use crate::common::bare::{guest, kernel_without_pvh};
-use crate::common::host;
 use crate::common::machine::Machine;
+use crate::common::{host, skip};
 use crate::need;
 
 /// A test of the guest passes.
@@ -107,6 +109,26 @@ fn one_to_four_cpus() {
         let test = format!("smp cpus={cpus}");
         guest(&test).cpus(cpus).run().passed(&test).said("x2apic, first cpu 0");
     }
+}
+
+/// Numbers from 255 on need x2APIC's identifiers, and an interrupt for any of them reaches no other.
+#[test]
+fn three_hundred_cpus() {
+    need!(host::kvm(), host::vcpus(300));
+    for test in ["smp cpus=300", "smp cpus=300 by-id"] {
+        let ended = guest(test).cpus(300).run();
+        ended.passed("smp").said("x2apic, first cpu 0").said(" 255").said(" 299");
+    }
+}
+
+#[test]
+fn linux_uses_255_cpus_and_that_is_said() {
+    need!(host::kvm(), host::vcpus(256));
+    if !Path::new(host::STOCK_KERNEL).exists() {
+        return skip(&format!("no {}: make guest", host::STOCK_KERNEL));
+    }
+    let machine = Machine::new(host::STOCK_KERNEL).cpus(256).start();
+    machine.complains("Linux uses 255 of the machine's 256 vCPUs");
 }
 
 #[test]

@@ -20,6 +20,12 @@ pub fn kvm() -> Offer {
         .map_err(|error| format!("no /dev/kvm: {error}"))
 }
 
+/// So many vCPUs in one machine.
+pub fn vcpus(count: u32) -> Offer {
+    let kvm = rvmm::kvm::open().map_err(|error| error.to_string())?;
+    rvmm::kvm::check_vcpus(&kvm, count).map_err(|error| error.to_string())
+}
+
 /// Virtual machines fast and whole enough for Linux: KVM with hardware behind it, or the word of `guest/test-linux`.
 pub fn linux() -> Offer {
     kvm()?;

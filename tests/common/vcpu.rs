@@ -12,7 +12,7 @@ use vm_memory::GuestAddress;
 pub fn machine() -> Vm {
     let memory = Arc::new(allocate(&[(GuestAddress(0), 1 << 20)], Pages::Transparent).expect("memory"));
     let reserved = Reserved { tss: layout::TSS, identity_map: layout::IDENTITY_MAP };
-    Vm::new(&kvm::open().expect("KVM"), &memory, &reserved).expect("a machine")
+    Vm::new(&kvm::open().expect("KVM"), 1, &memory, &reserved).expect("a machine")
 }
 
 /// Cycles that have passed.

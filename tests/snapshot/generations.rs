@@ -37,6 +37,19 @@ fn cpus_are_saved_in_the_middle_of_their_work() {
     }
 }
 
+/// Their local APICs are saved with identifiers of 32 bits.
+#[test]
+fn three_hundred_cpus_are_saved() {
+    need!(host::kvm(), host::vcpus(300));
+    let world = World::new();
+    let source = world.guest("source", "smp cpus=300 end=reset").cpus(300).start();
+    source.says("OK smp");
+    world.create("source", "one", &["--stop"]);
+    let copy = world.restore("one", "copy");
+    copy.says_times("OK smp", 2);
+    assert!(!copy.said().contains("FAIL"), "{}", copy.said());
+}
+
 /// Saves a machine, its restored copy, the copy's copy and so on, and compares each with what was captured.
 fn five_generations(diff: impl Fn(usize) -> bool, clones: bool) {
     let world = World::new();

@@ -15,6 +15,7 @@ pub const ID: u32 = 0x20;
 pub const EOI: u32 = 0xb0;
 pub const SPURIOUS_VECTOR: u32 = 0xf0;
 pub const ICR: u32 = 0x300;
+const ICR_HIGH: u32 = 0x310;
 pub const LVT_TIMER: u32 = 0x320;
 pub const TIMER_INITIAL: u32 = 0x380;
 pub const TIMER_CURRENT: u32 = 0x390;
@@ -25,6 +26,8 @@ pub const TIMER_PERIODIC: u32 = 1 << 17;
 pub const TIMER_TSC_DEADLINE: u32 = 1 << 18;
 pub const MASKED: u32 = 1 << 16;
 
+/// To all CPUs but the sender.
+pub const ICR_OTHERS: u32 = 0xc_0000;
 /// Interrupt commands to all CPUs but the sender.
 pub const ICR_INIT: u32 = 0xc_4500;
 pub const ICR_STARTUP: u32 = 0xc_4600;
@@ -73,6 +76,17 @@ pub fn write(register: u32, value: u32) {
 
 pub fn id() -> u32 {
     if is_x2apic() { read(ID) } else { read(ID) >> 24 }
+}
+
+/// Sends an interrupt command to the CPU with this id.
+pub fn command(id: u32, command: u32) {
+    if is_x2apic() {
+        // SAFETY: as in `write`.
+        unsafe { cpu::write_msr(0x800 + (ICR >> 4), u64::from(id) << 32 | u64::from(command)) }
+    } else {
+        write(ICR_HIGH, id << 24);
+        write(ICR, command);
+    }
 }
 
 pub fn end_of_interrupt() {

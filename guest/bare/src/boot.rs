@@ -21,8 +21,8 @@ use crate::memory::{Region, RegionKind};
 /// boot data.
 pub const TRAMPOLINE: u64 = 0x9_0000;
 /// CPUs beside the first that have a stack.
-pub const MAX_APS: usize = 63;
-const AP_STACK: usize = 4096;
+pub const MAX_APS: usize = 319;
+const AP_STACK: usize = 1024;
 const BOOT_STACK: usize = 16384;
 
 /// GDT selectors. The first three are what the Linux boot protocol names `__BOOT_CS` and `__BOOT_DS`,

@@ -1,5 +1,5 @@
 //! The other CPUs: started by INIT and SIPI (Intel SDM volume 3, 10.4.4), they count together and answer
-//! an interrupt.
+//! an interrupt to all and one to each alone.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -10,6 +10,8 @@ const ADDITIONS: u64 = 100;
 
 static ARRIVED: AtomicU64 = AtomicU64::new(0);
 static SUM: AtomicU64 = AtomicU64::new(0);
+/// Interrupts that each has taken.
+static TAKEN: [AtomicU32; boot::MAX_APS] = [const { AtomicU32::new(0) }; boot::MAX_APS];
 static IDS: [AtomicU32; boot::MAX_APS] = [const { AtomicU32::new(u32::MAX) }; boot::MAX_APS];
 
 /// Where boot.rs enters on each further CPU, with its own stack; `index` counts them from 0 as they come.
@@ -23,13 +25,14 @@ pub extern "C" fn ap_main(index: u32) -> ! {
     ARRIVED.fetch_add(1, Ordering::Release);
     loop {
         cpu::sleep();
+        TAKEN[index as usize].fetch_add(1, Ordering::Release);
     }
 }
 
 pub fn run() -> Result {
     let others = cmdline::number("cpus", 2) - 1;
     apic::enable();
-    start_others();
+    start_others(others as u32);
     interrupts::spin(|| ARRIVED.load(Ordering::Acquire) >= others);
     let arrived = ARRIVED.load(Ordering::Acquire);
     print!(
@@ -56,11 +59,17 @@ pub fn run() -> Result {
         interrupts::spin(|| interrupts::count(IPI) >= others);
         check("other cpus that took an interrupt", interrupts::count(IPI), others)?;
     }
-    Ok(())
+    for (id, taken) in IDS.iter().zip(&TAKEN).take(arrived as usize) {
+        apic::command(id.load(Ordering::Relaxed), IPI.into());
+        interrupts::spin(|| taken.load(Ordering::Acquire) >= 2);
+        check("interrupts that one cpu took", taken.load(Ordering::Acquire), 2u32)?;
+    }
+    check("interrupts that all took", interrupts::count(IPI), 2 * others)
 }
 
-/// Puts the real-mode code in place and sends INIT and SIPI to all CPUs but this one.
-fn start_others() {
+/// Puts the real-mode code in place and sends INIT and SIPI to all CPUs but this one; with `by-id` to each of so many alone, as
+/// operating systems do.
+fn start_others(others: u32) {
     unsafe extern "C" {
         static ap_start: u8;
         static ap_end: u8;
@@ -70,13 +79,18 @@ fn start_others() {
     unsafe {
         core::ptr::copy_nonoverlapping(start, boot::TRAMPOLINE as *mut u8, end.offset_from_unsigned(start));
     }
-    apic::write(apic::ICR, apic::ICR_INIT);
+    let by_id = cmdline::flag("by-id");
+    let send = |command: u32| match by_id {
+        true => (1..=others).for_each(|id| apic::command(id, command & !apic::ICR_OTHERS)),
+        false => apic::write(apic::ICR, command),
+    };
+    send(apic::ICR_INIT);
     pause(10_000_000);
     let page = (boot::TRAMPOLINE >> 12) as u32;
-    apic::write(apic::ICR, apic::ICR_STARTUP | page);
+    send(apic::ICR_STARTUP | page);
     pause(200_000);
     if cmdline::flag("sipi2") {
-        apic::write(apic::ICR, apic::ICR_STARTUP | page);
+        send(apic::ICR_STARTUP | page);
     }
 }
 
