@@ -18,7 +18,7 @@ pub const HELP: &str = "Exit status:
   1    a command failed; doctor: Linux guests do not run directly here
   125  nothing was started: bad usage, a missing file, a machine that is not possible here
   126  internal error of KVM or rvmm
-  127  the guest's kernel panicked
+  127  the guest's kernel panicked, or restarted again and again before it used its console or a device
   128  the guest crashed with a triple fault
   130  the machine was stopped by force
 An image's command may end with any status, which then is rvmm's; --json names the cause: power-off";
@@ -29,7 +29,7 @@ pub fn status(outcome: &Outcome) -> u8 {
         Outcome::PowerOff(status) => status.unwrap_or(0),
         Outcome::Reboot => 0,
         Outcome::Failed(_) => FAILED,
-        Outcome::Panic => PANIC,
+        Outcome::Panic | Outcome::Silent => PANIC,
         Outcome::TripleFault => TRIPLE_FAULT,
         Outcome::Stopped => STOPPED,
     }

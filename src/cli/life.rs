@@ -19,7 +19,7 @@ use crate::sys::signals::Termination;
 use crate::sys::terminal;
 use crate::sys::{host, process};
 use crate::vmm::snapshot::Restore;
-use crate::vmm::{Environment, Lost, Outcome, Vmm, chain};
+use crate::vmm::{Environment, Lost, Outcome, SILENT_RESTARTS, Vmm, chain};
 
 /// What is to be done in a machine's own directory.
 pub type Entered = Box<dyn FnOnce(&Path) -> Result<(), Failure>>;
@@ -203,6 +203,10 @@ fn report(outcome: &Outcome, name: Option<&str>, json: bool) {
         Outcome::PowerOff(_) | Outcome::Reboot => return,
         Outcome::Stopped => "the machine was stopped",
         Outcome::Panic => "the guest's kernel panicked",
+        Outcome::Silent => &format!(
+            "the guest restarted {SILENT_RESTARTS} times in a row before it used its console or a device, as a kernel does \
+             that panics early: `--cmdline earlyprintk=ttyS0` shows why, and more --memory may help"
+        ),
         Outcome::TripleFault => "the guest crashed with a triple fault",
         Outcome::Failed(reason) => &format!("internal error: {reason}"),
     };

@@ -34,6 +34,8 @@ pub struct Serial {
     last_words: Mutex<LastWords>,
     output: Output,
     wanted: Arc<AtomicBool>,
+    /// The guest has written something since it was switched on.
+    spoken: AtomicBool,
 }
 
 impl Serial {
@@ -45,6 +47,7 @@ impl Serial {
             last_words: Mutex::default(),
             output,
             wanted,
+            spoken: AtomicBool::new(false),
         }
     }
 
@@ -55,6 +58,7 @@ impl Serial {
 
     /// Writes to the output for a vCPU.
     pub fn output(&self, bytes: &[u8]) {
+        self.spoken.store(true, Ordering::Relaxed);
         self.output.write(bytes, || !self.wanted.load(Ordering::SeqCst));
     }
 
@@ -68,6 +72,12 @@ impl Serial {
         let mut uart = self.uart();
         let _ = set(&mut uart, SerialState::default());
         *self.last_words() = LastWords::default();
+        self.spoken.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the guest has written anything since it was switched on.
+    pub fn has_spoken(&self) -> bool {
+        self.spoken.load(Ordering::Relaxed)
     }
 
     /// Whether the guest's kernel has just written that it panics.

@@ -218,11 +218,16 @@ impl Machine {
     pub fn power_off(&mut self) -> Result<(), Error> {
         self.powered = None;
         self.platform.reset();
-        self.functions.iter().for_each(|function| lock(function).reset());
+        self.functions.iter().for_each(|function| lock(function).power_off());
         self.working_set = None;
         self.origin = Origin::default();
         self.lazy = None;
         Ok(memory::clear(&self.memory)?)
+    }
+
+    /// Whether the guest has written nothing to its console and begun with no device since it was switched on.
+    pub fn is_silent(&self) -> bool {
+        !self.platform.serial.has_spoken() && !self.functions.iter().any(|function| lock(function).is_known())
     }
 
     /// Lets devices that could not go on try again.

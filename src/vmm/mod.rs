@@ -64,6 +64,8 @@ pub enum Outcome {
     Stopped,
     /// The guest's kernel panicked: its panic device told so, or its console and then it was reset.
     Panic,
+    /// The guest restarted [`SILENT_RESTARTS`] times in a row before it used its console or a device.
+    Silent,
     /// A vCPU shut down after a triple fault.
     TripleFault,
     /// KVM or the monitor failed; what is known about it.
@@ -81,6 +83,10 @@ pub struct Milestone {
 
 /// The milestone when vCPUs are first let go: before the first guest instruction by the time that a thread takes to wake up.
 pub const FIRST_RUN: u8 = 0xff;
+
+/// A kernel that panics early, and is told to restart then, does so for ever, and nobody hears of it. A guest that does nothing that
+/// outlasts a restart does the same each time, so that so many are enough.
+pub const SILENT_RESTARTS: u32 = 3;
 
 /// A monitor with its machine.
 pub struct Vmm {
@@ -108,6 +114,8 @@ pub struct Vmm {
     first_run: Option<Instant>,
     /// What the guest's command ended with.
     exit_status: Option<u8>,
+    /// Restarts in a row of a guest that had used nothing.
+    silent_restarts: u32,
 }
 
 impl Vmm {
@@ -156,6 +164,7 @@ impl Vmm {
             milestones: Vec::new(),
             first_run: None,
             exit_status: None,
+            silent_restarts: 0,
         })
     }
 
@@ -263,6 +272,10 @@ impl Vmm {
             Notice::Reset if self.panicked() => return Some(Outcome::Panic),
             Notice::Reset if self.config.no_reboot => return Some(Outcome::Reboot),
             Notice::Reset => {
+                self.silent_restarts = if self.machine.is_silent() { self.silent_restarts + 1 } else { 0 };
+                if self.silent_restarts == SILENT_RESTARTS {
+                    return Some(Outcome::Silent);
+                }
                 self.exit_status = None;
                 info!("the guest restarts");
                 let off = self.machine.power_off();

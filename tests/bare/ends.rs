@@ -76,6 +76,28 @@ fn a_reset_behind_the_last_words_of_a_kernel_is_a_panic() {
 }
 
 #[test]
+fn a_guest_that_only_ever_restarts_is_ended() {
+    need!(host::kvm());
+    end("reset").run().ended(127, "silent");
+    let machine = Machine::rvmm().option("--kernel", kernel()).option("--net", "none");
+    let ended = machine.words("test=exit end=acpi-reset").run();
+    assert_eq!(ended.status, 127, "{ended}");
+    assert!(ended.err.contains("earlyprintk=ttyS0"), "{ended}");
+}
+
+/// One that uses a device may do something else each time, whether it says so or not, and a word is enough on either console.
+#[test]
+fn a_guest_that_does_something_may_restart_as_often_as_it_likes() {
+    need!(host::kvm());
+    for test in ["rng mute end=reset", "hello end=reset", "hello debugcon end=reset"] {
+        let machine = guest(test).option("--stop-timeout", "0").option("--log-level", "info").start();
+        machine.complains_times("the guest restarts", 5);
+        machine.terminate();
+        machine.finish().ended(130, "stopped");
+    }
+}
+
+#[test]
 fn the_last_words_of_a_kernel_alone_end_nothing() {
     need!(host::kvm());
     guest("hello last-words").run().powered_off().said("Kernel panic - not syncing");

@@ -202,8 +202,14 @@ impl Running {
     /// Waits until rvmm itself has said `text` on standard error; gives all that it has said there.
     #[track_caller]
     pub fn complains(&self, text: &str) -> String {
-        let said = self.err.wait(self.deadline, |all| all.contains(text));
-        assert!(said, "rvmm did not say {text:?}:\n{}\n{}", self.out.text(), self.err.text());
+        self.complains_times(text, 1)
+    }
+
+    /// Waits until rvmm itself has said `text` so many times.
+    #[track_caller]
+    pub fn complains_times(&self, text: &str, times: usize) -> String {
+        let said = self.err.wait(self.deadline, |all| all.matches(text).count() >= times);
+        assert!(said, "rvmm did not say {text:?} {times} times:\n{}\n{}", self.out.text(), self.err.text());
         self.err.text()
     }
 

@@ -60,9 +60,7 @@ fn test(info: u64, protocol: u32, line: u64) -> ! {
     if name == b"exit" {
         end::by(end.unwrap_or(b""))
     }
-    if cmdline::flag("debugcon") {
-        serial::use_debugcon();
-    }
+    serial::choose_port();
     cpu::take_tables();
     apic::mask_pics();
     match tests::find(name) {

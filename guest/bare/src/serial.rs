@@ -1,20 +1,27 @@
 //! Text output, to COM1 (National Semiconductor PC16550D data sheet) or, with `debugcon` on the command
-//! line, to port 0xe9.
+//! line, to port 0xe9, or with `mute` to nobody.
 //!
 //! Bytes are written without asking whether the transmitter is ready: no VMM loses one, and a machine
 //! without the device does not hang.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 
-use crate::cpu;
+use crate::{cmdline, cpu};
 
 pub const COM1: u16 = 0x3f8;
 const DEBUGCON: u16 = 0xe9;
+/// Where no device is.
+const NOBODY: u16 = 0x4f0;
 
-static TO_DEBUGCON: AtomicBool = AtomicBool::new(false);
+static PORT: AtomicU16 = AtomicU16::new(COM1);
 
-pub fn use_debugcon() {
-    TO_DEBUGCON.store(true, Ordering::Relaxed);
+/// Sends output where the command line says.
+pub fn choose_port() {
+    for (word, port) in [("debugcon", DEBUGCON), ("mute", NOBODY)] {
+        if cmdline::flag(word) {
+            PORT.store(port, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Whether a byte waits at COM1: bit 0 of its line status register.
@@ -31,7 +38,7 @@ pub trait Print {
 impl Print for [u8] {
     #[inline(never)]
     fn print(&self) {
-        let port = if TO_DEBUGCON.load(Ordering::Relaxed) { DEBUGCON } else { COM1 };
+        let port = PORT.load(Ordering::Relaxed);
         for byte in self {
             cpu::out8(port, *byte);
         }

@@ -93,6 +93,8 @@ pub struct Function {
     pub(super) selectors: Selectors,
     features: u64,
     status: u32,
+    /// A driver has begun with the device since the machine was switched on.
+    known: bool,
     generation: u32,
     /// The machine is stopped and may be in the middle of being saved: nothing moves.
     frozen: bool,
@@ -116,6 +118,7 @@ impl Function {
             selectors: Selectors::default(),
             features: 0,
             status: 0,
+            known: false,
             generation: 0,
             frozen: false,
         })
@@ -175,6 +178,7 @@ impl Function {
         if value == 0 {
             return self.reset();
         }
+        self.known = true;
         let added = value & 0xff & !self.status & !NEEDS_RESET;
         self.status |= added;
         if added & FEATURES_OK != 0 && !self.acceptable(self.features) {
@@ -207,7 +211,7 @@ impl Function {
         }
     }
 
-    /// Back to power-on, on the driver's wish or when the machine restarts.
+    /// Back to power-on.
     pub fn reset(&mut self) {
         self.device.reset();
         self.queues.iter_mut().for_each(Queue::reset);
@@ -215,6 +219,17 @@ impl Function {
         self.features = 0;
         self.status = 0;
         self.interrupt.status.store(0, Ordering::SeqCst);
+    }
+
+    /// The machine is switched off.
+    pub fn power_off(&mut self) {
+        self.reset();
+        self.known = false;
+    }
+
+    /// Whether a driver has begun with the device since the machine was switched on or restored.
+    pub fn is_known(&self) -> bool {
+        self.known || self.status != 0
     }
 
     fn needs_reset(&mut self, reason: &str) {
