@@ -6,7 +6,7 @@ mod output;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Options};
-use crate::sys::{socket, terminal};
+use crate::sys::socket::Listener;
+use crate::sys::terminal;
 use log::Log;
 
 pub use output::Output;
@@ -106,7 +107,7 @@ pub enum Input {
     /// Clients of a socket.
     Listener {
         /// Where clients connect.
-        listener: UnixListener,
+        listener: Listener,
         /// Who is connected now.
         client: Client,
     },
@@ -169,7 +170,7 @@ pub fn open(config: &Config, directory: Option<&Path>, log: Option<&Path>) -> Re
 
 fn listen(path: &Path) -> Result<(Input, Client), Error> {
     let listen = || {
-        let listener = socket::listen(path)?;
+        let listener = Listener::bind(path)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     };

@@ -1,11 +1,13 @@
 //! Unix stream sockets that are connected within a time, and their buffers (connect(2), unix(7), socket(7)).
 
+use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Connects to the socket at `path`, unless its queue of waiting clients is full: a process that was
 /// stopped accepts nobody.
@@ -65,32 +67,78 @@ pub fn enlarge(socket: &UnixStream, bytes: u32) -> io::Result<u32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(room.unsigned_abs()) }
 }
 
-/// Listens at `path` for this user alone. The socket of a process that is gone is replaced.
-///
-/// # Errors
-/// `AddrInUse` when a process listens there, or there is something else.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    let bind = || {
-        // SAFETY: the call takes a number and cannot fail.
-        let before = unsafe { libc::umask(0o177) };
-        let listener = UnixListener::bind(path);
-        // SAFETY: as above.
-        unsafe { libc::umask(before) };
-        listener
-    };
-    match bind() {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
-            match connect(path) {
-                Err(refused) if is_socket && refused.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path)?;
+/// A socket at which clients of this user alone can connect. Its file is removed with it.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    file: Option<(u64, u64)>,
+}
+
+impl Listener {
+    /// Listens at `path`. The socket of a process that is gone is replaced.
+    ///
+    /// # Errors
+    /// `AddrInUse` when a process listens there, or there is something else.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let bind = || {
+            // SAFETY: the call takes a number and cannot fail.
+            let before = unsafe { libc::umask(0o177) };
+            let listener = UnixListener::bind(path);
+            // SAFETY: as above.
+            unsafe { libc::umask(before) };
+            listener
+        };
+        let socket = match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match connect(path) {
+                Err(refused) if is_socket(path) && refused.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path)?;
                     bind()
                 }
                 _ => Err(error),
-            }
-        }
-        result => result,
+            },
+            result => result,
+        }?;
+        Ok(Listener { socket, path: path.into(), file: identity(path) })
     }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Deref for Listener {
+    type Target = UnixListener;
+
+    fn deref(&self) -> &UnixListener {
+        &self.socket
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Not if somebody has put something else there.
+        if self.file.is_some() && identity(&self.path) == self.file {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether a socket lies at `path`.
+pub fn is_socket(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket())
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    path.symlink_metadata().ok().map(|found| (found.dev(), found.ino()))
 }
 
 #[cfg(test)]
@@ -117,15 +165,19 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let listener = listen(&path).unwrap();
+        let living = Listener::bind(&path).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(Listener::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(living);
+        assert!(!path.exists(), "the file goes with the listener");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "std leaves a stale socket");
+        let listener = Listener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "mine").unwrap();
         drop(listener);
-        drop(listen(&path).unwrap());
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "mine").unwrap();
-        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        assert_eq!(Listener::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
     }
 
     #[test]

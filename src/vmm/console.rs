@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::message::{Message, Outbox};
 use crate::console::{Client, Input};
 use crate::devices::serial::Serial;
+use crate::sys::socket::Listener;
 
 /// `Ctrl-A`.
 const ESCAPE: u8 = 1;
@@ -54,7 +55,7 @@ impl Escapes {
 /// The subscriber that feeds the serial port.
 pub struct ConsoleInput {
     source: Option<Source>,
-    listener: Option<(UnixListener, Client)>,
+    listener: Option<(Listener, Client)>,
     escapes: Option<Escapes>,
     /// Bytes that the serial port had no room for; nothing more is read until it has.
     waiting: Vec<u8>,

@@ -157,6 +157,12 @@ fn a_socket_in_the_place_of_one_that_is_left_over() {
         read_until(connect(&path), "counter ");
         machine.kill();
     }
+    let machine = guest(TALKATIVE).option("--console", format!("socket={}", path.display()));
+    let machine = machine.option("--stop-timeout", "0").start();
+    read_until(connect(&path), "counter ");
+    machine.terminate();
+    machine.finish().ended(130, "stopped");
+    assert!(!path.exists(), "a machine that ends leaves none");
 }
 
 #[test]

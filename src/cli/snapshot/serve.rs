@@ -9,7 +9,7 @@ use super::super::Common;
 use super::super::output::{Failure, print};
 use crate::memory::image;
 use crate::snapshot::bundle::Bundle;
-use crate::sys::socket;
+use crate::sys::socket::Listener;
 
 // Options of `snapshot serve`.
 #[derive(clap::Args)]
@@ -34,7 +34,7 @@ pub fn run(args: &Serve, common: &Common) -> Result<u8, Failure> {
     let Serve { snapshot, socket } = args;
     let bundle = Bundle::open(snapshot).map_err(Failure::usage)?;
     let chain = bundle.memory(&[], true).map_err(Failure::usage)?;
-    let listening = socket::listen(socket);
+    let listening = Listener::bind(socket);
     let failed = |error| Failure::usage(format!("Cannot listen on {}: {error}", socket.display()));
     let listener = listening.map_err(failed)?;
     if !common.json {

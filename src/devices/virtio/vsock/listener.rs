@@ -1,14 +1,10 @@
 //! The unix socket of the host at which connections to the guest begin (`unix(7)`).
 
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-
-use log::debug;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use crate::sys::socket;
 
@@ -35,14 +31,9 @@ pub enum Error {
     Listen(#[source] io::Error),
 }
 
-/// The socket. Its file is removed with it.
+/// The socket, which is this user's alone. Its file is removed with it.
 #[derive(Debug)]
-pub struct Listener {
-    socket: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the file.
-    file: Option<(u64, u64)>,
-}
+pub struct Listener(socket::Listener);
 
 impl Listener {
     /// Listens at `path`. The socket of a process that has died is replaced.
@@ -51,21 +42,18 @@ impl Listener {
         if len > LONGEST {
             return Err(Error::TooLong { len });
         }
-        let socket = match UnixListener::bind(path) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                clear(path)?;
-                UnixListener::bind(path)
-            }
-            result => result,
-        };
-        let socket = socket.map_err(Error::Listen)?;
-        socket.set_nonblocking(true).map_err(Error::Listen)?;
-        Ok(Listener { socket, path: path.into(), file: identity(path) })
+        let listener = socket::Listener::bind(path).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse if socket::is_socket(path) => Error::InUse,
+            ErrorKind::AddrInUse => Error::NotSocket,
+            _ => Error::Listen(error),
+        })?;
+        listener.set_nonblocking(true).map_err(Error::Listen)?;
+        Ok(Listener(listener))
     }
 
     /// Its path.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// The next client, which never blocks; `None` when nobody waits.
@@ -74,7 +62,7 @@ impl Listener {
     /// The host has no room for a client now.
     pub fn accept(&self) -> io::Result<Option<UnixStream>> {
         loop {
-            let result = self.socket.accept();
+            let result = self.0.accept();
             return match result {
                 Ok((client, _)) => client.set_nonblocking(true).map(|()| Some(client)),
                 Err(error) => match error.kind() {
@@ -87,45 +75,16 @@ impl Listener {
     }
 }
 
-/// Removes what a process that has died left at `path`.
-fn clear(path: &Path) -> Result<(), Error> {
-    let found = fs::symlink_metadata(path).map_err(Error::Listen)?;
-    if !found.file_type().is_socket() {
-        return Err(Error::NotSocket);
-    }
-    match socket::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            debug!("Removing {}, which a process that has died left", path.display());
-            fs::remove_file(path).map_err(Error::Listen)
-        }
-        // Removed in this moment.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(Error::Listen(error)),
-        _ => Err(Error::InUse),
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
-}
-
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Not if somebody has put something else there.
-        if self.file.is_some() && identity(&self.path) == self.file {
-            let _ = fs::remove_file(&self.path);
-        }
+        self.0.as_raw_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -136,9 +95,6 @@ mod tests {
         assert!(matches!(Listener::bind(&path), Err(Error::InUse)));
         assert!(path.exists());
         drop(living);
-        assert!(!path.exists(), "the file goes with the listener");
-        drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "std leaves a stale socket");
         let listener = Listener::bind(&path).unwrap();
         let client = UnixStream::connect(&path).unwrap();
         assert!(listener.accept().unwrap().is_some() && listener.accept().unwrap().is_none());
