@@ -89,6 +89,7 @@ fn bad_usage_is_told_in_one_line() {
     user.is_refused(&[], 125, &["--kernel"]);
     user.is_refused(&["--krnel", "x"], 125, &["--krnel", "--kernel"]);
     user.is_refused(&["frob"], 125, &["frob"]);
+    user.is_refused(&["Cargo.toml"], 125, &["`Cargo.toml` is a file", "--kernel Cargo.toml boots it"]);
     user.is_refused(&["ps", "--foo"], 125, &["--foo"]);
     user.is_refused(&["stop"], 125, &["NAME"]);
     user.is_refused(&["stop", "a", "--all"], 125, &["--all"]);

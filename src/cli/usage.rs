@@ -1,6 +1,8 @@
 //! Command lines that are wrong: one clear line says what is wrong, and what comes nearest.
 
-use clap::error::ErrorKind;
+use std::path::Path;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
@@ -50,6 +52,11 @@ fn stray(command: &clap::Command, matches: &ArgMatches) -> Option<String> {
 
 /// What clap says in paragraphs, in one line: the fault with its list, and the tip.
 fn line(error: &clap::Error) -> String {
+    if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
+        && Path::new(word).is_file()
+    {
+        return format!("`{word}` is a file and no command: --kernel {word} boots it (--help shows more)");
+    }
     let text = error.render().to_string();
     let told = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
     let words: Vec<&str> = told.flat_map(str::split_whitespace).collect();

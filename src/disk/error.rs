@@ -51,7 +51,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Somebody else uses the disk in a way that excludes this one.
-    #[error("Disk {} is in use by {holder}: stop it, or open the disk with `ro` on both sides, or with `overlay`", path.display())]
+    #[error("Disk {} is in use by {holder}: stop it, or open the disk with `ro` or `overlay` on both sides", path.display())]
     Locked {
         /// Where it is.
         path: PathBuf,

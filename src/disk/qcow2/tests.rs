@@ -166,7 +166,7 @@ fn opens_only_what_it_may() {
         ("images/e.qcow2", "whose format vmdk is not known here: raw and qcow2 are"),
         ("images/f.qcow2", "its data are in another file: convert it with `qemu-img convert -O qcow2`"),
         // Written to by the first that opened it.
-        ("images/g.qcow2", "stop it, or open the disk with `ro` on both sides, or with `overlay`"),
+        ("images/g.qcow2", "stop it, or open the disk with `ro` or `overlay` on both sides"),
     ] {
         let message = fixture.refusal(name);
         assert!(message.ends_with(expected), "{message}");

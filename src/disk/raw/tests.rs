@@ -98,7 +98,7 @@ fn one_writer_or_many_readers() {
             message,
             format!(
                 "Disk {} is in use by this process itself (another of its disks): stop it, or open the disk \
-                 with `ro` on both sides, or with `overlay`",
+                 with `ro` or `overlay` on both sides",
                 file.path().display()
             )
         );
