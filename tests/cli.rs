@@ -90,6 +90,11 @@ fn bad_usage_is_told_in_one_line() {
     user.is_refused(&["--krnel", "x"], 125, &["--krnel", "--kernel"]);
     user.is_refused(&["frob"], 125, &["frob"]);
     user.is_refused(&["Cargo.toml"], 125, &["`Cargo.toml` is a file", "--kernel Cargo.toml boots it"]);
+    user.is_refused(&["-kernel", "x", "-m", "512M"], 125, &["`-kernel` is `--kernel FILE` here"]);
+    user.is_refused(&["--kernel", "x", "--append", "quiet"], 125, &["`--append` is `--cmdline STRING` here"]);
+    user.is_refused(&["kill", "web"], 125, &["`kill` is `stop --force NAME` here"]);
+    user.is_refused(&["stop", "-t", "soon", "web"], 125, &["`soon`", "a number of seconds"]);
+    user.is_refused(&["start", "--stop-timeout", "-1", "web"], 125, &["-1"]);
     user.is_refused(&["ps", "--foo"], 125, &["--foo"]);
     user.is_refused(&["stop"], 125, &["NAME"]);
     user.is_refused(&["stop", "a", "--all"], 125, &["--all"]);

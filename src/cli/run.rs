@@ -192,7 +192,7 @@ fn set<T>(value: &mut T, new: Option<T>) {
 
 /// A number of seconds.
 pub fn seconds(text: &str) -> Result<u64, options::Error> {
-    text.parse().map_err(|_| options::bad_value("stop-timeout", text, "a number of seconds, such as 10"))
+    text.parse().map_err(|_| options::bad_value("timeout", text, "a number of seconds, such as 10"))
 }
 
 /// A size in MiB from `512M`, `2G` or `512`.

@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(short, long, conflicts_with = "timeout")]
     force: bool,
     /// How long a guest may take to switch itself off [default: its machine's --stop-timeout]
-    #[arg(short, long, value_name = "SECONDS")]
+    #[arg(short, long, value_name = "SECONDS", value_parser = super::run::seconds)]
     timeout: Option<u64>,
 }
 

@@ -50,12 +50,46 @@ fn stray(command: &clap::Command, matches: &ArgMatches) -> Option<String> {
         .find_map(|argument| argument.get_long().map(String::from))
 }
 
+/// What QEMU, Firecracker and container engines call what has another name here.
+const ELSEWHERE: [(&str, &str); 14] = [
+    ("-kernel", "--kernel FILE"),
+    ("-initrd", "--initrd FILE"),
+    ("-append", "--cmdline STRING"),
+    ("--append", "--cmdline STRING"),
+    ("-m", "--memory SIZE"),
+    ("--ram", "--memory SIZE"),
+    ("-smp", "--cpus N"),
+    ("--smp", "--cpus N"),
+    ("-drive", "--disk PATH"),
+    ("--drive", "--disk PATH"),
+    ("--config-file", "--config FILE"),
+    ("kill", "stop --force NAME"),
+    ("unpause", "resume NAME"),
+    ("ls", "ps"),
+];
+
+/// What to say instead of a word that is none of ours.
+fn instead(error: &clap::Error) -> Option<String> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    let command = context(ContextKind::InvalidSubcommand);
+    if let Some(word) = command.filter(|word| Path::new(word).is_file()) {
+        return Some(format!("`{word}` is a file and no command: --kernel {word} boots it"));
+    }
+    let unknown = command.or_else(|| context(ContextKind::InvalidArg))?;
+    // Of `-kernel` only `-k` is told.
+    let given = std::env::args_os().filter_map(|word| word.into_string().ok());
+    let mut given = given.filter(|word| word.starts_with(unknown));
+    let (word, ours) = given.find_map(|word| ELSEWHERE.into_iter().find(|(theirs, _)| *theirs == word))?;
+    Some(format!("`{word}` is `{ours}` here"))
+}
+
 /// What clap says in paragraphs, in one line: the fault with its list, and the tip.
 fn line(error: &clap::Error) -> String {
-    if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
-        && Path::new(word).is_file()
-    {
-        return format!("`{word}` is a file and no command: --kernel {word} boots it (--help shows more)");
+    if let Some(told) = instead(error) {
+        return format!("{told} (--help shows more)");
     }
     let text = error.render().to_string();
     let told = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
