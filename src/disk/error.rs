@@ -14,6 +14,14 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
+    /// A file of a snapshot cannot be used, and none can be put in its place.
+    #[error("{} of the snapshot {reason}: say with --disk which disk the machine is to have", path.display())]
+    OfSnapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// There is no such file.
     #[error("Disk {} does not exist: create it, for example with `truncate -s 1G {}`", path.display(), path.display())]
     Missing {

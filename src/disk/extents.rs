@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use super::State;
 
@@ -130,7 +131,7 @@ pub fn write(runs: &[Run], layers: usize, blocks: u64, to: &mut impl Write) -> i
 
 /// A map in a file.
 pub struct Map {
-    file: File,
+    file: Arc<File>,
     layers: u32,
     blocks: u64,
     runs: u64,
@@ -151,8 +152,8 @@ fn number(bytes: &[u8]) -> u64 {
 
 impl Map {
     /// Opens a map.
-    pub fn open(file: File) -> io::Result<Self> {
-        let mut header = [0; 40];
+    pub fn open(file: impl Into<Arc<File>>) -> io::Result<Self> {
+        let (file, mut header) = (file.into(), [0; 40]);
         file.read_exact_at(&mut header, 0)?;
         if header[..16] != MAGIC || number(&header[16..20]) != u64::from(VERSION) {
             return Err(damaged("it is no map of this version"));

@@ -1,7 +1,8 @@
 //! A read-only disk that lies in several frozen layers: sparse files with the bytes at their own offsets, and one map of them all.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use super::extents::{BLOCK, Map};
 use super::{Disk, Done, Error, Geometry, Request, SECTOR};
@@ -10,25 +11,25 @@ use crate::sys::file;
 
 /// The disk. Reads go to the host's page cache, which all machines over the same layers share.
 pub struct Layers {
-    files: Vec<File>,
+    files: Vec<Arc<File>>,
     map: Map,
     geometry: Geometry,
     done: Vec<Done>,
 }
 
 impl Layers {
-    /// The disk of `size` bytes whose layers, the lowest first, are the files `layers`, and whose map is in `map`.
+    /// The disk of `size` bytes whose map is the first of `files` and whose layers, the lowest first, are the others; `path`
+    /// names it in messages.
     ///
     /// # Errors
-    /// When a file cannot be opened or the map is of another disk.
-    pub fn open(map: &Path, layers: &[PathBuf], size: u64) -> Result<Self, Error> {
-        let failed = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| Error::Io { action: "open layer", path, source }
-        };
-        let open = |path: &Path| File::open(path).map_err(failed(path));
-        let files = layers.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-        let found = Map::open(open(map)?).map_err(failed(map))?;
+    /// When the map cannot be read or is of another disk.
+    pub fn open(path: &Path, files: &[Arc<File>], size: u64) -> Result<Self, Error> {
+        let (map, files) = Self::split(path, files)?;
+        let found = Map::open(Arc::clone(map)).map_err(|source| Error::Io {
+            action: "read map",
+            path: path.into(),
+            source,
+        })?;
         if found.layers() != files.len()
             || found.blocks() != size.div_ceil(BLOCK)
             || !size.is_multiple_of(SECTOR)
@@ -39,23 +40,31 @@ impl Layers {
                 found.blocks(),
                 files.len()
             );
-            return Err(Error::Layers { path: map.into(), reason });
+            return Err(Error::Layers { path: path.into(), reason });
         }
         let geometry = Geometry { size, physical_block: BLOCK as u32, read_only: true, discard: false };
-        Ok(Layers { files, map: found, geometry, done: Vec::new() })
+        Ok(Layers { files: files.to_vec(), map: found, geometry, done: Vec::new() })
     }
 
     /// The disk of an image that was unpacked: its layers are as long as the disk.
     ///
     /// # Errors
     /// As above.
-    pub fn of_image(map: &Path, layers: &[PathBuf]) -> Result<Self, Error> {
-        let lowest =
-            layers.first().ok_or_else(|| Error::Layers { path: map.into(), reason: "it has none".into() })?;
-        let found = std::fs::metadata(lowest);
+    pub fn of_image(path: &Path, files: &[Arc<File>]) -> Result<Self, Error> {
+        let (_, layers) = Self::split(path, files)?;
+        let lowest = layers
+            .first()
+            .ok_or_else(|| Error::Layers { path: path.into(), reason: "it has none".into() })?;
+        let found = lowest.metadata();
         let found =
-            found.map_err(|source| Error::Io { action: "open layer", path: lowest.clone(), source })?;
-        Self::open(map, layers, found.len())
+            found.map_err(|source| Error::Io { action: "look at a layer of", path: path.into(), source })?;
+        Self::open(path, files, found.len())
+    }
+
+    fn split<'a>(path: &Path, files: &'a [Arc<File>]) -> Result<(&'a Arc<File>, &'a [Arc<File>]), Error> {
+        files
+            .split_first()
+            .ok_or_else(|| Error::Layers { path: path.into(), reason: "it is not there".into() })
     }
 
     fn read(&mut self, offset: u64, buffers: &Buffers) -> std::io::Result<()> {
@@ -107,7 +116,6 @@ impl Disk for Layers {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
-    use std::path::PathBuf;
 
     use super::super::extents::{Run, append, merge, write};
     use super::super::model::Model;
@@ -115,14 +123,20 @@ mod tests {
     use super::*;
     use crate::testing::Random;
 
+    fn opened(directory: &Path, name: &str) -> Arc<File> {
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(directory.join(name));
+        Arc::new(file.unwrap())
+    }
+
     /// Random layers in a directory, and the bytes that they make.
     fn layers(directory: &Path, depth: u16, size: usize) -> (Layers, Vec<u8>) {
         let blocks = (size as u64).div_ceil(BLOCK);
         let (mut random, mut merged, mut bytes) = (Random(depth.into()), Vec::new(), vec![0; size]);
-        let mut paths: Vec<PathBuf> = Vec::new();
+        let mut files = vec![opened(directory, "map")];
         for layer in 0..depth {
-            let path = directory.join(format!("{layer}"));
-            let (file, mut runs, mut at) = (File::create(&path).unwrap(), Vec::new(), random.below(9));
+            let file = opened(directory, &layer.to_string());
+            let (mut runs, mut at) = (Vec::new(), random.below(9));
             while at < blocks {
                 let count = (1 + random.below(6)).min(blocks - at);
                 let place = (!random.once_in(5)).then_some(layer);
@@ -135,11 +149,10 @@ mod tests {
                 at += count + random.below(30);
             }
             merged = merge(&merged, &runs);
-            paths.push(path);
+            files.push(file);
         }
-        let map = directory.join("map");
-        write(&merged, paths.len(), blocks, &mut File::create(&map).unwrap()).unwrap();
-        (Layers::open(&map, &paths, size as u64).unwrap(), bytes)
+        write(&merged, files.len() - 1, blocks, &mut files[0].as_ref()).unwrap();
+        (Layers::open(directory, &files, size as u64).unwrap(), bytes)
     }
 
     #[test]
@@ -167,9 +180,14 @@ mod tests {
     fn refuses_the_map_of_another_disk() {
         let directory = tempfile::tempdir().unwrap();
         layers(directory.path(), 2, 1 << 20);
-        let (map, layer) = (directory.path().join("map"), directory.path().join("0"));
-        assert!(Layers::open(&map, std::slice::from_ref(&layer), 1 << 20).is_err());
-        assert!(Layers::open(&map, &[layer.clone(), layer.clone()], 1 << 21).is_err());
-        assert!(Layers::open(&layer, &[], 1 << 20).is_err());
+        let [map, layer] = ["map", "0"].map(|name| opened(directory.path(), name));
+        let refused = |files: &[&Arc<File>], size| {
+            let files: Vec<_> = files.iter().map(|&file| Arc::clone(file)).collect();
+            assert!(Layers::open(directory.path(), &files, size).is_err());
+        };
+        refused(&[&map, &layer], 1 << 20);
+        refused(&[&map, &layer, &layer], 1 << 21);
+        refused(&[&layer], 1 << 20);
+        refused(&[], 1 << 20);
     }
 }

@@ -31,7 +31,7 @@ use crate::memory::Buffers;
 
 pub use error::Error;
 pub use layers::Layers;
-pub use open::{Config, Engine, Format, image_base, open};
+pub use open::{Config, Engine, Format, Opened, image_base, open};
 pub use overlay::changes_of;
 pub use overlay::{Overlay, Place, Sealing, State};
 pub use qcow2::Qcow2;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::overlay::{Overlay, Place};
 use super::stack::{Above, Base, Stack};
-use super::{Disk, Error, Layers, Qcow2, Raw, qcow2};
+use super::{Disk, Error, Layers, Qcow2, Raw, qcow2, raw};
+use crate::sys::file::Lock;
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +33,8 @@ pub struct Config {
     pub layers: Vec<PathBuf>,
     /// Leave the overlays of a disk that was frozen beside it at the end.
     pub keep_overlay: bool,
-    /// The file is a snapshot's: nobody ever changes it.
-    pub private: bool,
+    /// All of it is a snapshot's, which nobody ever changes.
+    pub snapshot: Option<Opened>,
     /// Digests of `path`, `base` and `layers`, in this order, as far as they are known.
     pub digests: Vec<Option<String>>,
 }
@@ -51,11 +52,44 @@ impl Config {
             base: Vec::new(),
             layers: Vec::new(),
             keep_overlay: false,
-            private: false,
+            snapshot: None,
             digests: Vec::new(),
         }
     }
+
+    /// File number `index` of `path`, `base` and `layers`, for reading.
+    pub(super) fn file(&self, index: usize) -> Result<Arc<File>, Error> {
+        let mut paths = std::iter::once(&self.path).chain(&self.base).chain(&self.layers);
+        let path = paths.nth(index).unwrap_or(&self.path);
+        let Some(Opened(files)) = &self.snapshot else { return raw::open_locked(path, false).map(Arc::new) };
+        let missing = || Error::OfSnapshot { path: path.clone(), reason: "is missing" };
+        let file = files.get(index).and_then(Option::as_ref).ok_or_else(missing)?;
+        raw::lock(file, path, Lock::Shared)?;
+        Ok(Arc::clone(file))
+    }
+
+    /// The sealed overlays.
+    fn sealed(&self) -> Result<Vec<(&Path, Arc<File>)>, Error> {
+        let first = 1 + self.base.len();
+        let layers = self.layers.iter().enumerate();
+        layers.map(|(number, path)| Ok((path.as_path(), self.file(first + number)?))).collect()
+    }
 }
+
+/// The files of a snapshot's disk as they were opened and checked, whatever stands at their paths since: `path`, `base` and `layers`, as
+/// far as they were there.
+#[derive(Clone, Debug, Default)]
+pub struct Opened(pub Vec<Option<Arc<File>>>);
+
+impl PartialEq for Opened {
+    fn eq(&self, other: &Self) -> bool {
+        let files =
+            |opened: &Self| opened.0.iter().map(|file| file.as_ref().map(Arc::as_ptr)).collect::<Vec<_>>();
+        files(self) == files(other)
+    }
+}
+
+impl Eq for Opened {}
 
 /// How the bytes of a disk are laid out in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,10 +148,10 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
         (Format::Raw, Some(Place::Nameless(directory))) => {
             let raw = open_raw(&below)?;
             let files = vec![Arc::clone(raw.file())];
-            let (disk, private, path) = (Box::new(raw), config.private, path.clone());
+            let (disk, private, path) = (Box::new(raw), config.snapshot.is_some(), path.clone());
             let base = Base { files, disk, image: None, private, path };
             let above = Above::Nameless(directory.clone());
-            Stack::over(base, &config.layers, above, config.engine)?.with_digests(&config.digests)
+            Stack::over(base, config.sealed()?, above, config.engine)?.with_digests(&config.digests)
         }
         _ if !config.layers.is_empty() => {
             let reason = "layers go only with a raw disk and an overlay without a name".into();
@@ -129,7 +163,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
             let (files, still) = (vec![Arc::clone(image.file())], Some(image.still()));
             let (disk, path) = (Box::new(image), path.clone());
             let base = Base { files, disk, image: still, private: false, path };
-            Stack::over(base, &[], Above::Nameless(directory.clone()), config.engine)?
+            Stack::over(base, Vec::new(), Above::Nameless(directory.clone()), config.engine)?
         }
         (format, Some(Place::File(place))) => {
             let base: Box<dyn Disk> = match format {
@@ -150,7 +184,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Disk>, Error> {
 
 /// The disk of an image, with the machine's own overlay over it.
 fn open_image(config: &Config) -> Result<Stack, Error> {
-    let base = image_base(&config.path, &config.base)?;
+    let base = image_base(config)?;
     let above = match config.overlay.as_ref().filter(|_| !config.read_only) {
         None => return Ok(Stack::solid(base.disk, &config.path, "it is read-only")),
         Some(Place::Nameless(directory)) if config.keep_overlay => Above::Kept(directory.clone()),
@@ -160,20 +194,15 @@ fn open_image(config: &Config) -> Result<Stack, Error> {
             return Err(Error::Overlay { path: file.clone(), reason });
         }
     };
-    let stack = Stack::over(base, &config.layers, above, config.engine)?;
+    let stack = Stack::over(base, config.sealed()?, above, config.engine)?;
     Ok(stack.with_digests(&config.digests))
 }
 
 /// The layers of an image and their map, for a machine to stand on.
-pub fn image_base(map: &Path, layers: &[PathBuf]) -> Result<Base, Error> {
-    let disk = Box::new(Layers::of_image(map, layers)?);
-    let open = |path: &Path| {
-        let opened = File::open(path).map(Arc::new);
-        opened.map_err(|source| Error::Io { action: "open layer", path: path.into(), source })
-    };
-    let paths = std::iter::once(map).chain(layers.iter().map(PathBuf::as_path));
-    let files = paths.map(open).collect::<Result<_, _>>()?;
-    Ok(Base { disk, files, image: None, private: true, path: map.into() })
+pub fn image_base(config: &Config) -> Result<Base, Error> {
+    let files = (0..=config.base.len()).map(|index| config.file(index)).collect::<Result<Vec<_>, _>>()?;
+    let disk = Box::new(Layers::of_image(&config.path, &files)?);
+    Ok(Base { disk, files, image: None, private: true, path: config.path.clone() })
 }
 
 fn open_raw(config: &Config) -> Result<Raw, Error> {

@@ -151,12 +151,36 @@ impl Overlay {
             // Somebody may have had it in between.
             (_, map, _) = file::load(&file, path)?;
         }
+        Self::loaded(Raw::new(file, path, false, engine)?, path, (layout, map, sealed), base)
+    }
+
+    /// The sealed overlay in an open file, which `path` names in messages.
+    pub fn sealed(
+        file: Arc<File>,
+        path: &Path,
+        base: Box<dyn Disk>,
+        engine: Option<Engine>,
+    ) -> Result<Self, Error> {
+        let (layout, map, sealed) = file::load(&file, path)?;
+        if !sealed {
+            return Err(Error::Overlay { path: path.into(), reason: "it is not sealed".into() });
+        }
+        Self::loaded(Raw::new(file, path, false, engine)?, path, (layout, map, sealed), base)
+    }
+
+    /// Puts an overlay that was read over a disk of its size.
+    fn loaded(
+        top: Raw,
+        path: &Path,
+        (layout, map, sealed): (Layout, Map, bool),
+        base: Box<dyn Disk>,
+    ) -> Result<Self, Error> {
         if layout.size != base.geometry().size {
             let reason =
                 format!("it is for a disk of {} bytes, this one has {}", layout.size, base.geometry().size);
             return Err(Error::Overlay { path: path.into(), reason });
         }
-        let mut overlay = Self::new(Raw::new(file, path, false, engine)?, layout, map, base);
+        let mut overlay = Self::new(top, layout, map, base);
         overlay.geometry.read_only = sealed;
         Ok(overlay)
     }

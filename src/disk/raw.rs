@@ -59,17 +59,26 @@ struct Context {
 impl Raw {
     /// Opens and locks the disk that `config` asks for.
     pub fn open(config: &Config) -> Result<Self, Error> {
-        let file = open_locked(&config.path, !config.read_only)?;
-        Raw::new(file, &config.path, config.read_only, config.engine)
+        let path = &config.path;
+        match config.snapshot {
+            None => Raw::new(open_locked(path, !config.read_only)?, path, config.read_only, config.engine),
+            Some(_) => Raw::new(config.file(0)?, path, true, config.engine).map_err(|error| match error {
+                Error::Empty { path } | Error::Size { path, .. } => {
+                    Error::OfSnapshot { path, reason: "is damaged" }
+                }
+                error => error,
+            }),
+        }
     }
 
     /// The disk in an open file, which `path` names in messages.
     pub(super) fn new(
-        file: File,
+        file: impl Into<Arc<File>>,
         path: &Path,
         read_only: bool,
         engine: Option<Engine>,
     ) -> Result<Self, Error> {
+        let file = file.into();
         let failed = |action| move |source| Error::Io { action, path: path.into(), source };
         let metadata = file.metadata().map_err(failed("look at"))?;
         let is_device = metadata.file_type().is_block_device();
@@ -93,7 +102,7 @@ impl Raw {
             discard: !read_only,
         };
         let mut disk = Raw {
-            target: Target::new(Arc::new(file), is_device),
+            target: Target::new(file, is_device),
             engine: Asynchronous::None,
             event: None,
             writes_by_ring: 0,
@@ -169,16 +178,21 @@ pub(super) fn open_locked(path: &Path, write: bool) -> Result<File, Error> {
         }
         _ => failed("open")(source),
     })?;
-    let lock = if write { Lock::Exclusive } else { Lock::Shared };
-    match file::lock(&file, lock) {
-        Ok(true) => Ok(file),
-        Ok(false) => Err(Error::Locked { path: path.into(), holder: holder::of(&file) }),
+    lock(&file, path, if write { Lock::Exclusive } else { Lock::Shared })?;
+    Ok(file)
+}
+
+/// Locks the file that `path` names in messages.
+pub(super) fn lock(file: &File, path: &Path, lock: Lock) -> Result<(), Error> {
+    match file::lock(file, lock) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Locked { path: path.into(), holder: holder::of(file) }),
         // Some network file systems have no locks at all: the disk works without.
         Err(error) if file::is_unsupported(&error) || error.raw_os_error() == Some(libc::ENOLCK) => {
             log::warn!("disk {} cannot be locked: {error}", path.display());
-            Ok(file)
+            Ok(())
         }
-        Err(source) => Err(failed("lock")(source)),
+        Err(source) => Err(Error::Io { action: "lock", path: path.into(), source }),
     }
 }
 

@@ -136,20 +136,21 @@ impl Stack {
     }
 
     /// A base with sealed overlays, both of which never change, and writable layers over them.
-    pub fn over(base: Base, sealed: &[PathBuf], above: Above, engine: Option<Engine>) -> Result<Self, Error> {
+    pub fn over(
+        base: Base,
+        sealed: Vec<(&Path, Arc<File>)>,
+        above: Above,
+        engine: Option<Engine>,
+    ) -> Result<Self, Error> {
         let mut layers: Vec<_> = base.files.into_iter().map(Layer::from).collect();
         if let Some(lowest) = layers.first_mut() {
             lowest.image = base.image;
         }
         let count = layers.len();
         let mut below = base.disk;
-        for layer in sealed {
-            let overlay = Overlay::open(layer, below, engine)?;
-            if !overlay.geometry().read_only {
-                return Err(Error::Overlay { path: layer.clone(), reason: "it is not sealed".into() });
-            }
-            layers.push(Layer::from(Arc::clone(overlay.file())));
-            below = Box::new(overlay);
+        for (path, file) in sealed {
+            layers.push(Layer::from(Arc::clone(&file)));
+            below = Box::new(Overlay::sealed(file, path, below, engine)?);
         }
         let (top, next) = match above {
             Above::Nameless(directory) => {

@@ -236,7 +236,9 @@ fn versions_of_a_disk() {
     assert!(*packed > 0 && newest.parent == Some(store.resolve("disk~1").unwrap().digest));
 
     let unpacked = store.unpack(&store.resolve("disk").unwrap(), u64::MAX).unwrap();
-    let layers = crate::disk::Layers::open(&unpacked.map, &unpacked.layers, unpacked.size).unwrap();
+    let paths = std::iter::once(&unpacked.map).chain(&unpacked.layers);
+    let files: Vec<_> = paths.map(|path| std::fs::File::open(path).unwrap().into()).collect();
+    let layers = crate::disk::Layers::open(&unpacked.map, &files, unpacked.size).unwrap();
     let mut bytes = vec![0; size as usize];
     (0..9).for_each(|version| bytes[version * 3 * 4096..(version * 3 + 1) * 4096].fill(version as u8 + 1));
     bytes[100 * 4096..101 * 4096].fill(8);

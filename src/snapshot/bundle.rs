@@ -31,6 +31,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::disk::Opened;
 use crate::memory::image::{self, Chain, INDEX_FILE};
 use crate::sys::digest;
 use crate::sys::directory::Directory;
@@ -321,17 +322,20 @@ impl Bundle {
         }
     }
 
-    /// Refuses layers of disks that are not regular files in it. One that is missing may be replaced by another disk.
-    pub fn check_disks(&self) -> Result<(), Error> {
-        for layer in self.manifest.disks.iter().flat_map(|disk| &disk.layers) {
+    /// Opens the layers of a disk, which must be regular files in it. If one is missing, the disk may be replaced by another one.
+    pub fn open_disk(&self, id: &str) -> Result<Opened, Error> {
+        let disk = self.manifest.disks.iter().find(|disk| disk.id == id);
+        let mut files = Vec::new();
+        for layer in disk.iter().flat_map(|disk| &disk.layers) {
             match self.directory.file(&layer.to_string_lossy()) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("open", &self.path().join(layer))(error));
+                Ok(file) => files.push(Some(Arc::new(file))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.directory.is_in_place() => {
+                    files.push(None);
                 }
-                _ => {}
+                Err(error) => return Err(self.lost(failed("open", &self.path().join(layer))(error))),
             }
         }
-        Ok(())
+        Ok(Opened(files))
     }
 
     /// Reads every layer of the disks that has a digest and compares it; returns those that have none, which may have anything in

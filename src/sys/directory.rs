@@ -41,7 +41,15 @@ impl Directory {
         let file = self
             .open_file(&CString::new(name)?, flags)
             .map_err(|error| if error.raw_os_error() == Some(libc::ELOOP) { not_regular() } else { error })?;
-        if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+        if !file.metadata()?.is_file() {
+            return Err(not_regular());
+        }
+        // Only the opening was not to wait.
+        // SAFETY: a call without pointers on a descriptor that is open.
+        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, 0) } {
+            0 => Ok(file),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Puts a file of its owner's alone into it, in place of one that may be there: whoever looks finds one of them, whole.

@@ -77,12 +77,13 @@ impl Vmm {
         let Some((map, layers)) = files.split_first() else {
             return Err(refuse("there are no layers".into()));
         };
-        let base = disk::image_base(map, layers).map_err(|error| refuse(chain(&error)))?;
+        let config = disk::Config { base: layers.to_vec(), ..disk::Config::new(map) };
+        let base = disk::image_base(&config).map_err(|error| refuse(chain(&error)))?;
         let done = self.with_image_disk(|function| function.stand_on(base, above)).unwrap_or(false);
         let drive = self.config.devices.block.iter_mut().find(|drive| !drive.base.is_empty());
         if let (true, Some(drive)) = (done, drive) {
             (drive.path_on_host, drive.base) = (map.clone(), layers.to_vec());
-            (drive.layers, drive.digests) = (Vec::new(), Vec::new());
+            (drive.layers, drive.digests, drive.opened) = Default::default();
         }
         Ok(json!({ "done": done }))
     }

@@ -138,9 +138,9 @@ impl Restore {
                 (drive.source, drive.backing) = (Source::Snapshot, None);
                 drive.overlay = Some(block::scratch(path));
                 drive.digests = bundle.digests(&drive.name(index)).to_vec();
+                drive.opened = bundle.open_disk(&drive.name(index))?;
             }
         }
-        bundle.check_disks()?;
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
         let has_note = bundle.manifest().files.contains_key(NOTE);

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use rvmm::disk;
 use rvmm::vmm::snapshot::Restore;
 use serde_json::{Value, json};
 
@@ -137,6 +138,43 @@ fn files_that_are_none() {
         fs::rename(&aside, &path).expect("a file");
     }
     try_restore(&one).expect("the snapshot as it was");
+}
+
+#[test]
+fn a_disk_is_the_one_that_was_checked() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
+    address(&source);
+    world.create("source", "one", &[]);
+    world.create("source", "two", &[]);
+    let (one, other) = (world.path("two"), world.path("other"));
+    fs::write(&other, vec![0x5a; 1 << 20]).expect("a file");
+    fs::remove_file(one.join("disk-0-0")).expect("a layer");
+    let gone = Restore::open(&one).expect("its disk may be replaced");
+    fs::copy(world.path("one/disk-0-0"), one.join("disk-0-0")).expect("a layer");
+    let opened = |restore: &Restore| disk::open(&restore.config().devices.block[0].disk());
+    let error = opened(&gone).err().expect("what came later was not checked").to_string();
+    assert!(error.contains("disk-0-0"), "{error}");
+
+    let whole = fs::read(one.join("disk-0-0")).expect("a layer");
+    let in_its_place = || fs::rename(&other, one.join("disk-0-0")).expect("a file");
+    let in_place_of_all = || {
+        fs::rename(&one, world.path("away")).expect("a directory");
+        fs::rename(world.path("one"), &one).expect("a directory");
+    };
+    for (number, swap) in [&in_its_place as &dyn Fn(), &in_place_of_all].into_iter().enumerate() {
+        let restore = Restore::open(&one).expect("a snapshot");
+        let whole = if number == 0 { whole.clone() } else { vec![0x5a; 1 << 20] };
+        swap();
+        let contents =
+            opened(&restore).expect("its disk").freeze().expect("a disk").expect("it is written to");
+        let out = world.path(&format!("out{number}"));
+        fs::create_dir(&out).expect("a directory");
+        contents.store(&out, &out, 0, &[]).expect("its layers");
+        assert!(fs::read(out.join("disk-0-0")).expect("a layer") == whole, "another file, round {number}");
+    }
 }
 
 #[test]

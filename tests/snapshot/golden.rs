@@ -1,9 +1,11 @@
 //! Bundles that an earlier rvmm wrote go on here, or are refused by the name of what is missing (tests/golden/record made
 //! them); those of a later one are refused by name.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rvmm::snapshot::bundle::Bundle;
 use serde_json::{Value, json};
 
 use super::counter::{EVERY, address, counting};
@@ -143,23 +145,31 @@ fn no_changed_byte_and_no_other_length_is_taken() {
     let world = saved();
     let path = world.path("one");
     let open = || rvmm::vmm::snapshot::Restore::open(&path).map(drop).map_err(|error| error.to_string());
-    for file in ["bundle.json", "config.json", "state.json", "memory.index"] {
-        let file = path.join(file);
-        let whole = fs::read(&file).expect("a file");
-        // A thousand places of large files, every one of small files.
-        let step = whole.len().div_ceil(1000);
-        for at in (0..whole.len()).step_by(step) {
-            let mut changed = whole.clone();
-            changed[at] ^= 1 << (at % 8);
-            fs::write(&file, &changed).expect("a file");
-            assert!(open().is_err(), "{} with byte {at} changed", file.display());
-            fs::write(&file, &whole[..at]).expect("a file");
-            assert!(open().is_err(), "{} cut at {at}", file.display());
+    let bundle = Bundle::open(&path).expect("a bundle");
+    for name in ["bundle.json", "config.json", "state.json", "memory.index"] {
+        let whole = fs::read(path.join(name)).expect("a file");
+        let file = File::options().write(true).open(path.join(name)).expect("a file");
+        // What reads this file first, and every so often a machine that is to be restored.
+        let refused = |at: usize, what: &str| {
+            let taken = match name {
+                "bundle.json" => Bundle::open(&path).is_ok(),
+                _ => bundle.read(name).is_ok(),
+            };
+            assert!(!taken && (at % 199 != 0 || open().is_err()), "{name}: {what} {at}");
+        };
+        for (at, byte) in whole.iter().enumerate() {
+            file.write_all_at(&[byte ^ 1 << (at % 8)], at as u64).expect("a byte");
+            refused(at, "changed at");
+            file.write_all_at(&[*byte], at as u64).expect("a byte");
         }
-        fs::write(&file, [&whole[..], b" "].concat()).expect("a file");
+        for length in (0..whole.len()).rev() {
+            file.set_len(length as u64).expect("a length");
+            refused(length, "cut at");
+        }
+        file.write_all_at(&[&whole[..], b" "].concat(), 0).expect("a file");
         // White space behind JSON is nothing, but the digests are of every byte.
-        assert!(open().is_err() || file.ends_with("bundle.json"), "{} with a byte more", file.display());
-        fs::write(&file, &whole).expect("a file");
+        assert!(open().is_err() || name == "bundle.json", "{name} with a byte more");
+        file.set_len(whole.len() as u64).expect("a length");
     }
     open().expect("the bundle as it was");
 }

@@ -1,6 +1,7 @@
 //! What cannot be saved or restored is refused with one line, and nothing is left half written.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -158,6 +159,22 @@ fn no_space() {
     refused(&world.command(&["snapshot", "create", "source", &target]), &["small", "space"]);
     assert_eq!(fs::read_dir(world.path("small")).expect("a directory").count(), 0, "nothing is left");
     source.says_times("dirty: round", 4);
+    drop(source);
+
+    // Nor for a difference folded, nor for what a restored machine writes.
+    let disk = world.raw("disk", 1 << 18);
+    let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
+    let at = address(&source);
+    world.create("source", "base", &[]);
+    let (base, small) = (world.text("base"), world.text("small/one"));
+    world.does(&["snapshot", "create", "source", &small, "--base", &base, "--stop"]);
+    let free = fs::File::create(world.path("small/fill")).expect("a file");
+    let _ = (&free).write_all(&vec![1; 1 << 20]);
+    refused(&world.command(&["snapshot", "rebase", &small]), &["small", "space"]);
+    refused(&world.command(&["restore", &small]), &["vda", "space"]);
+    assert_eq!(fs::read_dir(world.path("small")).expect("a directory").count(), 2, "nothing is left");
+    free.set_len(0).expect("room");
+    goes_on_from(&world.restore("small/one", "copy"), world.captured("small/one", at));
 }
 
 #[test]
@@ -213,6 +230,36 @@ fn damage_is_found() {
         fs::write(&path, &whole).expect("a file");
     }
     world.does(&["snapshot", "verify", &world.text("one")]);
+}
+
+#[test]
+fn disks_of_another_length() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let test = "blk mode=write rounds=20000 seed=1 sectors=64";
+    let source = world.guest("source", test).disk(&disk, "").start();
+    source.says("blk: 2048 sectors");
+    world.create("source", "zero", &[]);
+    world.create("source", "one", &["--stop"]);
+    for layer in ["disk-0-0", "disk-0-1"] {
+        let path = world.path("one").join(layer);
+        let whole = fs::read(&path).expect("a layer");
+        let longer = [&whole[..], &[0; 4096]].concat();
+        for bytes in [&whole[..0], &whole[..whole.len() / 2], &whole[..whole.len() - 512], &longer] {
+            // Written anew: other snapshots have the same file.
+            fs::remove_file(&path).expect("a layer");
+            fs::write(&path, bytes).expect("a layer");
+            refused(&world.command(&["restore", &world.text("one")]), &["vda"]);
+            refused(&world.command(&["snapshot", "verify", &world.text("one")]), &["disk-0-"]);
+            let cloned = world.command(&["clone", &world.text("one"), "--name", "w"]);
+            assert!(cloned.status == 1 && cloned.err.lines().count() == 1, "{cloned}");
+        }
+        fs::remove_file(&path).expect("a layer");
+        refused(&world.command(&["restore", &world.text("one")]), &["vda", layer, "--disk"]);
+        fs::write(&path, &whole).expect("a layer");
+    }
+    drop(world.restore("one", "copy"));
 }
 
 #[test]

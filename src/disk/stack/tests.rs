@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
 use super::super::model::{ask, read};
-use super::super::{Config, Place, open};
+use super::super::{Config, Opened, Place, open};
 use super::*;
 use crate::memory::{Buffers, allocate};
 
@@ -36,9 +36,10 @@ fn byte(disk: &mut dyn Disk, offset: u64) -> u8 {
 
 /// A disk over what was stored in a directory.
 fn stored(directory: &Path, names: &[(PathBuf, String)]) -> Box<dyn Disk> {
-    let layers = names[1..].iter().map(|(name, _)| directory.join(name)).collect();
-    let overlay = Some(Place::Nameless(directory.into()));
-    open(&Config { layers, overlay, private: true, ..Config::new(directory.join(&names[0].0)) }).unwrap()
+    let paths: Vec<_> = names.iter().map(|(name, _)| directory.join(name)).collect();
+    let files = paths.iter().map(|path| Some(Arc::new(File::open(path).unwrap()))).collect();
+    let (snapshot, overlay) = (Some(Opened(files)), Some(Place::Nameless(directory.into())));
+    open(&Config { layers: paths[1..].to_vec(), overlay, snapshot, ..Config::new(&paths[0]) }).unwrap()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Block;
 use crate::devices::virtio::{self, Context, Error, VirtioDevice};
-use crate::disk::{self, Engine, Format, Place};
+use crate::disk::{self, Engine, Format, Opened, Place};
 use crate::options::{self, Options};
 use crate::sys::file;
 
@@ -60,6 +60,9 @@ pub struct Config {
     /// Digests of what a snapshot's files have in them, the lowest first, as far as they are known.
     #[serde(skip)]
     pub digests: Vec<Option<String>>,
+    /// A snapshot's files.
+    #[serde(skip)]
+    pub opened: Opened,
 }
 
 impl virtio::Config for Config {
@@ -194,9 +197,9 @@ impl Config {
             base: self.base.clone(),
             layers: self.layers.clone(),
             keep_overlay: self.keep_overlay,
-            private: self.source == Source::Snapshot,
+            snapshot: (self.source == Source::Snapshot).then(|| self.opened.clone()),
             digests: self.digests.clone(),
-            overlay: self.overlay.as_ref().map(|path| match path.is_dir() {
+            overlay: self.overlay.as_ref().map(|path| match self.source == Source::Snapshot || path.is_dir() {
                 true => Place::Nameless(path.clone()),
                 false => Place::File(path.clone()),
             }),
