@@ -9,6 +9,8 @@
 //! The bare-metal guest runs on this host's KVM. Linux runs in the lab (guest/lab) where that KVM has no hardware: there
 //! this program runs again, with `--inside`.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod footprint;
 mod measure;
 mod monitor;

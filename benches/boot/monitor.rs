@@ -1,7 +1,8 @@
 //! The monitors that are measured and the command lines that make them boot the same guest.
 
-use std::env;
 use std::path::{Path, PathBuf};
+
+use crate::common::find;
 
 /// Guest memory in MiB, for everybody.
 pub const MEMORY_MIB: u64 = 256;
@@ -158,15 +159,6 @@ fn cloud_hypervisor(guest: &Guest) -> Option<Monitor> {
 
 fn peer(name: &str, command: Vec<String>, stamps: Stamps, status: i32) -> Monitor {
     Monitor { name: name.into(), command, stamps, status, cold: false, ours: false }
-}
-
-/// The program that an environment variable names, or the one on PATH.
-fn find(variable: &str, name: &str) -> Option<PathBuf> {
-    if let Some(path) = env::var_os(variable) {
-        return Some(path.into());
-    }
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|directory| directory.join(name)).find(|program| program.is_file())
 }
 
 fn is_elf(path: &Path) -> bool {

@@ -3,6 +3,7 @@
 // Each benchmark uses its own part of this.
 #![allow(dead_code)]
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +20,7 @@ pub struct World(PathBuf, PathBuf);
 
 impl World {
     pub fn new() -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("rvmm-bench-{}", std::process::id()));
+        let path = env::temp_dir().join(format!("rvmm-bench-{}", std::process::id()));
         fs::create_dir_all(&path)?;
         let memory = Path::new("/dev/shm");
         let run = if memory.is_dir() {
@@ -63,6 +64,11 @@ impl World {
         command.args(arguments).args(["--name", name, "--console", &console, "--stop-timeout", "0"]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         Ok(Machine { child, log })
+    }
+
+    /// The API of a machine.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.1.join(name).join("api.sock")
     }
 
     /// Boots the bare-metal guest with `test`.
@@ -138,7 +144,7 @@ impl Drop for Machine {
     }
 }
 
-fn bare() -> PathBuf {
+pub fn bare() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/bare/target/release/bare")
 }
 
@@ -152,6 +158,15 @@ pub fn build_guest() -> Result<(), Failure> {
         true => Ok(()),
         false => Err("cannot build the bare-metal guest".into()),
     }
+}
+
+/// The program that an environment variable names, or the one on PATH.
+pub fn find(variable: &str, name: &str) -> Option<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
+        return Some(path.into());
+    }
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join(name)).find(|program| program.is_file())
 }
 
 /// Bytes that the files of a directory occupy on the disk.

@@ -3,6 +3,7 @@
 mod ahead;
 #[path = "../common/mod.rs"]
 mod common;
+mod peers;
 mod ways;
 
 use std::fs;
@@ -24,7 +25,7 @@ struct Args {
     /// Largest machine that is saved, in MiB
     #[arg(long, default_value_t = 1024)]
     most: u64,
-    /// Measure only capture, restore, ahead or ways; may be repeated
+    /// Measure only capture, restore, peers, ahead or ways; may be repeated
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Write the figures to a file
@@ -46,6 +47,9 @@ fn main() -> Result<(), Failure> {
     }
     if wanted("restore") {
         figures["restore"] = restore(&world, args.runs)?;
+    }
+    if wanted("peers") {
+        figures["peers"] = peers::measure(&world, args.runs)?;
     }
     if wanted("ahead") {
         figures["ahead"] = ahead::measure(&world, args.runs)?;
