@@ -83,6 +83,28 @@ fn the_machine_at_many_instants() {
 }
 
 #[test]
+fn the_one_who_asked() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = world.guest("source", "dirty pages=16384 mib=64 every=1").start();
+    source.says("dirty: ready");
+    for wait in [0, 10, 40] {
+        let save = world.command_line(&["snapshot", "create", "source", &world.text("one")]).start();
+        assert!(eventually(|| !world.list(".one.partial").is_empty() || world.path("one").exists()));
+        sleep(Duration::from_millis(wait));
+        save.kill();
+        // It was only waiting: the machine ends what it has begun.
+        assert!(eventually(|| world.path("one").exists()));
+        world.does(&["snapshot", "verify", &world.text("one")]);
+        fs::remove_dir_all(world.path("one")).expect("a directory");
+        assert!(eventually(|| world.list(".one").is_empty()));
+    }
+    let said = source.said().matches("dirty: round").count();
+    source.says_times("dirty: round", said + 2);
+    assert!(!source.said().contains("CORRUPT"));
+}
+
+#[test]
 fn the_copy_of_its_memory() {
     need!(host::kvm());
     let world = World::new();
