@@ -106,11 +106,17 @@ fn a_difference_holds_exactly_what_differs() {
 fn damaged_pages_are_found() {
     let memory = allocate(&RANGES, Pages::Transparent).unwrap();
     memory.write_slice(&[1; 8192], GuestAddress(3 << 20)).unwrap();
+    memory.write_slice(&[1; 8192], GuestAddress((3 << 20) + (64 << 10))).unwrap();
     let image = capture(&memory, &Origin::default(), None);
     let pages = File::options().write(true).open(image.0.path().join(PAGES_FILE)).unwrap();
-    pages.write_all_at(&[2], (3 << 20) + 5000).unwrap();
-    let error = chain([&image]).verify(|_| {}).unwrap_err();
-    assert!(matches!(error, Error::Pages { offset: 0x20_0000, .. }), "{error}");
+    // Also where there are none: a short hole is mapped with the pages on both sides.
+    for (at, whole) in [(5000, 1), (8192, 0), ((64 << 10) - 1, 0), (300 << 10, 0)] {
+        chain([&image]).verify(|_| {}).unwrap();
+        pages.write_all_at(&[2], (3 << 20) + at).unwrap();
+        let error = chain([&image]).verify(|_| {}).unwrap_err();
+        assert!(matches!(error, Error::Pages { offset: 0x20_0000, .. }), "{at}: {error}");
+        pages.write_all_at(&[whole], (3 << 20) + at).unwrap();
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! From images to guest RAM: what a chain of images says of each page, mapped copy-on-write or copied.
 
+mod verify;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -270,17 +272,6 @@ impl Chain {
     /// The pages that are not zero, as runs of (first, pages).
     pub fn present(&self) -> Vec<(u64, u64)> {
         self.pieces().iter().map(|piece| (piece.first, piece.count)).collect()
-    }
-
-    /// Reads every page and compares it with its digest. `progress` is told the bytes after each chunk.
-    pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<(), Error> {
-        for (number, layer) in self.layers.iter().enumerate() {
-            for &chunk in &layer.chunks {
-                let runs = self.read_chunk(number, chunk, &mut Source::Files)?;
-                progress(runs.iter().map(|(_, bytes)| bytes.len() as u64).sum());
-            }
-        }
-        Ok(())
     }
 
     /// Reads what a layer has of one chunk and compares it with its digest: runs of pages, each with the number of the
