@@ -54,19 +54,14 @@ impl Channel {
         channel.stream.set_write_timeout(Some(timeout.max(Duration::from_millis(1)))).map_err(Error::Lost)?;
         channel.stream.write_all(format!("CONNECT {port}\n").as_bytes()).map_err(lost)?;
         let mut line = Vec::new();
-        while line.last() != Some(&b'\n') {
-            let mut byte = [0];
-            match channel.fill(&mut byte, until) {
+        while !line.ends_with(b"\n") && line.len() < LONGEST_LINE {
+            match channel.wait(until, |stream| socket::read_line(stream, &mut line, LONGEST_LINE)) {
                 // The device closes what the guest refuses.
                 Err(Error::Lost(_)) => return Err(Error::NoAgent),
                 result => result?,
-            }
-            line.push(byte[0]);
-            if line.len() > LONGEST_LINE {
-                return Err(Error::Garbled("the machine's socket is no vsock device"));
-            }
+            };
         }
-        match line.starts_with(b"OK ") {
+        match line.starts_with(b"OK ") && line.ends_with(b"\n") {
             true => Ok(channel),
             false => Err(Error::Garbled("the machine's socket is no vsock device")),
         }
@@ -142,19 +137,31 @@ impl Channel {
 
     fn fill(&mut self, mut to: &mut [u8], until: Option<Instant>) -> Result<(), Error> {
         while !to.is_empty() {
+            let count = self.wait(until, |mut stream| stream.read(to))?;
+            to = &mut to[count..];
+        }
+        Ok(())
+    }
+
+    /// Reads something until a moment.
+    fn wait(
+        &self,
+        until: Option<Instant>,
+        mut read: impl FnMut(&UnixStream) -> io::Result<usize>,
+    ) -> Result<usize, Error> {
+        loop {
             let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
             if rest == Some(Duration::ZERO) {
                 return Err(Error::Silent);
             }
             self.stream.set_read_timeout(rest).map_err(Error::Lost)?;
-            match self.stream.read(to) {
+            match read(&self.stream) {
                 Ok(0) => return Err(Error::Lost(ErrorKind::UnexpectedEof.into())),
-                Ok(count) => to = &mut to[count..],
+                Ok(count) => return Ok(count),
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
                 Err(error) => return Err(Error::Lost(error)),
             }
         }
-        Ok(())
     }
 }
 

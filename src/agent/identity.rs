@@ -1,6 +1,6 @@
 //! Who a guest is: what a clone must not share with the machine that it comes from.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -13,8 +13,8 @@ pub struct Identity {
     pub hostname: Option<String>,
     /// 128 bits for `/etc/machine-id` (machine-id(5)).
     pub machine_id: Option<[u8; 16]>,
-    /// The time now.
-    pub time: Option<SystemTime>,
+    /// The time now, for a clock that is wrong by more than the tolerance. An agent that knows no tolerance sets it always.
+    pub time: Option<(SystemTime, Duration)>,
     /// Random bytes for the kernel's generator, 512 at most.
     pub entropy: Vec<u8>,
     /// Interfaces that have other addresses than before.
@@ -48,8 +48,11 @@ impl Identity {
         if let Some(id) = &self.machine_id {
             request["machine_id"] = hexadecimal(id).into();
         }
-        if let Some(time) = self.time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()) {
+        if let Some((time, tolerance)) = self.time
+            && let Ok(time) = time.duration_since(SystemTime::UNIX_EPOCH)
+        {
             request["time_ns"] = (time.as_nanos() as u64).into();
+            request["tolerance_ns"] = (tolerance.as_nanos() as u64).into();
         }
         if !self.entropy.is_empty() {
             request["entropy"] = hexadecimal(&self.entropy).into();

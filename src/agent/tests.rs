@@ -79,6 +79,10 @@ fn one_connection_serves_many_requests() {
     let time = client.ping().unwrap();
     assert!(before <= time && time <= SystemTime::now());
     client.sync(LONG).unwrap();
+    // A clock that is right is let alone, and nobody needs a privilege for that.
+    let time = Some((SystemTime::now(), LONG));
+    let outcome = client.identity(&Identity { time, ..Identity::default() }, LONG).unwrap();
+    assert_eq!((&outcome.done[..], outcome.failed.len()), (&["time_ns".to_string()][..], 0), "{outcome:?}");
     let interfaces = vec![Interface { was: "02:00:00:00:00:01".into(), mac: "02:00:00:00:00:02".into() }];
     let outcome = client.identity(&Identity { interfaces, ..Identity::default() }, LONG).unwrap();
     assert_eq!((outcome.done.len(), outcome.failed.len()), (0, 1), "{outcome:?}");

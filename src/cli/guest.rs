@@ -112,22 +112,18 @@ impl News {
             Err(agent::Error::Lost(_)) => Client::connect(&self.socket, agent::PATIENCE),
             client => client,
         }?;
-        let time = client.ping()?;
-        let now = SystemTime::now();
-        let wrong = now.duration_since(time).unwrap_or_else(|ahead| ahead.duration());
         let mut identity = Identity {
             hostname: self.hostname.clone(),
             interfaces: self.interfaces.clone(),
             entropy: vec![0; ENTROPY],
-            ..Identity::default()
+            machine_id: None,
+            time: None,
         };
         random::fill(&mut identity.entropy).map_err(agent::Error::Host)?;
         if self.hostname.is_some() {
             identity.machine_id = Some(uuid().map_err(agent::Error::Host)?);
         }
-        if wrong > TOLERANCE {
-            identity.time = Some(SystemTime::now());
-        }
+        identity.time = Some((SystemTime::now(), TOLERANCE));
         client.identity(&identity, WORK)
     }
 }

@@ -253,7 +253,8 @@ impl Store {
         if wanted.size > MAX_DOCUMENT {
             return Err(Error::TooLarge { what: what(), limit: MAX_DOCUMENT });
         }
-        let mut bytes = Vec::new();
+        // With some room behind it: one read(2) brings all of it, a second one its end.
+        let mut bytes = Vec::with_capacity(wanted.size as usize + 32);
         let file = self.open_blob(&wanted.digest)?;
         file.take(MAX_DOCUMENT + 1)
             .read_to_end(&mut bytes)

@@ -9,11 +9,8 @@ use std::ops::Range;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use super::Memory;
+use super::{HUGE, Memory};
 use crate::sys::pagemap::Pagemap;
-
-/// Bytes of a huge page.
-const HUGE: usize = 2 << 20;
 
 /// Has the kernel make huge pages of small ones wherever at least half of a huge page is in memory, while the guest runs. It copies
 /// each and changes no contents. What it refuses stays as it is: pages of files, or all when no huge page is free.

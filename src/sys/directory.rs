@@ -84,9 +84,11 @@ impl Directory {
 
     /// Reads a whole regular file in it, of at most `limit` bytes.
     pub fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
         let file = self.file(name)?;
-        if file.metadata()?.len() <= limit {
+        let len = file.metadata()?.len();
+        if len <= limit {
+            // With some room behind it: one read(2) brings all of it, a second one its end.
+            let mut bytes = Vec::with_capacity(len as usize + 32);
             file.take(limit + 1).read_to_end(&mut bytes)?;
             if bytes.len() as u64 <= limit {
                 return Ok(bytes);

@@ -44,6 +44,26 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
+/// Reads on in a line that `line` has the beginning of, with all that is there in one go and nothing behind the line's end, until it
+/// has `longest` bytes. Returns how many came; 0 when the other end is closed or there is no room.
+///
+/// # Errors
+/// As of recv(2); nothing is lost then.
+pub fn read_line(socket: &UnixStream, line: &mut Vec<u8>, longest: usize) -> io::Result<usize> {
+    let mut part = vec![0; longest.saturating_sub(line.len())];
+    let there = receive(socket, &mut part, libc::MSG_PEEK)?;
+    let end = part[..there].iter().position(|&byte| byte == b'\n').map_or(there, |end| end + 1);
+    let taken = receive(socket, &mut part[..end], 0)?;
+    line.extend_from_slice(&part[..taken]);
+    Ok(taken)
+}
+
+fn receive(socket: &UnixStream, to: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most as many bytes as `to` has.
+    let count = unsafe { libc::recv(socket.as_raw_fd(), to.as_mut_ptr().cast(), to.len(), flags) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
 /// Gives `socket` room for `bytes` that its other end has not read: all of it if this process may, else as much as
 /// the host gives everybody. Returns the room in bytes that there is, of which the kernel's own expenses take a part.
 pub fn enlarge(socket: &UnixStream, bytes: u32) -> io::Result<u32> {
@@ -158,6 +178,30 @@ mod tests {
         }
         assert!(sent >= room as usize / 4 * 3, "{sent} of {room} bytes");
         drop(far);
+    }
+
+    #[test]
+    fn reads_a_line_and_nothing_behind_it() {
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        let mut line = Vec::new();
+        for (part, count) in [("OK", 2), (" 12", 3), ("34\nrest", 3)] {
+            io::Write::write_all(&mut far, part.as_bytes()).unwrap();
+            assert_eq!(read_line(&near, &mut line, 32).unwrap(), count, "{part}");
+        }
+        assert_eq!(line, b"OK 1234\n");
+        let mut rest = [0; 4];
+        io::Read::read_exact(&mut near, &mut rest).unwrap();
+        assert_eq!(&rest, b"rest");
+        near.set_nonblocking(true).unwrap();
+        assert_eq!(read_line(&near, &mut line, 32).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        io::Write::write_all(&mut far, &[b'x'; 100]).unwrap();
+        let mut line = b"1234".to_vec();
+        assert_eq!((read_line(&near, &mut line, 32).unwrap(), line.len()), (28, 32));
+        assert_eq!(read_line(&near, &mut line, 32).unwrap(), 0, "there is no room");
+        drop(far);
+        let mut line = Vec::new();
+        while read_line(&near, &mut line, 200).unwrap() > 0 {}
+        assert_eq!(line, [b'x'; 72]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use agent::json::{self, Value};
 use agent::{hex, net};
 
 use crate::process::{self, Command, End};
-use crate::sys::{self, Errno, Fd, Result, call, nr, open};
+use crate::sys::{self, Clock, Errno, Fd, Result, call, nr, open};
 use crate::tree;
 
 /// Where programs are that add to it.
@@ -48,7 +48,14 @@ impl Report {
 pub fn take(request: &Value) -> Value {
     let mut report = Report::default();
     // First what goes stale.
-    report.field(request, "time_ns", |value| Some(sys::set_time(value.as_number()?)));
+    let tolerance = request.get("tolerance_ns").and_then(Value::as_number).unwrap_or(0);
+    report.field(request, "time_ns", |value| {
+        let time: u64 = value.as_number()?;
+        match sys::now(Clock::Realtime).abs_diff(time) > tolerance {
+            true => Some(sys::set_time(time)),
+            false => Some(Ok(())),
+        }
+    });
     report.field(request, "entropy", |value| Some(add_entropy(&hex::decode(value.as_text()?)?)));
     report.field(request, "hostname", |value| Some(set_hostname(value.as_text()?)));
     report.field(request, "machine_id", |value| {

@@ -17,7 +17,7 @@
 //! | operation | asks | answers |
 //! |---|---|---|
 //! | `ping` | | `time_ns` |
-//! | `identity` | all optional: `hostname`, `machine_id`, `time_ns`, `entropy` (hexadecimal), `interfaces`: list of `name` (or `was`, the address by which it is found), `mac`, `address` (`10.0.0.2/24`), `gateway` | `done`: list of names, `failed`: object of reasons |
+//! | `identity` | all optional: `hostname`, `machine_id`, `time_ns` (set if the clock is wrong by more than `tolerance_ns`, else 0), `entropy` (hexadecimal), `interfaces`: list of `name` (or `was`, the address by which it is found), `mac`, `address` (`10.0.0.2/24`), `gateway` | `done`: list of names, `failed`: object of reasons |
 //! | `freeze` | `paths` (else all that are writable), `timeout_ms` (else 10000) | `frozen`: list of paths, `skipped`: object of reasons |
 //! | `thaw` | | `thawed`: list of paths |
 //! | `sync` | | |

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::header::{self, Header};
-use super::scan::{Scan, append, blocks};
+use super::scan::{Runs, Scan, append, blocks};
 use super::*;
 use crate::disk::State;
 use crate::image::Error;
@@ -155,6 +155,7 @@ impl Reader<'_> {
             } else {
                 self.plain(descriptor, bitmap, &mut cluster)?
             };
+            let mut there = Runs::new();
             for block in 0..BLOCKS {
                 let bits = parts(block);
                 let at = (block * BLOCK) as usize;
@@ -168,7 +169,15 @@ impl Reader<'_> {
                 if block >= count {
                     return Err(invalid("it has blocks beyond the end of its disk"));
                 }
-                self.block(number * BLOCKS + block, state, bytes)?;
+                if self.scan.block(number * BLOCKS + block, state, bytes) == State::Data {
+                    append(&mut there, block..block + 1, State::Data);
+                }
+            }
+            for (blocks, _) in there {
+                let at = (number * BLOCKS + blocks.start) * BLOCK;
+                let bytes = &cluster[(blocks.start * BLOCK) as usize..(blocks.end * BLOCK) as usize];
+                let len = (bytes.len() as u64).min(self.header.size - at) as usize;
+                self.to.write_all_at(&bytes[..len], at).map_err(writing)?;
             }
         }
         Ok(())
@@ -219,14 +228,5 @@ impl Reader<'_> {
             self.from.read_exact_at(cluster, place).map_err(reading)?;
         }
         Ok((data, zeroes))
-    }
-
-    fn block(&mut self, block: u64, state: State, bytes: &[u8]) -> Result<(), Error> {
-        if self.scan.block(block, state, bytes) != State::Data {
-            return Ok(());
-        }
-        let at = block * BLOCK;
-        let len = BLOCK.min(self.header.size - at) as usize;
-        self.to.write_all_at(&bytes[..len], at).map_err(writing)
     }
 }

@@ -205,7 +205,7 @@ impl Writer<'_> {
         self.end = self.end.next_multiple_of(CLUSTER);
         let first = self.end;
         let mut open: VecDeque<(u64, u64)> = VecDeque::new();
-        let mut block = vec![0; BLOCK as usize];
+        let mut cluster = vec![0; CLUSTER_BYTES];
         for (number, data, zeroes) in std::mem::take(&mut self.plain) {
             let place = match open.iter_mut().find(|(_, used)| used & data == 0) {
                 Some((place, used)) => {
@@ -223,9 +223,14 @@ impl Writer<'_> {
                 }
             };
             self.use_clusters(place, place + CLUSTER);
-            for index in (0..BLOCKS).filter(|&index| data & parts(index) != 0) {
-                self.read(number * BLOCKS + index, &mut block)?;
-                self.to.write_all_at(&block, place + index * BLOCK)?;
+            let mut there = Runs::new();
+            (0..BLOCKS)
+                .filter(|&index| data & parts(index) != 0)
+                .for_each(|index| append(&mut there, index..index + 1, State::Data));
+            for (blocks, _) in there {
+                let bytes = &mut cluster[..((blocks.end - blocks.start) * BLOCK) as usize];
+                self.read(number * BLOCKS + blocks.start, bytes)?;
+                self.to.write_all_at(bytes, place + blocks.start * BLOCK)?;
             }
             if let Some(entry) = self.entry(number) {
                 *entry = [place, zeroes << 32 | data];

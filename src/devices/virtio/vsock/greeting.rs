@@ -1,8 +1,10 @@
 //! What a client on the host says first: `CONNECT <port>`, and a new line (Firecracker's convention).
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+
+use crate::sys::socket;
 
 /// The longest line, its end included.
 const LONGEST: usize = 32;
@@ -34,11 +36,12 @@ impl Greeting {
     /// Reads what is there, but nothing behind the end of the line: that is for the guest.
     pub fn read(&mut self) -> Progress {
         while self.line.len() < LONGEST {
-            let mut byte = [0];
-            match self.socket.read(&mut byte) {
+            match socket::read_line(&self.socket, &mut self.line, LONGEST) {
                 Ok(0) => return Progress::Bad,
-                Ok(_) if byte == *b"\n" => return port(&self.line).map_or(Progress::Bad, Progress::Port),
-                Ok(_) => self.line.push(byte[0]),
+                Ok(_) if self.line.ends_with(b"\n") => {
+                    return port(&self.line).map_or(Progress::Bad, Progress::Port);
+                }
+                Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Progress::Waiting,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Progress::Bad,
@@ -70,7 +73,7 @@ fn port(line: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use super::*;
 
