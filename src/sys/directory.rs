@@ -76,9 +76,11 @@ impl Directory {
 
     /// Reads a whole regular file in it, of at most `limit` bytes.
     pub fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
         let file = self.file(name)?;
-        if file.metadata()?.len() <= limit {
+        let length = file.metadata()?.len();
+        if length <= limit {
+            // One more: the read that finds the end needs room.
+            let mut bytes = Vec::with_capacity(length as usize + 1);
             file.take(limit + 1).read_to_end(&mut bytes)?;
             if bytes.len() as u64 <= limit {
                 return Ok(bytes);
