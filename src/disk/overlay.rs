@@ -22,6 +22,7 @@ pub(super) mod map;
 mod parts;
 #[cfg(test)]
 mod tests;
+mod top;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -39,6 +40,7 @@ use crate::sys::slab::Slab;
 
 use file::Layout;
 use map::{BLOCK, Map};
+use top::Top;
 
 pub use flush::Sealing;
 pub use map::State;
@@ -49,8 +51,7 @@ const FLUSH: u64 = u64::MAX;
 /// An overlay over another disk.
 pub struct Overlay {
     base: Box<dyn Disk>,
-    top: Raw,
-    file: Arc<File>,
+    top: Top,
     layout: Layout,
     geometry: Geometry,
     map: Map,
@@ -107,9 +108,11 @@ impl Fresh {
 
     /// Without a name in `directory`, for a disk of `size` bytes.
     pub fn nameless(directory: &Path, size: u64, engine: Option<Engine>) -> Result<Self, Error> {
-        let failed = |source| Error::Io { action: "create overlay in", path: directory.into(), source };
-        let file = file::nameless(directory).map_err(failed)?;
-        Ok(Fresh { nameless: true, ..Self::format(file, directory, size, engine)? })
+        // A snapshot may have been removed since; what is above it is on the same file system, most likely.
+        let there = directory.ancestors().find(|directory| directory.is_dir()).unwrap_or(directory);
+        let failed = |source| Error::Io { action: "create overlay in", path: there.into(), source };
+        let file = file::nameless(there).map_err(failed)?;
+        Ok(Fresh { nameless: true, ..Self::format(file, there, size, engine)? })
     }
 
     fn format(file: File, path: &Path, size: u64, engine: Option<Engine>) -> Result<Self, Error> {
@@ -126,7 +129,7 @@ impl Fresh {
     pub fn over(self, base: Box<dyn Disk>) -> Overlay {
         let map = Map::new(self.layout.blocks());
         let Fresh { top, layout, nameless, unnamed } = self;
-        Overlay { nameless, unnamed, ..Overlay::new(top, layout, map, base) }
+        Overlay { nameless, unnamed, ..Overlay::new(Top::Made(top), layout, map, base) }
     }
 
     /// The same, over a disk that was written to until now.
@@ -180,17 +183,24 @@ impl Overlay {
                 format!("it is for a disk of {} bytes, this one has {}", layout.size, base.geometry().size);
             return Err(Error::Overlay { path: path.into(), reason });
         }
-        let mut overlay = Self::new(top, layout, map, base);
+        let mut overlay = Self::new(Top::Made(top), layout, map, base);
         overlay.geometry.read_only = sealed;
         Ok(overlay)
     }
 
     /// Makes an overlay without a name in `directory`. It is gone when it is dropped, or when its process ends.
     pub fn nameless(directory: &Path, base: Box<dyn Disk>, engine: Option<Engine>) -> Result<Self, Error> {
-        Ok(Fresh::nameless(directory, base.geometry().size, engine)?.over(base))
+        let size = base.geometry().size;
+        // What cannot be made, or may not work, is found now.
+        if engine == Some(Engine::Uring) || !sys::can_write(directory) || !directory.is_dir() {
+            return Ok(Fresh::nameless(directory, size, engine)?.over(base));
+        }
+        let failed = |source| Error::Io { action: "watch", path: directory.into(), source };
+        let (top, layout) = (Top::later(directory, size, engine).map_err(failed)?, Layout { size });
+        Ok(Overlay { nameless: true, ..Self::new(top, layout, Map::new(layout.blocks()), base) })
     }
 
-    fn new(top: Raw, layout: Layout, map: Map, base: Box<dyn Disk>) -> Self {
+    fn new(top: Top, layout: Layout, map: Map, base: Box<dyn Disk>) -> Self {
         let below = base.geometry();
         let geometry = Geometry {
             size: below.size,
@@ -199,7 +209,6 @@ impl Overlay {
             discard: true,
         };
         Overlay {
-            file: Arc::clone(top.file()),
             base,
             top,
             layout,
@@ -231,9 +240,12 @@ impl Overlay {
         fits
     }
 
-    /// The file that it is kept in.
-    pub(super) fn file(&self) -> &Arc<File> {
-        &self.file
+    /// The file that it is kept in, if it is there.
+    pub(super) fn file(&self) -> Option<&Arc<File>> {
+        match &self.top {
+            Top::Made(raw) => Some(raw.file()),
+            Top::Later(_) => None,
+        }
     }
 
     /// What differs from the base: ranges of bytes in order, with [`State::Data`] or [`State::Zero`].
@@ -252,7 +264,10 @@ impl Overlay {
     fn ask_top(&mut self, tag: u64, request: Request) {
         self.left += 1;
         self.submitted = true;
-        self.top.submit(tag, request);
+        match self.top.made() {
+            Ok(top) => top.submit(tag, request),
+            Err(error) => self.parts_done.push(Done { tag, request, result: Err(error) }),
+        }
     }
 
     /// Goes on with what `top` and `base` have finished.

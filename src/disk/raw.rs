@@ -122,6 +122,12 @@ impl Raw {
         Ok(disk)
     }
 
+    /// Has it signal what is watched already, before its first request.
+    pub(super) fn signalling(mut self, event: Option<Arc<EventFd>>) -> Self {
+        self.event = event;
+        self
+    }
+
     fn make_ring(&mut self) -> io::Result<()> {
         if let (Asynchronous::NotYet, Some(event)) = (&self.engine, &self.event) {
             self.engine = Asynchronous::None;

@@ -37,7 +37,7 @@ use numbered::{Below, beside, merge_all, overlays};
 /// The disk of a machine.
 pub struct Stack {
     top: Top,
-    /// All layers, the lowest first, the writable one last.
+    /// All layers, the lowest first, without an overlay that is written.
     layers: Vec<Layer>,
     /// How many of them are what the others stand on.
     base: usize,
@@ -161,7 +161,7 @@ impl Stack {
                 let last = kept.pop();
                 for (_, path) in kept {
                     let overlay = sealed_overlay(&path, below, engine)?;
-                    layers.push(Layer::from(Arc::clone(overlay.file())));
+                    layers.extend(overlay.file().cloned().map(Layer::from));
                     below = Box::new(overlay);
                 }
                 let (top, number) = match last {
@@ -169,7 +169,7 @@ impl Stack {
                         let overlay = Overlay::open(&path, below, engine)?;
                         match overlay.geometry().read_only {
                             true => {
-                                layers.push(Layer::from(Arc::clone(overlay.file())));
+                                layers.extend(overlay.file().cloned().map(Layer::from));
                                 let path = directory.join(format!("overlay-{}", number + 1));
                                 (Overlay::create(&path, Box::new(overlay), engine)?, number + 2)
                             }
@@ -181,7 +181,6 @@ impl Stack {
                 (top, Next::Kept(directory, number))
             }
         };
-        layers.push(Layer::from(Arc::clone(top.file())));
         let top = Top::Overlay(Box::new(top));
         let private = base.private;
         Ok(Stack { top, layers, base: count, private, next, path: base.path, keep: false })
@@ -219,11 +218,7 @@ impl Stack {
         // As the layers before: where nothing is watched, nothing can be.
         let engine = self.disk().events().is_empty().then_some(Engine::Sync);
         match &mut self.next {
-            Next::Nameless(directory) => {
-                // The snapshot may have been removed since; what is above it is on the same file system, most likely.
-                let there = directory.ancestors().find(|directory| directory.is_dir());
-                Fresh::nameless(there.unwrap_or(directory), size, engine)
-            }
+            Next::Nameless(directory) => Fresh::nameless(directory, size, engine),
             Next::Beside(number) => {
                 let fresh = Fresh::create(&beside(&self.path, *number), size, engine)?;
                 *number += 1;
@@ -274,9 +269,7 @@ impl Disk for Stack {
         let below: Box<dyn Disk> = match std::mem::replace(&mut self.top, Top::Nothing) {
             Top::Overlay(mut overlay) => match overlay.seal() {
                 Ok(sealing) => {
-                    if let Some(layer) = self.layers.last_mut() {
-                        layer.sealing = Some(sealing);
-                    }
+                    self.layers.push(Layer::from(sealing));
                     overlay
                 }
                 Err(source) => {
@@ -301,20 +294,19 @@ impl Disk for Stack {
             _ => None,
         };
         let contents = Contents { layers, base, private: self.private, path: self.path.clone(), next };
-        self.layers.push(Layer::from(Arc::clone(top.file())));
         self.top = Top::Overlay(Box::new(top));
         Ok(Some(contents))
     }
 
     fn stand_on(&mut self, base: Base, above: usize) -> bool {
         let Top::Overlay(top) = &mut self.top else { return false };
-        let covers = self.layers.len().checked_sub(self.base + 1) == Some(above);
+        let covers = self.layers.len().checked_sub(self.base) == Some(above);
         let fits = covers && self.private == base.private;
         let done = fits && top.stand_on(base.disk);
         if done {
-            let old: Vec<_> = self.layers.drain(..self.base + above).collect();
+            let old = std::mem::take(&mut self.layers);
             self.base = base.files.len();
-            self.layers.splice(..0, base.files.into_iter().map(|file| Layer::known(file, &old)));
+            self.layers = base.files.into_iter().map(|file| Layer::known(file, &old)).collect();
             self.path = base.path;
         }
         done

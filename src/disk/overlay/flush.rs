@@ -139,17 +139,18 @@ impl Overlay {
     /// written: [`Sealing::finish`] makes it durable, or a flush of what stands on it.
     ///
     /// # Errors
-    /// Requests are under way: drain them first.
+    /// Requests are under way: drain them first. Or nothing was written yet, and the host makes no file.
     pub fn seal(&mut self) -> io::Result<Arc<Sealing>> {
         if !self.is_idle() {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         // Others may read what does not change any more.
-        file::share(&self.file);
+        let file = Arc::clone(self.top.made()?.file());
+        file::share(&file);
         self.geometry.read_only = true;
         self.geometry.discard = false;
         let sealing = Arc::new(Sealing {
-            file: Arc::clone(&self.file),
+            file,
             layout: self.layout,
             pages: Mutex::new(self.map.dirty()),
             finished: AtomicBool::new(false),
@@ -163,7 +164,7 @@ impl Overlay {
 /// second waits for the first, and does it again if that one failed.
 #[must_use = "the overlay is not durable until it is finished"]
 pub struct Sealing {
-    file: Arc<File>,
+    pub(in crate::disk) file: Arc<File>,
     layout: Layout,
     /// Pages of the map that are not in the file yet.
     pages: Mutex<Vec<(u64, Box<Words>)>>,

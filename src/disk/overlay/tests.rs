@@ -280,6 +280,30 @@ fn without_a_name_nothing_is_left() {
 }
 
 #[test]
+fn without_a_name_the_file_is_made_for_the_first_write() {
+    for engine in [None, Some(Engine::Sync)] {
+        let fixture = Fixture::new(None);
+        let (place, elsewhere) = (fixture.path("place/snapshot"), fixture.path("place"));
+        std::fs::create_dir_all(&place).unwrap();
+        let files = || {
+            let open = std::fs::read_dir("/proc/self/fd").unwrap();
+            let files = open.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+            files.filter(|file| file.starts_with(&elsewhere)).count()
+        };
+        let mut overlay = Overlay::nameless(&place, fixture.base(), engine).unwrap();
+        assert_eq!(read(&mut overlay, 0, 4096), fixture.content[..4096]);
+        ask(&mut overlay, Request::Flush).unwrap();
+        let watched = overlay.events();
+        assert_eq!(files(), 0);
+        std::fs::remove_dir(&place).unwrap();
+        write(&mut overlay, 512, &[7; 512]);
+        assert_eq!((files(), overlay.events()), (1, watched));
+        assert_eq!(read(&mut overlay, 512, 512), [7; 512]);
+        assert_eq!(read(&mut overlay, 0, 512), fixture.content[..512]);
+    }
+}
+
+#[test]
 fn refuses_files_that_are_not_overlays() {
     let fixture = Fixture::new(None);
     drop(fixture.create("top"));

@@ -31,6 +31,12 @@ impl From<Arc<File>> for Layer {
     }
 }
 
+impl From<Arc<Sealing>> for Layer {
+    fn from(sealing: Arc<Sealing>) -> Self {
+        Layer { sealing: Some(Arc::clone(&sealing)), ..Layer::from(Arc::clone(&sealing.file)) }
+    }
+}
+
 impl Layer {
     /// A layer that may be one of those in `known`, of which nobody ever changes any.
     pub(super) fn known(file: Arc<File>, known: &[Layer]) -> Self {

@@ -58,6 +58,20 @@ fn a_capture_that_came_to_nothing_does_not_harm_the_next() {
 }
 
 #[test]
+fn what_was_never_written_is_frozen_like_the_rest() {
+    let (directory, _, config) = world();
+    let overlay = Some(Place::Nameless(directory.path().into()));
+    let mut disk = open(&Config { overlay, ..config }).unwrap();
+    let contents = disk.freeze().unwrap().unwrap();
+    write(disk.as_mut(), 4096, 2);
+    let names = contents.store(directory.path(), directory.path(), 0, &[]).unwrap();
+    assert_eq!(names.len(), 2);
+    assert_eq!(byte(stored(directory.path(), &names).as_mut(), 4096), 0xa5);
+    let names = disk.freeze().unwrap().unwrap().store(directory.path(), directory.path(), 1, &[]).unwrap();
+    assert_eq!(byte(stored(directory.path(), &names).as_mut(), 4096), 2);
+}
+
+#[test]
 fn what_stands_below_is_exchanged_if_it_covers_all() {
     let (directory, path, config) = world();
     let other = directory.path().join("other");
