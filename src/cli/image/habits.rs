@@ -102,7 +102,7 @@ mod tests {
         let (good, bad) = (directory.path().join("good"), directory.path().join("bad"));
         fs::write(&good, "# of the server\n\nA=1\n  B= x = 'y' \r\nPATH\nNOBODY_HAS_THIS\nA=2").unwrap();
         let path = std::env::var("PATH").unwrap();
-        let told = variables(&[good.clone()]).unwrap();
+        let told = variables(std::slice::from_ref(&good)).unwrap();
         assert_eq!(told, ["A=1", "B= x = 'y' ", &format!("PATH={path}"), "A=2"]);
         for (text, word) in [("A=1\nB C=2", "line 2"), ("=x", "line 1")] {
             fs::write(&bad, text).unwrap();
