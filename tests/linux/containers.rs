@@ -237,8 +237,10 @@ fn a_lease_is_renewed_before_it_is_over() {
     let ended = equip(machine, directory.path(), &disk.to_string_lossy(), &process).run();
     ended.ended(0, "power-off").said(&format!("inet {GUEST_ON_TAP}/24"));
     let log = fs::read_to_string(&log).expect("a log");
-    let said = |word| log.matches(word).count();
-    assert!(said("sending ACK") >= 2 && said("sending OFFER") == 1, "given once, and kept:\n{log}");
+    // Questions and the first request may have been asked again; who has the address asks for no other.
+    let after = log.split_once("sending ACK").map_or("", |(_, after)| after);
+    let kept = after.matches("sending ACK").count() >= 2 && !after.contains("sending OFFER");
+    assert!(kept, "given once, and kept:\n{log}");
 }
 
 #[test]
