@@ -121,7 +121,9 @@ pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
 /// The candidate that `word` is most likely meant to be: the nearest, if it is near. For names that users choose, which have nothing to
 /// do with each other.
 pub fn similar<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    let most = (word.chars().count() / 3).max(2);
+    let letters = word.chars().count();
+    // Something must be the same.
+    let most = (letters / 3).max(2).min(letters.saturating_sub(1));
     nearest(word, candidates).filter(|candidate| distance(word, candidate) <= most)
 }
 

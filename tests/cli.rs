@@ -103,6 +103,9 @@ fn bad_usage_is_told_in_one_line() {
     user.is_refused(&["--kernel", "x", "--memory", "5X"], 125, &["5X", "512M"]);
     user.is_refused(&["--kernel", "x", "--name", "../x"], 125, &["../x", "letters"]);
     user.is_refused(&["--kernel", "/nowhere/vmlinuz"], 125, &["/nowhere/vmlinuz", "No such file"]);
+    user.is_refused(&["run", "--restart=always", "x"], 125, &["--restart", "rvmm start"]);
+    user.is_refused(&["run", "x", "ls", "-l"], 125, &["-l", "behind `--`"]);
+    user.is_refused(&["run", "--env-fil", "f", "x"], 125, &["--env-fil", "--env-file"]);
     user.is_refused(&["--config", "/nowhere/x.json"], 125, &["/nowhere/x.json", "No such file"]);
     let said = user.says(&["--json", "--krnel"]);
     let error: Value = serde_json::from_str(&said.err).unwrap();

@@ -10,7 +10,7 @@ use super::http::Response;
 use crate::options;
 use crate::vmm::chain;
 use crate::vmm::message::Outbox;
-use crate::vmm::request::{Error, Request, Response as Answer, Save};
+use crate::vmm::request::{Error, Freeze, Request, Response as Answer, Save};
 
 type Action = fn(&Service, &[u8]) -> Result<Response, Response>;
 
@@ -53,9 +53,9 @@ struct Snapshot {
     /// End the machine afterwards.
     #[serde(default)]
     stop: bool,
-    /// Have the guest's agent freeze its file systems meanwhile.
+    /// Have the guest's agent freeze its file systems meanwhile: `no`, `if-possible`, `must`.
     #[serde(default)]
-    freeze: bool,
+    freeze: Freeze,
 }
 
 /// Body of `PUT /disk/save`.

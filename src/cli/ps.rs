@@ -3,12 +3,13 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::image::stands_on::StandsOn;
 use super::image::start::damaged;
 use super::output::{Failure, complain, print, print_json};
 use super::{Common, exit, machines, store, table};
 use crate::api::client::{self, Client};
 use crate::api::runtime::Machine;
-use crate::image::{self, Instance};
+use crate::image::{self, Digest, Index, Instance};
 
 // Options of `ps`.
 #[derive(clap::Args)]
@@ -44,6 +45,8 @@ struct Line {
     vcpu_count: Option<u64>,
     mem_size_mib: Option<u64>,
     uptime_ms: Option<u64>,
+    /// A name of the image that it runs, or the image's digest.
+    image: Option<String>,
     kernel: Option<String>,
     /// Why it is damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,10 +89,28 @@ fn list(args: &Args, common: &Common, machines: &[Machine], stopped: Vec<Line>) 
         }
     }
     lines.extend(stopped);
+    name_images(&mut lines, common)?;
     match common.json {
         true => print_json(&lines),
         false => print(text(&lines)),
     }
+}
+
+/// Puts names for digests where images have names.
+fn name_images(lines: &mut [Line], common: &Common) -> Result<(), Failure> {
+    if lines.iter().all(|line| line.image.is_none()) {
+        return Ok(());
+    }
+    let Some(index) = store::existing(common)?.and_then(|store| store.read_index().ok()) else {
+        return Ok(());
+    };
+    for image in lines.iter_mut().filter_map(|line| line.image.as_mut()) {
+        let entry = index.manifests.iter().find(|entry| entry.digest.to_string() == *image);
+        if let Some(name) = entry.and_then(Index::name_of) {
+            *image = name.into();
+        }
+    }
+    Ok(())
 }
 
 /// Instances of the store that are not among `machines`.
@@ -104,11 +125,15 @@ impl Line {
     /// One that does not run.
     fn stopped(name: &str, found: Result<Instance, image::Error>) -> Self {
         let state = if found.is_ok() { "Stopped" } else { "Damaged" };
-        let (config, error) = match found {
-            Ok(found) => (found.record.machine, None),
-            Err(error) => (Value::Null, Some(damaged(name, &error))),
-        };
-        Line { error, ..Self::described(name, state, &config) }
+        match found {
+            Ok(Instance { record, .. }) => Line {
+                image: Some(record.image.digest.to_string()),
+                ..Self::described(name, state, &record.machine)
+            },
+            Err(error) => {
+                Line { error: Some(damaged(name, &error)), ..Self::described(name, state, &Value::Null) }
+            }
+        }
     }
 
     /// One with this configuration.
@@ -120,6 +145,7 @@ impl Line {
             vcpu_count: config["machine-config"]["vcpu_count"].as_u64(),
             mem_size_mib: config["machine-config"]["mem_size_mib"].as_u64(),
             uptime_ms: None,
+            image: None,
             kernel: config["boot-source"]["kernel_image_path"].as_str().map(String::from),
             error: None,
         }
@@ -137,6 +163,7 @@ impl Line {
         Line {
             pid: machine.pid.map(u64::from).or(said["pid"].as_u64()),
             uptime_ms: said["uptime_ms"].as_u64(),
+            image: StandsOn::read(machine.directory()).map(|found| found.image.digest.to_string()),
             ..Self::described(&machine.name, &state, &said["config"])
         }
     }
@@ -150,13 +177,16 @@ impl Line {
             number(self.vcpu_count),
             self.mem_size_mib.map_or("-".into(), memory),
             self.uptime_ms.map_or("-".into(), |millis| uptime(millis / 1000)),
-            self.kernel.clone().unwrap_or("-".into()),
+            match &self.image {
+                Some(image) => image.parse::<Digest>().map_or(image.clone(), |digest| digest.short()),
+                None => self.kernel.clone().unwrap_or("-".into()),
+            },
         ]
     }
 }
 
 fn text(lines: &[Line]) -> String {
-    let head = ["NAME", "STATE", "PID", "CPUS", "MEMORY", "UPTIME", "KERNEL"];
+    let head = ["NAME", "STATE", "PID", "CPUS", "MEMORY", "UPTIME", "IMAGE/KERNEL"];
     table::table(head, lines.iter().map(Line::cells))
 }
 
@@ -182,7 +212,7 @@ mod tests {
 
     #[test]
     fn draws_a_table() {
-        assert_eq!(text(&[]), "NAME  STATE  PID  CPUS  MEMORY  UPTIME  KERNEL");
+        assert_eq!(text(&[]), "NAME  STATE  PID  CPUS  MEMORY  UPTIME  IMAGE/KERNEL");
         let config = json!({
             "machine-config": { "vcpu_count": 12, "mem_size_mib": 2048 },
             "boot-source": { "kernel_image_path": "/boot/vmlinuz" },
@@ -196,7 +226,7 @@ mod tests {
         lines.iter_mut().for_each(|line| line.pid = line.pid.map(|_| 42));
         assert_eq!(
             text(&lines),
-            "NAME            STATE    PID  CPUS  MEMORY  UPTIME  KERNEL\n\
+            "NAME            STATE    PID  CPUS  MEMORY  UPTIME  IMAGE/KERNEL\n\
              quiet-otter-3f  running  42   12    2G      1m      /boot/vmlinuz\n\
              quiet-otter-3f  silent   42   -     -       -       -"
         );

@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = number_of_vcpus)]
     cpus: Option<u32>,
     /// RAM in MiB, or with its unit: 512M, 2G [default: 256M]
-    #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
+    #[arg(short, long, value_name = "SIZE", value_parser = mebibytes)]
     memory: Option<u64>,
     /// Back RAM with reserved huge pages of 2 MiB
     #[arg(long)]

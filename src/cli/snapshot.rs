@@ -122,7 +122,8 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(Failure::usage);
     let base = args.base.as_deref().map(absolute).transpose()?;
     let target = absolute(&args.target)?;
-    let body = json!({ "path": target, "base": base, "stop": args.stop, "freeze": args.freeze });
+    let freeze = if args.freeze { "must" } else { "no" };
+    let body = json!({ "path": target, "base": base, "stop": args.stop, "freeze": freeze });
     let written = save(&args.name, &target, body, common)?;
     match common.json {
         true => print_json(&written)?,

@@ -6,6 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
+use super::image::habits::instead as instead_of;
 use super::{Cli, Common, exit, output};
 
 /// Reads the command line; help and complaints are printed here, with the status that the program ends with.
@@ -68,8 +69,8 @@ const ELSEWHERE: [(&str, &str); 14] = [
     ("ls", "ps"),
 ];
 
-/// What to say instead of a word that is none of ours.
-fn instead(error: &clap::Error) -> Option<String> {
+/// What the word is called here that is none of ours.
+fn renamed(error: &clap::Error) -> Option<String> {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => Some(word.as_str()),
         _ => None,
@@ -86,15 +87,30 @@ fn instead(error: &clap::Error) -> Option<String> {
     Some(format!("`{word}` is `{ours}` here"))
 }
 
+/// What `run` has instead of an option that it does not know.
+fn instead(error: &clap::Error, text: &str) -> Option<&'static str> {
+    let is_run = text.lines().any(|line| line.starts_with("Usage: rvmm run "));
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) if is_run && error.kind() == ErrorKind::UnknownArgument => {
+            Some(instead_of(option))
+        }
+        _ => None,
+    }
+}
+
 /// What clap says in paragraphs, in one line: the fault with its list, and the tip.
 fn line(error: &clap::Error) -> String {
-    if let Some(told) = instead(error) {
+    if let Some(told) = renamed(error) {
         return format!("{told} (--help shows more)");
     }
     let text = error.render().to_string();
+    let instead = instead(error, &text);
     let told = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
-    let words: Vec<&str> = told.flat_map(str::split_whitespace).collect();
-    let message = words.join(" ").replacen("error: ", "", 1).replacen(" tip: ", "; ", 1);
+    // What clap would do with the option is not what a user of containers means.
+    let told = told.filter(|line| instead.is_none() || !line.trim_start().starts_with("tip: to pass"));
+    let words: Vec<&str> =
+        told.chain(instead.map(|_| "tip:")).chain(instead).flat_map(str::split_whitespace).collect();
+    let message = words.join(" ").replacen("error: ", "", 1).replace(" tip: ", "; ");
     let mut letters = message.chars();
     let first = letters.next().map(|letter| letter.to_uppercase().to_string()).unwrap_or_default();
     format!("{first}{} (--help shows more)", letters.as_str())

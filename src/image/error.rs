@@ -107,6 +107,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// It is not the time for it, or not the way.
+    #[error("Cannot {doing} {what}: {reason}")]
+    Refused {
+        /// What was asked for.
+        doing: &'static str,
+        /// With what.
+        what: String,
+        /// Why not, and what then.
+        reason: String,
+    },
     /// A file system could not be made of what was imported.
     #[error("Cannot make a file system of it")]
     FileSystem(#[from] super::ext4::Error),

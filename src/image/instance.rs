@@ -106,10 +106,9 @@ impl Store {
         let name = &lock.name;
         let path = self.place(name)?;
         if self.instance(name)?.is_some() {
-            let reason = format!(
-                "there is a machine of this name: `rvmm start {name}` starts it again, `rvmm rm {name}` removes it"
-            );
-            return Err(Error::invalid(format!("`{name}`"), reason));
+            let reason =
+                format!("there is one: `rvmm start {name}` starts it again, `rvmm rm {name}` removes it");
+            return Err(Error::Refused { doing: "make", what: format!("machine `{name}`"), reason });
         }
         if path.exists() {
             // What it has is not this machine's.

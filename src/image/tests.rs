@@ -50,6 +50,10 @@ fn names_lead_to_images() {
     assert_eq!(store.resolve("web").unwrap().digest, second.digest);
     let error = store.resolve("wbe").unwrap_err().to_string();
     assert_eq!(error, "There is no image `wbe`, did you mean `web:latest`?");
+    for name in ["w", "abc:1", "x"] {
+        let error = store.resolve(name).unwrap_err().to_string();
+        assert!(!error.contains("did you mean"), "{error}");
+    }
     assert!(store.resolve("web~2").unwrap_err().to_string().contains("only 1 commits"));
     // Tags move, digests do not.
     store.tag(&name("web"), &first).unwrap();

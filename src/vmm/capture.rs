@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::freeze::{self, Held};
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
-use super::request::{self, Request, Response, RunState, Save};
+use super::request::{self, Freeze, Request, Response, RunState, Save};
 use super::snapshot::{CONFIG, LoadError, NOTE, STATE, State, settled};
 use super::{Error, Vmm, chain};
-use crate::agent;
 use crate::config::{HugePages, VmConfig};
 use crate::disk::Contents;
 use crate::memory::image::{self, Chain, INDEX_FILE, Lazy, Origin};
@@ -183,8 +183,9 @@ impl Capture {
 }
 
 impl Vmm {
-    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
-    pub(super) fn save(&mut self, save: Save, frozen: Option<agent::Frozen>, answer: Sender<Response>) {
+    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems, which `frozen` holds still or says
+    /// why not, are thawed when it has been taken.
+    pub(super) fn save(&mut self, save: Save, frozen: Option<Held>, answer: Sender<Response>) {
         // What is not there yet cannot be saved: the request comes again when it is.
         if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
             let outbox = self.outbox();
@@ -214,7 +215,7 @@ impl Vmm {
     pub(super) fn capture(&mut self, save: Save) -> Result<Capture, Error> {
         let holds = save.stop || self.config.machine_config.huge_pages == HugePages::Size2M;
         // Its file systems are frozen already, if they are to be.
-        Request::Save(Save { freeze: false, ..save }).check(self.state)?;
+        Request::Save(Save { freeze: Freeze::No, ..save }).check(self.state)?;
         // Before the disks are frozen, and on the thread that puts them on another base: what is noted of overlays is of those that
         // are captured.
         let note = self.directory.as_ref().and_then(|directory| std::fs::read(directory.join(NOTE)).ok());
@@ -246,7 +247,7 @@ pub(super) fn prepare(memory: &Memory) {
 fn write(
     save: &Save,
     memory: &Memory,
-    frozen: Option<agent::Frozen>,
+    frozen: Option<Held>,
     outbox: &Outbox,
 ) -> Result<Value, Box<dyn std::error::Error>> {
     let plan = Plan::new(save, ram(memory))?;
@@ -257,12 +258,12 @@ fn write(
     let (sender, captured) = mpsc::channel();
     outbox.send(Message::Capture(save.clone(), sender));
     let captured = captured.recv().map_err(|_| request::Error::Ended)?;
-    let thawed = frozen.map(|frozen| frozen.paths.clone());
+    let thawed = freeze::thaw(frozen);
     let captured = captured?;
     let holds = captured.holds;
     let mut report = captured.write(plan);
-    if let (Ok(report), Some(thawed)) = (&mut report, thawed) {
-        report["frozen"] = thawed.into();
+    if let Ok(report) = &mut report {
+        freeze::tell(report, thawed);
     }
     if let (Ok(report), true) = (&mut report, holds && !save.stop) {
         report["pause_us"] = (start.elapsed().as_micros() as u64).into();

@@ -15,27 +15,22 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::freeze::{self, Held};
 use super::machine::lock;
 use super::request::{self, Response, RunState};
 use super::{Vmm, chain};
-use crate::agent::{self, Frozen};
 use crate::devices::virtio::Function;
 use crate::disk::{self, Contents};
 
 impl Vmm {
     /// Freezes the disk; the answer is sent when its overlays are linked into `target`. The guest's file systems, which `frozen`
     /// holds still or says why not, go on before that.
-    pub(super) fn save_disk(
-        &mut self,
-        target: PathBuf,
-        frozen: Option<Result<Frozen, agent::Error>>,
-        answer: Sender<Response>,
-    ) {
+    pub(super) fn save_disk(&mut self, target: PathBuf, frozen: Option<Held>, answer: Sender<Response>) {
         let refuse = |reason: String| Err(request::Error::Save(reason));
         let start = Instant::now();
         let contents = self.freeze_image_disk();
         let pause = start.elapsed();
-        let frozen = frozen.map(|frozen| frozen.map(|frozen| frozen.paths.clone()));
+        let thawed = freeze::thaw(frozen);
         let contents = match contents {
             Ok(Some(contents)) => contents,
             Ok(None) => {
@@ -50,12 +45,7 @@ impl Vmm {
         let whoever = answer.clone();
         let work = move || {
             let linked = link(contents, &target, pause).map(|mut linked| {
-                match frozen {
-                    Some(Ok(paths)) => linked["frozen"] = paths.into(),
-                    // Who has no agent wants none.
-                    None | Some(Err(agent::Error::NoAgent)) => {}
-                    Some(Err(error)) => linked["not_frozen"] = chain(&error).into(),
-                }
+                freeze::tell(&mut linked, thawed);
                 linked
             });
             let _ = answer.send(linked);

@@ -14,9 +14,11 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::machine::lock;
 use super::message::{Message, Outbox};
-use super::request::{Error, Request, Response, RunState};
+use super::request::{Error, Freeze, Request, Response, RunState, Save};
 use super::{Vmm, capture, chain};
 use crate::agent::{self, Client, Frozen};
 use crate::devices::virtio::vsock;
@@ -26,35 +28,49 @@ use crate::snapshot::Persist;
 /// How long the guest's file systems hold still at most.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// File systems that hold still, or why they do not.
+pub(super) type Held = Result<Frozen, agent::Error>;
+
 impl Vmm {
-    /// Whether the guest's file systems are to hold still first. The disk alone is saved as it is where nobody can have them do so.
+    /// Whether the guest's file systems are to hold still first.
     pub(super) fn freezes(&self, request: &Request) -> bool {
         match request {
-            Request::SaveDisk { freeze, .. } => {
+            Request::Save(Save { freeze: Freeze::Must, .. }) => true,
+            Request::Save(Save { freeze: Freeze::IfPossible, .. })
+            | Request::SaveDisk { freeze: true, .. } => {
                 let is_driven = |saved| vsock::is_driven(&saved);
                 let mut functions = self.machine.functions.iter().map(|function| lock(function).save());
-                *freeze && self.state == RunState::Running && functions.any(is_driven)
+                self.state == RunState::Running && functions.any(is_driven)
             }
-            Request::Save(save) => save.freeze,
             _ => false,
         }
     }
 
     /// Does what a request to save asks; `frozen` are the guest's file systems, or why they do not hold still.
-    pub(super) fn write(
-        &mut self,
-        request: Request,
-        frozen: Option<Result<Frozen, agent::Error>>,
-        answer: Sender<Response>,
-    ) {
+    pub(super) fn write(&mut self, request: Request, frozen: Option<Held>, answer: Sender<Response>) {
         match (request, frozen) {
             (Request::SaveDisk { target, .. }, frozen) => self.save_disk(target, frozen, answer),
-            (Request::Save(_), Some(Err(error))) => {
+            (Request::Save(Save { freeze: Freeze::Must, .. }), Some(Err(error))) => {
                 let _ = answer.send(Err(Error::Freeze(chain(&error))));
             }
-            (Request::Save(save), frozen) => self.save(save, frozen.and_then(Result::ok), answer),
+            (Request::Save(save), frozen) => self.save(save, frozen, answer),
             _ => {}
         }
+    }
+}
+
+/// Lets file systems go on; which they were, or why they did not hold still.
+pub(super) fn thaw(frozen: Option<Held>) -> Option<Result<Vec<String>, agent::Error>> {
+    frozen.map(|frozen| frozen.map(|frozen| frozen.paths.clone()))
+}
+
+/// Says in an answer what [`thaw`] returned.
+pub(super) fn tell(answer: &mut Value, thawed: Option<Result<Vec<String>, agent::Error>>) {
+    match thawed {
+        Some(Ok(paths)) => answer["frozen"] = paths.into(),
+        // Who has no agent wants none.
+        None | Some(Err(agent::Error::NoAgent)) => {}
+        Some(Err(error)) => answer["not_frozen"] = chain(&error).into(),
     }
 }
 

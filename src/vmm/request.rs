@@ -60,7 +60,20 @@ pub struct Save {
     /// End the machine when it is saved.
     pub stop: bool,
     /// Have the guest's agent freeze its file systems meanwhile.
-    pub freeze: bool,
+    pub freeze: Freeze,
+}
+
+/// Whether a guest's file systems hold still while its machine is saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Freeze {
+    /// They go on.
+    #[default]
+    No,
+    /// If there is somebody in the guest who has them do so.
+    IfPossible,
+    /// Or the machine is not saved.
+    Must,
 }
 
 /// What a machine does at the moment.
@@ -114,7 +127,7 @@ impl Request {
     pub fn check(&self, state: RunState) -> Result<(), Error> {
         let allowed = match self {
             Request::Describe | Request::AwaitEnd | Request::Stop { .. } => true,
-            Request::Save(Save { freeze: true, .. }) => state == RunState::Running,
+            Request::Save(Save { freeze: Freeze::Must, .. }) => state == RunState::Running,
             Request::Save(_) | Request::SaveDisk { .. } | Request::StandOn { .. } => {
                 state != RunState::Saving
             }
@@ -134,7 +147,7 @@ impl Request {
             Request::Pause => "be paused",
             Request::Resume => "be resumed",
             Request::PowerButton => "take the power button",
-            Request::Save(Save { freeze: true, .. }) => "freeze its file systems",
+            Request::Save(Save { freeze: Freeze::Must, .. }) => "freeze its file systems",
             Request::Save(_) | Request::SaveDisk { .. } => "be saved",
             Request::StandOn { .. } => "be put on other layers",
             Request::Stop { .. } => "be stopped",
@@ -149,9 +162,9 @@ mod tests {
     #[test]
     fn a_machine_that_stands_still_to_be_saved_takes_nothing_else() {
         let save = |freeze| Request::Save(Save { target: "/one".into(), base: None, stop: false, freeze });
-        let others = [Request::Pause, Request::Resume, Request::PowerButton, save(false), save(true)];
-        for request in others.into_iter().chain([Request::SaveDisk { target: "/two".into(), freeze: false }])
-        {
+        let saves = [Freeze::No, Freeze::IfPossible, Freeze::Must].map(save);
+        let others = [Request::Pause, Request::Resume, Request::PowerButton].into_iter().chain(saves);
+        for request in others.chain([Request::SaveDisk { target: "/two".into(), freeze: false }]) {
             let error = request.check(RunState::Saving).unwrap_err().to_string();
             assert!(error.starts_with("The machine is being saved: it cannot "), "{error}");
         }

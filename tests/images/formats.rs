@@ -26,6 +26,11 @@ fn root_file_systems() {
         world.does(&["import", name, "archive", "--size", SIZE]);
         check_disk(&world, "archive");
         assert_eq!(world.listing("archive"), world.listing("dir"), "{name}");
+        let file = fs::File::open(world.path(name)).expect("an archive");
+        let read = ["import", "-", "read", "--size", SIZE];
+        let status = world.command(&read).stdin(file).stdout(Stdio::null()).status().expect("rvmm");
+        assert!(status.success());
+        assert_eq!(world.json(&["diff", "archive", "read"])["bytes"], 0);
         assert_eq!(world.json(&["diff", "dir", "archive"])["files"].as_array().map(Vec::len), Some(0));
     }
     let listed = world.listing("dir");

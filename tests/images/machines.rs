@@ -47,12 +47,20 @@ fn machines_with_names_stay() {
     world.refuses(&["rm", "web"], &["web", "rvmm stop"]);
     world.refuses(&["start", "web"], &["runs already"]);
     world.refuses(&["run", "bare:1", "--name", "web"], &["web"]);
+    let image = world.json(&["images"])[0]["digest"].clone();
+    assert_eq!(world.json(&["ps"])[0]["image"], "bare:1");
+    assert_eq!(world.json(&["inspect", "web"])[0]["image"], image);
     // What a machine uses stays.
-    world.refuses(&["rmi", "bare:1"], &["machine `web`", "--force"]);
+    world.refuses(&["rmi", "bare:1"], &["Cannot remove `bare:1`", "machine `web`", "--force"]);
     world.does(&["rmi", "--force", "bare:1"]);
     world.does(&["gc"]);
     world.does(&["stop", "--force", "web"]);
     assert_eq!(world.json(&["ps", "-a"])[0]["state"], "Stopped");
+    assert_eq!(world.json(&["ps", "-a"])[0]["image"], image, "it has no name any more");
+    let known = world.json(&["inspect", "web"])[0].clone();
+    assert_eq!((&known["state"], &known["image"]), (&"Stopped".into(), &image));
+    assert_eq!(known["config"]["machine-config"]["mem_size_mib"], 256);
+    world.refuses(&["run", "bare:1", "--name", "web"], &["no image `bare:1`"]);
     assert!(world.json(&["ps"]).as_array().is_some_and(Vec::is_empty));
     assert_eq!(world.does(&["ps", "-a", "-q"]), "web");
     world.does(&["gc"]);

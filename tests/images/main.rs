@@ -8,6 +8,7 @@ mod commits;
 mod damage;
 mod formats;
 mod hostile;
+mod kernels;
 mod machines;
 mod names;
 mod saved;

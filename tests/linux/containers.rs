@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::common::host;
 use crate::common::linux::{guest_with, kernel, made, root_disk};
 use crate::common::machine::Machine;
-use crate::common::world::{self, GUEST_ON_PASST, SERVER};
+use crate::common::world::{self, GUEST_ON_PASST, GUEST_ON_TAP, HOST_ON_TAP, SERVER};
 use crate::need;
 
 const LIMIT: Duration = Duration::from_secs(200);
@@ -211,6 +211,36 @@ fn an_address_by_dhcp() {
         .said("default via ")
         .said(&format!("{GUEST_ON_PASST}\tbox\n"));
     ended.said("LOOPBACK,UP");
+}
+
+#[test]
+fn a_lease_is_renewed_before_it_is_over() {
+    need!(host::linux(), world::offered(), host::program("mke2fs").map(drop));
+    need!(host::program("busybox").map(drop), host::program("setpriv").map(drop));
+    let directory = scratch();
+    let disk = root(directory.path(), |_| {});
+    let (settings, log) = (directory.path().join("udhcpd.conf"), directory.path().join("log"));
+    let leases = directory.path().join("leases");
+    fs::write(
+        &settings,
+        format!(
+            "interface tap0\nstart {GUEST_ON_TAP}\nend {GUEST_ON_TAP}\noption subnet 255.255.255.0\noption lease 12\nmin_lease 1\nlease_file {0}\npidfile {0}.pid\n",
+            leases.display()
+        ),
+    )
+    .expect("a file");
+    fs::write(&leases, "").expect("a file");
+    let serve = "setpriv --pdeathsig KILL busybox udhcpd -f -I";
+    let server = format!("{serve} {HOST_ON_TAP} {} >{} 2>&1 &\n", settings.display(), log.display());
+    let process = json!({ "Cmd": ["sh", "-c", "sleep 20; ip -4 -o addr show eth0"], "Hostname": "box" });
+    let machine = Machine::in_world(kernel(), "tap=tap0", &server);
+    let ended = equip(machine, directory.path(), &disk.to_string_lossy(), &process).run();
+    ended.ended(0, "power-off").said(&format!("inet {GUEST_ON_TAP}/24"));
+    let log = fs::read_to_string(&log).expect("a log");
+    // Questions and the first request may have been asked again; who has the address asks for no other.
+    let after = log.split_once("sending ACK").map_or("", |(_, after)| after);
+    let kept = after.matches("sending ACK").count() >= 2 && !after.contains("sending OFFER");
+    assert!(kept, "given once, and kept:\n{log}");
 }
 
 #[test]

@@ -92,7 +92,13 @@ fn an_image_runs_is_committed_and_runs_again() {
     let told = home.does(&["diff", "box:1", "box:2"]).out;
     assert_eq!(told.trim(), "A /kept");
     home.does(&["run", "--net", "none", "--rm", "box:2", "--", "cat", "/kept"]).said("kept");
-    let gone = home.rvmm(&["run", "--net", "none", "--rm", "box:1", "--", "cat", "/kept"]);
+    fs::write(home.path("variables"), "# words\nWORD=of a file\nOTHER=too\n").expect("a file");
+    let script = "echo $WORD, $OTHER, $(hostname), $HOSTNAME; touch /kept; touch /tmp/x && cat /kept";
+    let file = home.text("variables");
+    let told = ["--env-file", &file, "-e", "WORD=told", "--hostname", "other", "--read-only", "-m", "200M"];
+    let run = [&["run", "--net", "none"][..], &told, &["box:1", "--", "sh", "-c", script]].concat();
+    let gone = home.rvmm(&run);
+    gone.said("told, too, other, other").said("touch: /kept: Read-only file system");
     assert_eq!(gone.status, 1, "the first version is as it was:\n{gone}");
 }
 
@@ -125,7 +131,13 @@ fn a_running_guest_is_committed_at_rest_and_goes_on_as_somebody_else() {
     home.does(&["cp", "web:/in", &home.text("out")]);
     assert_eq!(fs::read(home.path("out")).expect("a file"), b"from outside");
 
-    home.does(&["commit", "web", "box:warm", "--warm"]);
+    // What it has not flushed is in the disk of a warm version, too, for who boots that.
+    home.exec("web", "echo not flushed >/late");
+    let said = home.json(&["commit", "web", "box:warm", "--warm"]);
+    assert_eq!(said["frozen"], serde_json::json!(["/"]), "{said}");
+    home.does(&["export", "box:warm", "--format", "raw", &home.text("warm.raw")]);
+    host::run("e2fsck", &["-fn", &home.text("warm.raw")]);
+    assert_eq!(host::run("debugfs", &["-R", "cat /late", &home.text("warm.raw")]), "not flushed\n");
     let identity = "hostname; echo $(cat /etc/machine-id); cat /in";
     let source = home.exec("web", identity);
     home.does(&["stop", "--force", "web"]);

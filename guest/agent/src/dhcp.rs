@@ -80,24 +80,30 @@ pub enum Answer {
 impl Client {
     /// Asks whoever is there for an address.
     pub fn discover(&self) -> Vec<u8> {
-        self.packet(1, &[])
+        self.packet(1, [0; 4], &[])
     }
 
-    /// Takes what was offered, or asks for what it had.
+    /// Takes what was offered.
     pub fn request(&self, lease: &Lease) -> Vec<u8> {
         let mut options = Vec::from([option::WANTED_ADDRESS, 4]);
         options.extend(lease.address);
         options.extend([option::SERVER, 4]);
         options.extend(lease.server);
-        self.packet(3, &options)
+        self.packet(3, [0; 4], &options)
     }
 
-    fn packet(&self, message: u8, more: &[u8]) -> Vec<u8> {
+    /// Asks whoever is there to keep what it has: what the last ones ask who get no answer, and a server answers that always.
+    pub fn renewal(&self, lease: &Lease) -> Vec<u8> {
+        self.packet(3, lease.address, &[])
+    }
+
+    fn packet(&self, message: u8, own: Address, more: &[u8]) -> Vec<u8> {
         let mut dhcp = Vec::from([1, 1, 6, 0]);
         dhcp.extend(self.xid.to_be_bytes());
-        // The answer is for all: the machine has no address yet.
-        dhcp.extend([0, 0, 0x80, 0]);
-        dhcp.extend([0; 16]);
+        // The answer is for all as long as the machine has no address.
+        dhcp.extend([0, 0, if own == [0; 4] { 0x80 } else { 0 }, 0]);
+        dhcp.extend(own);
+        dhcp.extend([0; 12]);
         dhcp.extend(self.mac);
         dhcp.resize(FIXED - COOKIE.len(), 0);
         dhcp.extend(COOKIE);
@@ -119,7 +125,9 @@ impl Client {
         let total = (20 + udp) as u16;
         let mut packet = Vec::from([0x45, 0x10]);
         packet.extend(total.to_be_bytes());
-        packet.extend([0, 0, 0, 0, 64, UDP, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+        packet.extend([0, 0, 0, 0, 64, UDP, 0, 0]);
+        packet.extend(own);
+        packet.extend([255; 4]);
         let sum = checksum(&packet);
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
         for word in [CLIENT_PORT, SERVER_PORT, udp as u16, 0] {
@@ -276,6 +284,15 @@ mod tests {
         let packet = client().request(&lease);
         assert_eq!(find(&packet[28 + FIXED..], option::WANTED_ADDRESS), Some(&[192, 0, 2, 7][..]));
         assert_eq!(find(&packet[28 + FIXED..], option::SERVER), Some(&[192, 0, 2, 1][..]));
+        // Who has an address says so, and names no server (RFC 2131, table 4).
+        let packet = client().renewal(&lease);
+        assert_eq!(
+            (&packet[12..16], &packet[38..44], checksum(&packet[..20])),
+            (&[192, 0, 2, 7][..], &[0, 0, 192, 0, 2, 7][..], 0)
+        );
+        for absent in [option::WANTED_ADDRESS, option::SERVER] {
+            assert_eq!(find(&packet[28 + FIXED..], absent), None);
+        }
     }
 
     #[test]

@@ -100,24 +100,28 @@ fn put_on(store: &Store, machine: &Machine, stands_on: &StandsOn) -> Result<bool
 /// The snapshot that a warm version was made of, and what others may know of its configuration.
 type Warm = (Bundle, Vec<u8>);
 
-/// The disk alone; the guest's agent, where there is one, brings its file systems to rest first. What a guest without it
-/// commits is what its disk has after a power failure.
-fn disk(machine: &Machine, to: &Path) -> Result<Saved, Failure> {
-    let body = json!({ "path": to, "freeze": true });
-    let said = machines::ask_for(machine, "PUT", "/disk/save", Some(body), PATIENCE);
-    let said = said.map_err(Failure::refused)?;
+/// Has the machine save what it is asked for. The guest's agent, where there is one, brings its file systems to rest first: what
+/// a guest without it commits is what its disk has after a power failure.
+fn ask(machine: &Machine, path: &str, body: Value) -> Result<Value, Failure> {
+    let said = machines::ask_for(machine, "PUT", path, Some(body), PATIENCE).map_err(Failure::refused)?;
     if let Some(reason) = said["not_frozen"].as_str() {
         log::warn!("the guest's file systems are committed as they are: {reason}");
     }
+    Ok(said)
+}
+
+/// The disk alone.
+fn disk(machine: &Machine, to: &Path) -> Result<Saved, Failure> {
+    let said = ask(machine, "/disk/save", json!({ "path": to, "freeze": true }))?;
     let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
     Ok((layers.map(|name| to.join(name)).collect(), Vec::new(), said))
 }
 
-/// Disk, memory and state. With its memory, what the guest has not written yet is not lost.
+/// Disk, memory and state. The disk is whole without the memory, too, for `--cold`, `export` and `diff`; a guest that goes on
+/// finds that whoever froze its file systems is gone, and thaws them.
 fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Result<(Saved, Warm), Failure> {
     has_no_other_disks(&machines::config(machine)?)?;
-    let said = machines::ask_for(machine, "PUT", "/snapshot/create", Some(json!({ "path": to })), PATIENCE);
-    let said = said.map_err(Failure::refused)?;
+    let said = ask(machine, "/snapshot/create", json!({ "path": to, "freeze": "if-possible" }))?;
     let restore = Restore::open(to).map_err(Failure::refused)?;
     let bundle = Bundle::open(to).map_err(Failure::refused)?;
     let seen = serde_json::to_vec(&restore.config().as_guest_sees()).map_err(Failure::refused)?;

@@ -1,7 +1,7 @@
 //! `rvmm import`: images of what others made.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -21,6 +21,7 @@ use crate::sys::user;
   rvmm import layout alpine:3                after skopeo copy docker://alpine oci:layout
   rvmm import rootfs.tar.xz debian:12 -m 'as debootstrap made it' -a ada
   rvmm import ./rootfs web
+  docker save web | rvmm import - web
   rvmm import disk.qcow2 old:server --kernel vmlinuz --initrd initrd.img
 
 SOURCE is a container image (docker-archive, or an OCI layout: a directory or an archive), a root file system (a
@@ -28,7 +29,7 @@ directory or an archive), a disk (raw or qcow2). Archives may be compressed with
 layer for each of its layers, so images that share layers share blobs. In a directory that is imported without root, the
 user's own files become root's.")]
 pub struct Import {
-    /// What is imported
+    /// What is imported; - is standard input
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
     /// Name of the image
@@ -129,7 +130,9 @@ impl Import {
             blobs: &blobs,
             ..Commit::new(SystemTime::now())
         };
-        let image = self.import(&store, &mut lease, about).map_err(Failure::refused)?;
+        let scratch = store.scratch().map_err(Failure::refused)?;
+        let source = self.source(scratch.path())?;
+        let image = self.import(&store, &mut lease, &source, about).map_err(Failure::refused)?;
         store.tag(&self.name, &image).map_err(Failure::refused)?;
         store::unpack(&store, &image);
         match common.json {
@@ -139,8 +142,28 @@ impl Import {
         Ok(0)
     }
 
-    fn import(&self, store: &Store, lease: &mut Lease, about: Commit) -> Result<Descriptor, Error> {
-        let from: &Path = &self.source;
+    /// What is imported, as a file: what comes on standard input is written to one first, for it is not read in order.
+    fn source(&self, scratch: &Path) -> Result<PathBuf, Failure> {
+        if self.source.as_os_str() != "-" {
+            return Ok(self.source.clone());
+        }
+        let mut from = io::stdin();
+        if from.is_terminal() {
+            return Err(Failure::usage("Nothing to import: say a file, or redirect the input"));
+        }
+        let path = scratch.join("standard input");
+        let written = File::create(&path).and_then(|mut file| io::copy(&mut from, &mut file));
+        written.map_err(|error| Failure::refused(format!("Cannot keep what is to be imported: {error}")))?;
+        Ok(path)
+    }
+
+    fn import(
+        &self,
+        store: &Store,
+        lease: &mut Lease,
+        from: &Path,
+        about: Commit,
+    ) -> Result<Descriptor, Error> {
         let format = match self.format {
             Some(format) => format,
             None => Format::detect(from)?,

@@ -176,7 +176,6 @@ pub fn document(
     document["Hostname"] = hostname.into();
     document["Root"] = "/dev/vda".into();
     document["RootFsType"] = "ext4".into();
-    document["ReadOnly"] = false.into();
     document["Tty"] = tty.into();
     document["Mounts"] = mounts.collect();
     document["Network"] = if config.devices.net.is_empty() { "none" } else { "dhcp" }.into();

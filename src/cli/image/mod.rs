@@ -5,6 +5,7 @@ pub mod commit;
 pub mod diff;
 pub mod export;
 pub mod files;
+pub mod habits;
 pub mod import;
 pub mod keep;
 pub mod list;

@@ -1,11 +1,12 @@
 //! `rvmm run IMAGE`: a machine over the layers of an image, which it shares with all others.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use super::habits::{check_volume, variable, variables};
 use super::machine::{Overrides, Runnable, Volume, document};
 use super::stands_on::StandsOn;
 use super::start::runs;
@@ -58,6 +59,15 @@ pub struct Container {
     /// Set a variable of the environment
     #[arg(short, long, value_name = "KEY=VALUE", requires = "image", value_parser = variable)]
     env: Vec<String>,
+    /// Set the variables in a file: lines with KEY=VALUE; --env comes after it
+    #[arg(long, value_name = "FILE", requires = "image")]
+    env_file: Vec<PathBuf>,
+    /// Name that the guest knows itself by [default: that of the machine]
+    #[arg(long, value_name = "NAME", requires = "image")]
+    hostname: Option<Name>,
+    /// Let nothing be written to the root file system; /tmp and /run are in memory
+    #[arg(long, requires = "image")]
+    read_only: bool,
     /// Directory in which the command runs
     #[arg(short, long, value_name = "DIR", requires = "image")]
     workdir: Option<String>,
@@ -76,17 +86,6 @@ pub struct Container {
     /// The command, instead of the image's; its arguments
     #[arg(last = true, value_name = "COMMAND", requires = "image")]
     command: Vec<String>,
-}
-
-fn variable(text: &str) -> Result<String, String> {
-    match text.split_once('=') {
-        Some(("", _)) => Err("a variable has a name: KEY=VALUE".into()),
-        Some(_) => Ok(text.into()),
-        // As docker: the value is that of this process.
-        None => std::env::var(text)
-            .map(|value| format!("{text}={value}"))
-            .map_err(|_| "it is not set here: say KEY=VALUE".into()),
-    }
 }
 
 impl Run {
@@ -264,7 +263,10 @@ fn booted(
     name: &Name,
 ) -> Result<VmConfig, Failure> {
     let plain = container.is_plain();
-    let Container { env, workdir, user, entrypoint, volume, publish: ports, command, detach, .. } = container;
+    let Container { env, env_file, hostname, workdir, user, entrypoint, .. } = container;
+    let Container { volume, publish: ports, command, detach, read_only, .. } = container;
+    volume.iter().try_for_each(check_volume)?;
+    let env = [variables(&env_file).map_err(Failure::usage)?, env].concat();
     machine.devices.block.extend(volume.iter().map(|volume| block::Config {
         path_on_host: volume.disk.clone(),
         is_read_only: volume.read_only,
@@ -280,10 +282,13 @@ fn booted(
         let overrides = Overrides { env, working_dir: workdir, user, entrypoint, command };
         let process = overrides.over(runnable.config.config.clone());
         let tty = !detach && io::stdin().is_terminal();
-        config.boot_source.process = Some(document(&process, &config, name.as_str(), &volume, tty));
+        let hostname = hostname.as_ref().unwrap_or(name).as_str();
+        let mut document = document(&process, &config, hostname, &volume, tty);
+        document["ReadOnly"] = read_only.into();
+        config.boot_source.process = Some(document);
     } else if !plain {
         return Err(Failure::usage(
-            "Nobody in the guest would hear of a command, variables or disks to be mounted: the image or --kernel brings no initial RAM disk",
+            "Nobody in the guest would hear of a command, variables, names or disks to be mounted: the image or --kernel brings no initial RAM disk",
         ));
     }
     Ok(config)
@@ -293,6 +298,9 @@ impl Container {
     /// Nothing is asked that a running machine could not be given.
     fn is_plain(&self) -> bool {
         self.env.is_empty()
+            && self.env_file.is_empty()
+            && self.hostname.is_none()
+            && !self.read_only
             && self.workdir.is_none()
             && self.user.is_none()
             && self.entrypoint.is_none()

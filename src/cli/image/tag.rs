@@ -85,6 +85,7 @@ impl Rmi {
     fn untag(&self, store: &Store, image: &str) -> Result<Vec<Name>, Error> {
         let index = store.read_index()?;
         let found = store.resolve(image)?;
+        let refuse = |reason| Error::Refused { doing: "remove", what: format!("`{image}`"), reason };
         let same = || index.manifests.iter().filter(|entry| entry.digest == found.digest);
         let all: Vec<Name> = same().filter_map(|entry| Index::name_of(entry)?.parse().ok()).collect();
         let name = image.parse::<Name>().ok().filter(|name| all.contains(name));
@@ -93,11 +94,11 @@ impl Rmi {
             None if all.len() > 1 && !self.force => {
                 let list: Vec<_> = all.iter().map(Name::to_string).collect();
                 let reason = format!("it has several names ({}): say one, or --force", list.join(", "));
-                return Err(Error::Invalid { what: format!("`{image}`"), reason });
+                return Err(refuse(reason));
             }
             None if all.is_empty() => {
                 let reason = "it has no name: an image that only others came from goes with them".into();
-                return Err(Error::Invalid { what: format!("`{image}`"), reason });
+                return Err(refuse(reason));
             }
             None => all.clone(),
         };
@@ -106,7 +107,7 @@ impl Rmi {
             && let Some(user) = store.user_of(&found.digest)?
         {
             let reason = format!("{user} uses it: end that first, or say --force to take the name away");
-            return Err(Error::Invalid { what: format!("`{image}`"), reason });
+            return Err(refuse(reason));
         }
         names.iter().try_for_each(|name| store.untag(name))?;
         Ok(names)

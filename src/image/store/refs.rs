@@ -300,11 +300,10 @@ fn only<T>(mut found: Vec<T>, text: &str) -> Result<Option<T>, Error> {
 
 fn unknown(index: &Index, name: &str) -> Error {
     let repository = |name: &str| name.parse::<Name>().map_or(name.into(), |name| name.repository);
-    // Who says no tag, or one that is not there, still means a repository.
+    // Who says no tag, or one that is not there, means a repository, whatever tags are alike.
     let whole = name.parse::<Name>().map_or(name.into(), |name| name.to_string());
     let part = repository(name);
-    let is_like =
-        |other: &&str| similar(&whole, &[other]).is_some() || similar(&part, &[&repository(other)]).is_some();
+    let is_like = |other: &&str| similar(&part, &[&repository(other)]).is_some();
     let alike: Vec<&str> = index.manifests.iter().filter_map(Index::name_of).filter(is_like).collect();
     Error::UnknownImage { name: name.into(), nearest: nearest(&whole, &alike).map(Into::into) }
 }

@@ -280,3 +280,35 @@ fn a_digest_that_begins_like_several_is_told() {
     let error = store.resolve(&start).unwrap_err().to_string();
     assert!(error.contains("say more digits"), "{error}");
 }
+
+#[test]
+fn versions_that_lead_nowhere_or_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = Store::open(&directory.path().join("elsewhere")).unwrap();
+    let store = Store::open(&directory.path().join("store")).unwrap();
+    let mut lease = store.lease().unwrap();
+    let first = image(&elsewhere, &mut elsewhere.lease().unwrap(), b"one", None).unwrap();
+    let second = image(&store, &mut lease, b"two", Some(&first)).unwrap();
+    let third = image(&store, &mut lease, b"three", Some(&second)).unwrap();
+    drop(lease);
+    store.tag(&name("a"), &third).unwrap();
+    // What came before is not here: everything else is.
+    let digests = |store: &Store| {
+        store.versions("a").map(|found| found.iter().map(|one| one.digest).collect::<Vec<_>>())
+    };
+    assert_eq!(digests(&store).unwrap(), [third.digest, second.digest]);
+    let error = store.resolve("a~2").unwrap_err().to_string();
+    assert!(error.contains("only 1 commits before it here"), "{error}");
+    assert_eq!(store.gc().unwrap().blobs, 0);
+    is_whole(&store);
+    // No document has its own digest in it, so whoever comes back to where they were reads another one: it is said to be corrupt.
+    let circle = Config { author: "ada".into(), ..Config::default() };
+    let manifest = Manifest::new(store.manifest(&second).unwrap().config, Vec::new(), &circle, Some(&third));
+    fs::write(store.blob(&second.digest), manifest.bytes()).unwrap();
+    for error in [store.resolve("a~2").map(drop), digests(&store).map(drop)] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(&second.digest.hex()), "{error}");
+    }
+    removes_nothing(&store, &second.digest.hex());
+    assert_eq!(store.resolve("a").unwrap().digest, third.digest);
+}

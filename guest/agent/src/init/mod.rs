@@ -69,6 +69,7 @@ fn contain(container: &Container, stamps: bool) -> ! {
     }
     let names = network::start(&container.network, &container.hostname);
     etc::write(&container.hostname, &names);
+    network::keep(names.lease, &container.hostname);
     if container.root.read_only {
         root::seal();
     }

@@ -10,10 +10,20 @@ use agent::dhcp::{Answer, Client, Lease};
 
 use super::complain;
 use crate::identity;
+use crate::process::{self, Fork};
 use crate::sys::{self, Clock, Errno, Fd, Poll, Result, call, nr};
 use crate::tree;
 
 const INTERFACE: &str = "eth0";
+
+/// A lease for less is taken for one of this time, in seconds.
+const LEAST: u32 = 4;
+
+/// The shortest time between two requests for a longer lease, in nanoseconds.
+const SHORTEST: u64 = 1_000_000_000;
+
+/// How long nobody is asked if nobody answers, in milliseconds.
+const LONELY: u64 = 60_000;
 
 /// How long an answer is waited for before the question is asked again, in milliseconds.
 const PATIENCE: [u64; 7] = [100, 200, 400, 1000, 2000, 4000, 8000];
@@ -39,6 +49,8 @@ pub struct Names {
     pub servers: Vec<String>,
     /// The domain in which names are looked for.
     pub domain: Option<String>,
+    /// What a DHCP server said.
+    pub lease: Option<Lease>,
 }
 
 /// Brings the network up, as far as it is wanted and there.
@@ -51,7 +63,7 @@ pub fn start(network: &Network, hostname: &str) -> Names {
             identity::set_address(INTERFACE, "address", address)?;
             gateway.iter().try_for_each(|gateway| identity::set_address(INTERFACE, "gateway", gateway))?;
             let address = address.split('/').next().map(String::from);
-            Ok(Names { address, servers: dns.clone(), domain: None })
+            Ok(Names { address, servers: dns.clone(), ..Names::default() })
         }
         Network::Dhcp => {
             raise(INTERFACE)?;
@@ -98,11 +110,70 @@ fn take(lease: &Lease) -> Result<Names> {
         identity::set_address(INTERFACE, "gateway", &text(gateway))?;
     }
     let servers = lease.dns.iter().map(|server| text(*server)).collect();
-    Ok(Names { address: Some(address), servers, domain: lease.domain.clone() })
+    Ok(Names { address: Some(address), servers, domain: lease.domain.clone(), lease: Some(lease.clone()) })
 }
 
-/// Gets a lease, unless nobody gives one.
-fn obtain(hostname: &str) -> Result<Option<Lease>> {
+/// Has a process renew the lease as long as the machine lives, unless it is for ever.
+pub fn keep(lease: Option<Lease>, hostname: &str) {
+    let Some(lease) = lease.filter(|lease| lease.seconds != u32::MAX) else { return };
+    if let Ok(Fork::Child) = process::fork() {
+        renew_always(lease, hostname)
+    }
+}
+
+/// When nobody has renewed the lease in time, or the server refuses to, another one is asked for; who finds nobody keeps its address.
+fn renew_always(mut lease: Lease, hostname: &str) -> ! {
+    loop {
+        let mut answer = renew(&lease, hostname);
+        let new = loop {
+            match answer {
+                Ok(Some(new)) => break new,
+                _ => answer = obtain(hostname),
+            }
+            if !matches!(answer, Ok(Some(_))) {
+                sleep(LONELY);
+            }
+        };
+        // What has not changed may have been changed by the guest since.
+        if new != (Lease { seconds: new.seconds, server: new.server, ..lease }) {
+            let _ = take(&new);
+        }
+        lease = new;
+    }
+}
+
+fn sleep(milliseconds: u64) {
+    let limit = sys::now(Clock::Monotonic) + milliseconds * 1_000_000;
+    while sys::now(Clock::Monotonic) < limit {
+        let _ = sys::poll(&mut [], Some(milliseconds));
+    }
+}
+
+/// Has the lease renewed when half of its time is over, or half of what is left then (RFC 2131, 4.4.5). `None` if it is over.
+fn renew(lease: &Lease, hostname: &str) -> Result<Option<Lease>> {
+    let end = sys::now(Clock::Monotonic) + u64::from(lease.seconds.max(LEAST)) * 1_000_000_000;
+    loop {
+        let left = end.saturating_sub(sys::now(Clock::Monotonic));
+        if left < SHORTEST {
+            return Ok(None);
+        }
+        sleep(left / 2_000_000);
+        // The interface may have become another one: a machine that was saved goes on as somebody else.
+        let (wire, client) = open(hostname)?;
+        let _ = wire.send(&client.renewal(lease));
+        let limit = sys::now(Clock::Monotonic) + SHORTEST;
+        while let Some(packet) = wire.receive(limit)? {
+            match client.answer(&packet) {
+                Some(Answer::Acknowledge(new)) => return Ok(Some(new)),
+                Some(Answer::Refuse) => return Ok(None),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The interface, and who asks there.
+fn open(hostname: &str) -> Result<(Wire, Client)> {
     let mut request = identity::request(INTERFACE, 0, &[], 16)?;
     ask(SIOCGIFHWADDR, &mut request)?;
     let mac: [u8; 6] = request[18..24].try_into().map_err(|_| Errno::INVAL)?;
@@ -112,7 +183,12 @@ fn obtain(hostname: &str) -> Result<Option<Lease>> {
     let mut xid = [0; 4];
     // SAFETY: the kernel writes at most four bytes. If it has no random numbers yet, the MAC address tells us from others.
     let _ = unsafe { call(nr::GETRANDOM, [xid.as_mut_ptr() as usize, 4, 1, 0, 0, 0]) };
-    let client = Client { mac, xid: u32::from_ne_bytes(xid), hostname: hostname.into() };
+    Ok((wire, Client { mac, xid: u32::from_ne_bytes(xid), hostname: hostname.into() }))
+}
+
+/// Gets a lease, unless nobody gives one.
+fn obtain(hostname: &str) -> Result<Option<Lease>> {
+    let (wire, client) = open(hostname)?;
     let mut patience = PATIENCE.into_iter();
     let mut offered: Option<Lease> = None;
     while let Some(milliseconds) = patience.next() {
