@@ -44,8 +44,9 @@ pub const BLOCK: u64 = crate::disk::extents::BLOCK;
 /// Zeroes of a lowest layer vanish by so many bytes: a part of its identity.
 const CELL: u64 = 16 << 10;
 
-/// The level of compression, a part of the canonical form.
-const LEVEL: i32 = 9;
+/// The level of compression, a part of the canonical form. The next one makes clusters of 4 KiB no smaller in 1.5 times the time,
+/// and those of 128 KiB by 0.3 %.
+const LEVEL: i32 = 8;
 
 /// The level for memory, which is packed while somebody waits: 16 KiB of it are 3 % larger so, in an eighth of the time.
 pub const MEMORY_LEVEL: i32 = 3;
