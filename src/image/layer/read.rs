@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::form::Form;
 use super::header::{self, Header};
 use super::scan::{Runs, Scan, append, blocks};
 use super::*;
@@ -14,6 +15,7 @@ use crate::image::layer::write::Written;
 use crate::sys;
 
 struct Reader<'a> {
+    form: Form,
     from: &'a File,
     to: &'a File,
     header: Header,
@@ -46,12 +48,19 @@ fn open<'a>(from: &'a File, to: &'a File) -> Result<(Reader<'a>, Vec<(u64, u64)>
     let header =
         Header::parse(&bytes).ok_or_else(|| invalid("it is not a qcow2 file in the form of layers"))?;
     let len = from.metadata().map_err(reading)?.len();
-    let tables = (1 + header.l1_clusters()) * CLUSTER;
+    let tables = (1 + header.form.l1_clusters(header.size)) * header.form.cluster();
     if header.refcounts > len || tables > header.refcounts {
         return Err(invalid("its tables do not fit in it"));
     }
-    let mut reader =
-        Reader { from, to, header, scan: Scan::default(), compressed: 0, taken: BTreeMap::new() };
+    let mut reader = Reader {
+        form: header.form,
+        from,
+        to,
+        header,
+        scan: Scan::default(),
+        compressed: 0,
+        taken: BTreeMap::new(),
+    };
     let found = reader.tables(tables)?;
     Ok((reader, found))
 }
@@ -62,12 +71,12 @@ fn open<'a>(from: &'a File, to: &'a File) -> Result<(Reader<'a>, Vec<(u64, u64)>
 /// When the layer is not in canonical form.
 pub fn outline(from: &File) -> Result<Runs, Error> {
     let (reader, found) = open(from, from)?;
-    let (mut runs, blocks) = (Runs::new(), blocks(reader.header.size));
+    let (form, mut runs, blocks) = (reader.form, Runs::new(), blocks(reader.header.size));
     for (index, place) in found {
         for (entry, descriptor, bitmap) in reader.entries(place)? {
-            let first = (index * L2_ENTRIES + entry) * BLOCKS;
-            for block in first..(first + BLOCKS).min(blocks) {
-                let bits = parts(block - first);
+            let first = (index * form.l2_entries() + entry) * form.blocks();
+            for block in first..(first + form.blocks()).min(blocks) {
+                let bits = form.parts(block - first);
                 match descriptor & COMPRESSED != 0 || bitmap & bits != 0 {
                     true => append(&mut runs, block..block + 1, State::Data),
                     false if bitmap >> 32 & bits != 0 => append(&mut runs, block..block + 1, State::Zero),
@@ -108,15 +117,15 @@ pub fn read(from: &File, to: &File, limit: u64) -> Result<(u64, Written), Error>
 impl Reader<'_> {
     /// Reads the L1 table: the number and place of each L2 table.
     fn tables(&mut self, mut next: u64) -> Result<Vec<(u64, u64)>, Error> {
-        let mut bytes = vec![0; (self.header.l1_entries() * 8) as usize];
-        self.from.read_exact_at(&mut bytes, CLUSTER).map_err(reading)?;
+        let mut bytes = vec![0; (self.form.l1_entries(self.header.size) * 8) as usize];
+        self.from.read_exact_at(&mut bytes, self.form.cluster()).map_err(reading)?;
         let mut found = Vec::new();
         for (index, entry) in bytes.as_chunks().0.iter().enumerate() {
             match u64::from_be_bytes(*entry) {
                 0 => {}
-                entry if entry == next | COPIED && next + CLUSTER <= self.header.refcounts => {
+                entry if entry == next | COPIED && next + self.form.cluster() <= self.header.refcounts => {
                     found.push((index as u64, next));
-                    next += CLUSTER;
+                    next += self.form.cluster();
                 }
                 _ => return Err(invalid("its L2 tables are not in order")),
             }
@@ -127,37 +136,36 @@ impl Reader<'_> {
 
     /// The entries of an L2 table that say something: number, descriptor and bitmap.
     fn entries(&self, place: u64) -> Result<Vec<(u64, u64, u64)>, Error> {
-        let mut bytes = vec![0; CLUSTER_BYTES];
+        let mut bytes = vec![0; self.form.cluster() as usize];
         self.from.read_exact_at(&mut bytes, place).map_err(reading)?;
-        let words = bytes.as_chunks::<16>().0.iter().map(|bytes| u128::from_be_bytes(*bytes));
-        let entries = (0..).zip(words).filter(|(_, word)| *word != 0);
-        Ok(entries.map(|(number, word)| (number, (word >> 64) as u64, word as u64)).collect())
+        Ok(self.form.entries(&bytes))
     }
 
     /// The most bytes that a table's clusters unpack to.
     fn measure(&self, place: u64) -> Result<u64, Error> {
         let bytes = |(_, descriptor, bitmap): &(u64, u64, u64)| match descriptor & COMPRESSED {
-            0 => u64::from((*bitmap as u32).count_ones()) * BLOCK / u64::from(PARTS),
-            _ => CLUSTER,
+            0 => u64::from((*bitmap as u32).count_ones()) * BLOCK / u64::from(self.form.parts_of_block()),
+            _ => self.form.cluster(),
         };
         Ok(self.entries(place)?.iter().map(bytes).sum())
     }
 
     fn table(&mut self, index: u64, place: u64) -> Result<(), Error> {
-        let mut cluster = vec![0; CLUSTER_BYTES];
+        let form = self.form;
+        let mut cluster = vec![0; form.cluster() as usize];
         for (entry, descriptor, bitmap) in self.entries(place)? {
-            let number = index * L2_ENTRIES + entry;
-            let count = blocks(self.header.size).saturating_sub(number * BLOCKS).min(BLOCKS);
+            let number = index * form.l2_entries() + entry;
+            let count = blocks(self.header.size).saturating_sub(number * form.blocks()).min(form.blocks());
             let (data, zeroes) = if descriptor & COMPRESSED != 0 {
                 self.decompress(descriptor, bitmap, &mut cluster)?;
-                let all = (0..count).fold(0, |bits, block| bits | parts(block));
+                let all = (0..count).fold(0, |bits, block| bits | form.parts(block));
                 (all, 0)
             } else {
                 self.plain(descriptor, bitmap, &mut cluster)?
             };
             let mut there = Runs::new();
-            for block in 0..BLOCKS {
-                let bits = parts(block);
+            for block in 0..form.blocks() {
+                let bits = form.parts(block);
                 let at = (block * BLOCK) as usize;
                 let bytes = &cluster[at..at + BLOCK as usize];
                 let state = match (data & bits, zeroes & bits) {
@@ -169,12 +177,12 @@ impl Reader<'_> {
                 if block >= count {
                     return Err(invalid("it has blocks beyond the end of its disk"));
                 }
-                if self.scan.block(number * BLOCKS + block, state, bytes) == State::Data {
+                if self.scan.block(number * form.blocks() + block, state, bytes) == State::Data {
                     append(&mut there, block..block + 1, State::Data);
                 }
             }
             for (blocks, _) in there {
-                let at = (number * BLOCKS + blocks.start) * BLOCK;
+                let at = (number * form.blocks() + blocks.start) * BLOCK;
                 let bytes = &cluster[(blocks.start * BLOCK) as usize..(blocks.end * BLOCK) as usize];
                 let len = (bytes.len() as u64).min(self.header.size - at) as usize;
                 self.to.write_all_at(&bytes[..len], at).map_err(writing)?;
@@ -185,8 +193,9 @@ impl Reader<'_> {
 
     /// Takes a compressed cluster, which begins where the one before ended: no byte is used twice.
     fn decompress(&mut self, descriptor: u64, bitmap: u64, cluster: &mut [u8]) -> Result<(), Error> {
-        let start = descriptor & ((1 << SECTORS_SHIFT) - 1);
-        let further = descriptor >> SECTORS_SHIFT & 0x3f;
+        let shift = self.form.sectors_shift();
+        let start = descriptor & ((1 << shift) - 1);
+        let further = (descriptor & (COMPRESSED - 1)) >> shift;
         if descriptor & COPIED != 0
             || bitmap != 0
             || start != self.compressed
@@ -200,8 +209,8 @@ impl Reader<'_> {
         let len = zstd::zstd_safe::find_frame_compressed_size(&small)
             .map_err(|_| invalid("a compressed cluster is damaged"))?;
         // The buffer has exactly one cluster: what wants to be larger is an error and not memory.
-        let got = zstd::bulk::decompress_to_buffer(&small[..len], cluster);
-        if !matches!(got, Ok(CLUSTER_BYTES)) || (start + len as u64 - 1) / 512 - start / 512 != further {
+        let got = zstd::bulk::decompress_to_buffer(&small[..len], &mut *cluster);
+        if got.ok() != Some(cluster.len()) || (start + len as u64 - 1) / 512 - start / 512 != further {
             return Err(invalid("a compressed cluster is damaged"));
         }
         self.compressed = start + len as u64;
@@ -216,7 +225,7 @@ impl Reader<'_> {
             return Err(invalid("a cluster is there and not there"));
         }
         if data != 0 {
-            if !place.is_multiple_of(CLUSTER) || place < CLUSTER || place >= self.header.refcounts {
+            if !place.is_multiple_of(self.form.cluster()) || place == 0 || place >= self.header.refcounts {
                 return Err(invalid("a cluster is outside"));
             }
             // Clusters share a place, but no part of it.

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::{BLOCK, CLUSTER};
+use super::{BLOCK, CELL};
 use crate::disk::State;
 use crate::disk::extents::Run;
 use crate::image::digest::{Digest, Hasher};
@@ -49,7 +49,7 @@ impl Scan {
     }
 }
 
-/// The clusters of `changes` that are not all zeroes, as a lowest layer has them: it is then the same whether zeroes were
+/// The pieces of `changes` that are not all zeroes, as a lowest layer has them: it is then the same whether zeroes were
 /// written, or never were.
 pub fn without_zeroes(
     from: &File,
@@ -57,11 +57,11 @@ pub fn without_zeroes(
     changes: &[(Range<u64>, State)],
 ) -> io::Result<Vec<(Range<u64>, State)>> {
     let (mut kept, mut next) = (Vec::new(), 0);
-    let mut bytes = vec![0; CLUSTER as usize];
+    let mut bytes = vec![0; CELL as usize];
     for (run, _) in changes.iter().filter(|(_, state)| *state == State::Data) {
-        let mut at = next.max(run.start / CLUSTER * CLUSTER);
+        let mut at = next.max(run.start / CELL * CELL);
         while at < run.end.min(size) {
-            let end = (at + CLUSTER).min(size);
+            let end = (at + CELL).min(size);
             let part = &mut bytes[..(end - at) as usize];
             read_sparse(from, at, part)?;
             if !is_zero(part) {

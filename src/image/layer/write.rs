@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use super::form::Form;
 use super::header::Header;
 use super::scan::{Runs, Scan, append, blocks};
 use super::*;
@@ -25,6 +26,7 @@ pub struct Written {
 }
 
 struct Writer<'a> {
+    form: Form,
     from: &'a File,
     size: u64,
     to: &'a File,
@@ -71,7 +73,22 @@ pub fn write_at(
     for (bytes, state) in changes {
         append(&mut runs, bytes.start / BLOCK..bytes.end.div_ceil(BLOCK).min(blocks(size)), state);
     }
+    let form = Form::of(&runs, size);
+    write_form(form, level, from, size, &runs, to, told)
+}
+
+/// Writes blocks in a given form.
+pub fn write_form(
+    form: Form,
+    level: i32,
+    from: &File,
+    size: u64,
+    runs: &Runs,
+    to: &File,
+    told: &mut dyn FnMut(u64, u64),
+) -> io::Result<Written> {
     let mut writer = Writer {
+        form,
         from,
         size,
         to,
@@ -82,31 +99,29 @@ pub fn write_at(
         refcounts: Vec::new(),
         end: 0,
     };
-    writer.reserve_tables(&runs);
-    writer.compress(&runs, told)?;
+    writer.reserve_tables(runs);
+    writer.compress(runs, told)?;
     writer.place()?;
     writer.finish()
 }
 
 impl Writer<'_> {
-    fn header(&self) -> Header {
-        Header { size: self.size, refcounts: 0, refcount_clusters: 0 }
-    }
-
     /// Makes an L2 table for every part of the disk that has changes, and leaves room for all tables.
     fn reserve_tables(&mut self, runs: &Runs) {
+        let entries = self.form.l2_entries();
+        let of_table = self.form.blocks() * entries;
         for (run, _) in runs {
-            for table in run.start / BLOCKS / L2_ENTRIES..=(run.end - 1) / BLOCKS / L2_ENTRIES {
-                self.tables.entry(table).or_insert_with(|| vec![[0; 2]; L2_ENTRIES as usize]);
+            for table in run.start / of_table..=(run.end - 1) / of_table {
+                self.tables.entry(table).or_insert_with(|| vec![[0; 2]; entries as usize]);
             }
         }
-        self.end = (1 + self.header().l1_clusters() + self.tables.len() as u64) * CLUSTER;
+        self.end = (1 + self.form.l1_clusters(self.size) + self.tables.len() as u64) * self.form.cluster();
         self.use_clusters(0, self.end);
     }
 
     /// Counts one more use of the clusters with these bytes.
     fn use_clusters(&mut self, start: u64, end: u64) {
-        let clusters = (start / CLUSTER) as usize..end.div_ceil(CLUSTER) as usize;
+        let clusters = (start / self.form.cluster()) as usize..end.div_ceil(self.form.cluster()) as usize;
         if self.refcounts.len() < clusters.end {
             self.refcounts.resize(clusters.end, 0);
         }
@@ -114,25 +129,27 @@ impl Writer<'_> {
     }
 
     fn entry(&mut self, cluster: u64) -> Option<&mut [u64; 2]> {
-        self.tables.get_mut(&(cluster / L2_ENTRIES))?.get_mut((cluster % L2_ENTRIES) as usize)
+        let entries = self.form.l2_entries();
+        self.tables.get_mut(&(cluster / entries))?.get_mut((cluster % entries) as usize)
     }
 
     /// Goes through all clusters with changes: compresses those that are complete, remembers the others.
     fn compress(&mut self, runs: &Runs, told: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
         let all: u64 = runs.iter().map(|(run, _)| (run.end - run.start) * BLOCK).sum();
         let mut done = 0;
-        let mut cluster = vec![0; CLUSTER_BYTES];
-        let mut small = vec![0; CLUSTER_BYTES * 2];
+        let form = self.form;
+        let mut cluster = vec![0; form.cluster() as usize];
+        let mut small = vec![0; cluster.len() * 2];
         let mut runs = runs.iter().peekable();
         let mut next = 0;
         while let Some((run, state)) = runs.peek() {
-            let number = (run.start / BLOCKS).max(next);
+            let number = (run.start / form.blocks()).max(next);
             next = number + 1;
-            let here = number * BLOCKS..(next * BLOCKS).min(blocks(self.size));
+            let here = number * form.blocks()..(next * form.blocks()).min(blocks(self.size));
             // Long zeroes need no look at each block.
             if *state == State::Zero && run.start <= here.start && here.end <= run.end {
                 self.scan.zeroes(here.clone());
-                let zeroes = (0..here.end - here.start).fold(0, |bits, block| bits | parts(block));
+                let zeroes = (0..here.end - here.start).fold(0, |bits, block| bits | form.parts(block));
                 if let Some(entry) = self.entry(number) {
                     *entry = [0, zeroes << 32];
                 }
@@ -141,7 +158,7 @@ impl Writer<'_> {
                 }
                 continue;
             }
-            done += CLUSTER;
+            done += form.cluster();
             told(done.min(all), all);
             cluster.fill(0);
             let (mut data, mut zeroes) = (0, 0);
@@ -154,8 +171,8 @@ impl Writer<'_> {
                 for block in part {
                     let bytes = &cluster[place(block)..place(block + 1)];
                     match self.scan.block(block, *state, bytes) {
-                        State::Data => data |= parts(block - here.start),
-                        _ => zeroes |= parts(block - here.start),
+                        State::Data => data |= form.parts(block - here.start),
+                        _ => zeroes |= form.parts(block - here.start),
                     }
                 }
                 if run.end > here.end {
@@ -163,7 +180,8 @@ impl Writer<'_> {
                 }
                 runs.next();
             }
-            let complete = (data | zeroes).count_ones() == PARTS * (here.end - here.start) as u32;
+            let complete =
+                (data | zeroes).count_ones() == form.parts_of_block() * (here.end - here.start) as u32;
             if data == 0 {
                 if let Some(entry) = self.entry(number) {
                     *entry = [0, zeroes << 32];
@@ -185,7 +203,7 @@ impl Writer<'_> {
     /// Writes a cluster compressed if that makes it smaller by a sector.
     fn put_compressed(&mut self, number: u64, cluster: &[u8], small: &mut [u8]) -> io::Result<bool> {
         let len = self.compressor.compress_to_buffer(cluster, small)?;
-        if len + 512 > CLUSTER_BYTES {
+        if len + 512 > cluster.len() {
             return Ok(false);
         }
         let start = self.end;
@@ -194,18 +212,20 @@ impl Writer<'_> {
         let further = (self.end - 1) / 512 - start / 512;
         // A compressed cluster counts for every cluster that its sectors touch.
         self.use_clusters(start, self.end.next_multiple_of(512));
+        let descriptor = COMPRESSED | further << self.form.sectors_shift() | start;
         if let Some(entry) = self.entry(number) {
-            *entry = [COMPRESSED | further << SECTORS_SHIFT | start, 0];
+            *entry = [descriptor, 0];
         }
         Ok(true)
     }
 
     /// Gives every other cluster the first open place whose parts are free, or a new one.
     fn place(&mut self) -> io::Result<()> {
-        self.end = self.end.next_multiple_of(CLUSTER);
+        let form = self.form;
+        self.end = self.end.next_multiple_of(form.cluster());
         let first = self.end;
         let mut open: VecDeque<(u64, u64)> = VecDeque::new();
-        let mut cluster = vec![0; CLUSTER_BYTES];
+        let mut cluster = vec![0; form.cluster() as usize];
         for (number, data, zeroes) in std::mem::take(&mut self.plain) {
             let place = match open.iter_mut().find(|(_, used)| used & data == 0) {
                 Some((place, used)) => {
@@ -214,7 +234,7 @@ impl Writer<'_> {
                 }
                 None => {
                     let place = self.end;
-                    self.end += CLUSTER;
+                    self.end += form.cluster();
                     open.push_back((place, data));
                     if open.len() > OPEN {
                         open.pop_front();
@@ -222,14 +242,14 @@ impl Writer<'_> {
                     place
                 }
             };
-            self.use_clusters(place, place + CLUSTER);
+            self.use_clusters(place, place + form.cluster());
             let mut there = Runs::new();
-            (0..BLOCKS)
-                .filter(|&index| data & parts(index) != 0)
+            (0..form.blocks())
+                .filter(|&index| data & form.parts(index) != 0)
                 .for_each(|index| append(&mut there, index..index + 1, State::Data));
             for (blocks, _) in there {
                 let bytes = &mut cluster[..((blocks.end - blocks.start) * BLOCK) as usize];
-                self.read(number * BLOCKS + blocks.start, bytes)?;
+                self.read(number * form.blocks() + blocks.start, bytes)?;
                 self.to.write_all_at(bytes, place + blocks.start * BLOCK)?;
             }
             if let Some(entry) = self.entry(number) {
@@ -239,7 +259,10 @@ impl Writer<'_> {
         // Now it is known who shares.
         for entry in self.tables.values_mut().flatten() {
             let place = entry[0];
-            if place >= first && place & COMPRESSED == 0 && self.refcounts[(place / CLUSTER) as usize] == 1 {
+            if place >= first
+                && place & COMPRESSED == 0
+                && self.refcounts[(place / form.cluster()) as usize] == 1
+            {
                 entry[0] |= COPIED;
             }
         }
@@ -248,37 +271,37 @@ impl Writer<'_> {
 
     /// Writes the tables and the header.
     fn finish(mut self) -> io::Result<Written> {
-        let start = self.end / CLUSTER;
+        let (form, cluster) = (self.form, self.form.cluster());
+        let start = self.end / cluster;
         // The refcount table and blocks count themselves.
         let (mut tables, mut counts) = (1, 1);
         loop {
             let clusters = start + tables + counts;
-            let needed = clusters.div_ceil(REFCOUNTS);
-            let needed_tables = (needed * 8).div_ceil(CLUSTER);
+            let needed = clusters.div_ceil(form.refcounts());
+            let needed_tables = (needed * 8).div_ceil(cluster);
             if (needed_tables, needed) == (tables, counts) {
                 break;
             }
             (tables, counts) = (needed_tables.max(tables), needed.max(counts));
         }
-        let end = (start + tables + counts) * CLUSTER;
-        self.use_clusters(self.end, end);
-        self.to.set_len(end)?;
+        self.use_clusters(self.end, (start + tables + counts) * cluster);
         let mut at = self.end;
         let table: Vec<u8> =
-            (0..counts).flat_map(|i| ((start + tables + i) * CLUSTER).to_be_bytes()).collect();
+            (0..counts).flat_map(|i| ((start + tables + i) * cluster).to_be_bytes()).collect();
         self.to.write_all_at(&table, at)?;
-        at += tables * CLUSTER;
+        at += tables * cluster;
         let bytes: Vec<u8> = self.refcounts.iter().flat_map(|count| count.to_be_bytes()).collect();
         self.to.write_all_at(&bytes, at)?;
+        // What is beyond the end reads as zeroes.
+        self.to.set_len((at + bytes.len() as u64).next_multiple_of(512))?;
 
-        let mut table = CLUSTER * (1 + self.header().l1_clusters());
+        let mut table = cluster * (1 + form.l1_clusters(self.size));
         for (index, entries) in &self.tables {
-            self.to.write_all_at(&(table | COPIED).to_be_bytes(), CLUSTER + index * 8)?;
-            let bytes: Vec<u8> = entries.iter().flatten().flat_map(|word| word.to_be_bytes()).collect();
-            self.to.write_all_at(&bytes, table)?;
-            table += CLUSTER;
+            self.to.write_all_at(&(table | COPIED).to_be_bytes(), cluster + index * 8)?;
+            self.to.write_all_at(&form.table(entries), table)?;
+            table += cluster;
         }
-        let header = Header { refcounts: self.end, refcount_clusters: tables as u32, ..self.header() };
+        let header = Header { form, size: self.size, refcounts: self.end, refcount_clusters: tables as u32 };
         self.to.write_all_at(&header.bytes(), 0)?;
         let (runs, diff_id) = self.scan.end(self.size);
         Ok(Written { runs, diff_id })
