@@ -31,7 +31,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::disk::Opened;
 use crate::memory::image::{self, Chain, INDEX_FILE};
 use crate::sys::digest;
 use crate::sys::directory::Directory;
@@ -323,7 +322,7 @@ impl Bundle {
     }
 
     /// Opens the layers of a disk, which must be regular files in it. If one is missing, the disk may be replaced by another one.
-    pub fn open_disk(&self, id: &str) -> Result<Opened, Error> {
+    pub fn open_disk(&self, id: &str) -> Result<Vec<Option<Arc<File>>>, Error> {
         let disk = self.manifest.disks.iter().find(|disk| disk.id == id);
         let mut files = Vec::new();
         for layer in disk.iter().flat_map(|disk| &disk.layers) {
@@ -335,7 +334,7 @@ impl Bundle {
                 Err(error) => return Err(self.lost(failed("open", &self.path().join(layer))(error))),
             }
         }
-        Ok(Opened(files))
+        Ok(files)
     }
 
     /// Reads every layer of the disks that has a digest and compares it; returns those that have none, which may have anything in

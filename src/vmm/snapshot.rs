@@ -14,7 +14,7 @@ use crate::arch::x86_64::cpuid;
 use crate::config::VmConfig;
 use crate::devices::virtio::block::{self, Source};
 use crate::devices::virtio::vsock;
-use crate::disk::{self, Contents, Format};
+use crate::disk::{self, Contents, Format, Opened};
 use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as PagesFrom, WorkingSet};
@@ -138,7 +138,7 @@ impl Restore {
                 (drive.source, drive.backing) = (Source::Snapshot, None);
                 drive.overlay = Some(block::scratch(path));
                 drive.digests = bundle.digests(&drive.name(index)).to_vec();
-                drive.opened = bundle.open_disk(&drive.name(index))?;
+                drive.opened = Opened(bundle.open_disk(&drive.name(index))?);
             }
         }
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;

@@ -23,7 +23,7 @@ fn a_corrupt_layer_is_named_wherever_it_is_read() {
     let (path, told) = layer(&world, "web:1");
     let good = fs::read(&path).expect("a blob");
     // In its header, tables, data and at its end, where nothing of the disk is.
-    for at in [8, (2 << 14) + 5, good.len() / 2, good.len() - 5] {
+    for at in [8, (1 << 12) + 5, good.len() / 2, good.len() - 5] {
         let mut bad = good.clone();
         bad[at] ^= 0x11;
         fs::write(&path, &bad).expect("a blob");

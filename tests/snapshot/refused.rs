@@ -161,7 +161,7 @@ fn no_space() {
     source.says_times("dirty: round", 4);
     drop(source);
 
-    // Nor for a difference folded, nor for what a restored machine writes.
+    // Nor for a difference folded. A restored machine that writes nothing to its disk needs none.
     let disk = world.raw("disk", 1 << 18);
     let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
     let at = address(&source);
@@ -171,10 +171,8 @@ fn no_space() {
     let free = fs::File::create(world.path("small/fill")).expect("a file");
     let _ = (&free).write_all(&vec![1; 1 << 20]);
     refused(&world.command(&["snapshot", "rebase", &small]), &["small", "space"]);
-    refused(&world.command(&["restore", &small]), &["vda", "space"]);
-    assert_eq!(fs::read_dir(world.path("small")).expect("a directory").count(), 2, "nothing is left");
-    free.set_len(0).expect("room");
     goes_on_from(&world.restore("small/one", "copy"), world.captured("small/one", at));
+    assert_eq!(fs::read_dir(world.path("small")).expect("a directory").count(), 2, "nothing is left");
 }
 
 #[test]
