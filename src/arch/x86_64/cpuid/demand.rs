@@ -8,6 +8,8 @@ use super::{ALWAYS, vendor};
 
 /// What the monitor sets itself, whatever KVM supports: it describes the topology.
 const OURS: [&str; 3] = ["ht", "cmp_legacy", "topoext"];
+/// What a processor prefers and no guest counts on (AMD APM volume 3, CPUID Fn8000_0008_EBX bit 17: STIBP may be left on always).
+const ADVICE: &str = "amd_stibp_always_on";
 /// Leaf of the features of KVM's own.
 const PARAVIRTUAL: u32 = 0x4000_0001;
 /// Leaf of the components of the extended state.
@@ -30,8 +32,8 @@ pub fn missing(guest: &[kvm_cpuid_entry2], supported: &[kvm_cpuid_entry2]) -> Ve
         if (word.leaf, word.register) == (1, super::Register::Ecx) {
             lacking &= !ALWAYS;
         }
-        let bits = word.names().filter(|(name, bit)| lacking & 1 << bit != 0 && !OURS.contains(name));
-        names.extend(bits.map(|(name, _)| name.into()));
+        let bits = word.names().filter(|(_, bit)| lacking & 1 << bit != 0).map(|(name, _)| name);
+        names.extend(bits.filter(|name| !OURS.contains(name) && *name != ADVICE).map(String::from));
     }
     let lacking = find(guest, PARAVIRTUAL, 0).eax & !find(supported, PARAVIRTUAL, 0).eax;
     names.extend((0..32).filter(|bit| lacking & 1 << bit != 0).map(|bit| format!("KVM feature {bit}")));
@@ -68,6 +70,9 @@ mod tests {
         assert_eq!(missing(&here, &here), [""; 0]);
         // What the monitor gives every guest is not missed.
         assert_eq!(missing(&table(b"GenuineIntel", ALWAYS, 0b1), &here), [""; 0]);
+        // Nor is advice; who is told of STIBP (bit 15) counts on it.
+        let advised = [&here[..], &[leaf(0x8000_0008, [0, 1 << 17 | 1 << 15, 0, 0])]].concat();
+        assert_eq!(missing(&advised, &here), ["amd_stibp"]);
         let there = table(b"AuthenticAMD", 1 << 28 | 1 << 25, 0b111);
         let expected = ["a CPU of AuthenticAMD (this one is of GenuineIntel)", "aes", "XSAVE component 2"];
         assert_eq!(missing(&there, &here), expected);
