@@ -76,10 +76,16 @@ pub fn fork() -> io::Result<Fork> {
 const DESCRIPTORS: c_int = 256;
 
 /// Readies this process, which has one thread, for a life with a few: its table of descriptors is as long as it will
-/// mostly be. To make it longer later, the kernel waits until no thread looks at the old one, for milliseconds.
+/// mostly be. To make it longer later, the kernel waits until no thread looks at the old one, for milliseconds. It may have as many
+/// as the host allows (`ulimit -Hn`): the limit below that is for programs that use select(2).
 pub fn expect_threads() {
-    // SAFETY: numbers only; the new descriptor is ours to close.
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the one structure is read and written; for the rest numbers only, and the new descriptor is ours to close.
     unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
         let last = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, DESCRIPTORS - 1);
         if last >= 0 {
             libc::close(last);

@@ -115,13 +115,23 @@ impl Machine {
     }
 
     /// Files that it writes may not be longer than so many bytes, until [`Running::lifts_file_size_limit`].
-    pub fn file_size_limit(mut self, bytes: u64) -> Self {
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
-        let set = move || match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+    pub fn file_size_limit(self, bytes: u64) -> Self {
+        self.soft_limit(libc::RLIMIT_FSIZE, bytes)
+    }
+
+    /// A limit of its resources that it may raise (`setrlimit(2)`).
+    pub fn soft_limit(mut self, resource: libc::__rlimit_resource_t, value: u64) -> Self {
+        let set = move || {
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: both calls read or write the one structure.
+            let done = unsafe {
+                libc::getrlimit(resource, &mut limit);
+                limit.rlim_cur = value;
+                libc::setrlimit(resource, &limit)
+            };
+            if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         };
-        // SAFETY: the call is safe between fork and exec.
+        // SAFETY: the calls are safe between fork and exec.
         unsafe { self.command.pre_exec(set) };
         self
     }
