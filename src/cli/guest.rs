@@ -116,14 +116,10 @@ impl News {
             hostname: self.hostname.clone(),
             interfaces: self.interfaces.clone(),
             entropy: vec![0; ENTROPY],
-            machine_id: None,
-            time: None,
+            machine_id: self.hostname.as_ref().map(|_| uuid()).transpose().map_err(agent::Error::Host)?,
+            time: Some((SystemTime::now(), TOLERANCE)),
         };
         random::fill(&mut identity.entropy).map_err(agent::Error::Host)?;
-        if self.hostname.is_some() {
-            identity.machine_id = Some(uuid().map_err(agent::Error::Host)?);
-        }
-        identity.time = Some((SystemTime::now(), TOLERANCE));
         client.identity(&identity, WORK)
     }
 }

@@ -52,12 +52,11 @@ fn stray(command: &clap::Command, matches: &ArgMatches) -> Option<String> {
 }
 
 /// What QEMU, Firecracker and container engines call what has another name here.
-const ELSEWHERE: [(&str, &str); 14] = [
+const ELSEWHERE: [(&str, &str); 13] = [
     ("-kernel", "--kernel FILE"),
     ("-initrd", "--initrd FILE"),
     ("-append", "--cmdline STRING"),
     ("--append", "--cmdline STRING"),
-    ("-m", "--memory SIZE"),
     ("--ram", "--memory SIZE"),
     ("-smp", "--cpus N"),
     ("--smp", "--cpus N"),
@@ -69,17 +68,21 @@ const ELSEWHERE: [(&str, &str); 14] = [
     ("ls", "ps"),
 ];
 
+/// The word that is wrong, as clap tells it.
+fn wrong(error: &clap::Error, kind: ContextKind) -> Option<&str> {
+    match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word),
+        _ => None,
+    }
+}
+
 /// What the word is called here that is none of ours.
 fn renamed(error: &clap::Error) -> Option<String> {
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(word)) => Some(word.as_str()),
-        _ => None,
-    };
-    let command = context(ContextKind::InvalidSubcommand);
+    let command = wrong(error, ContextKind::InvalidSubcommand);
     if let Some(word) = command.filter(|word| Path::new(word).is_file()) {
         return Some(format!("`{word}` is a file and no command: --kernel {word} boots it"));
     }
-    let unknown = command.or_else(|| context(ContextKind::InvalidArg))?;
+    let unknown = command.or_else(|| wrong(error, ContextKind::InvalidArg))?;
     // Of `-kernel` only `-k` is told.
     let given = std::env::args_os().filter_map(|word| word.into_string().ok());
     let mut given = given.filter(|word| word.starts_with(unknown));
@@ -90,12 +93,8 @@ fn renamed(error: &clap::Error) -> Option<String> {
 /// What `run` has instead of an option that it does not know.
 fn instead(error: &clap::Error, text: &str) -> Option<&'static str> {
     let is_run = text.lines().any(|line| line.starts_with("Usage: rvmm run "));
-    match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(option)) if is_run && error.kind() == ErrorKind::UnknownArgument => {
-            Some(instead_of(option))
-        }
-        _ => None,
-    }
+    let is_unknown = error.kind() == ErrorKind::UnknownArgument;
+    wrong(error, ContextKind::InvalidArg).filter(|_| is_run && is_unknown).map(instead_of)
 }
 
 /// What clap says in paragraphs, in one line: the fault with its list, and the tip.

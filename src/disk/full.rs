@@ -41,6 +41,23 @@ fn fill(disk: &mut dyn Disk, ballast: &Path) {
     ask(disk, Request::Flush).unwrap();
 }
 
+/// An overlay without a name whose file, which is made for the first write, finds no room.
+fn crowd(path: &Path, engine: Option<Engine>) {
+    let directory = path.parent().unwrap();
+    let overlay = Some(Place::Nameless(directory.into()));
+    let mut disk = open(&Config { engine, overlay, ..Config::new(path) }).unwrap();
+    let files = (0..).map(|number| directory.join(format!("file-{number}")));
+    let files: Vec<_> = files.take_while(|file| std::fs::File::create(file).is_ok()).collect();
+    disk.submit(0, write(0, 4096));
+    let Some(Done { request, result: Err(error), .. }) = wait(disk.as_mut(), 1).pop() else {
+        panic!("there is room for its file");
+    };
+    assert!(is_full(&error), "{error}");
+    files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    ask(disk.as_mut(), request).unwrap();
+    ask(disk.as_mut(), Request::Flush).unwrap();
+}
+
 #[test]
 fn requests_come_back_and_can_be_tried_again() {
     if let Some(directory) = std::env::var_os(MOUNTED) {
@@ -56,11 +73,12 @@ fn requests_come_back_and_can_be_tried_again() {
             std::fs::write(&ballast, vec![1; 1 << 20]).unwrap();
             fill(open(&Config { engine, overlay, ..Config::new(&path) }).unwrap().as_mut(), &ballast);
             let _ = std::fs::remove_file(directory.join("overlay"));
+            crowd(&path, engine);
         }
         return;
     }
     let directory = tempfile::TempDir::new().unwrap();
-    let script = r#"mount -t tmpfs -o size=2m none "$0" || exit 77; exec "$@""#;
+    let script = r#"mount -t tmpfs -o size=2m,nr_inodes=16 none "$0" || exit 77; exec "$@""#;
     let run = Command::new("unshare")
         .args(["-Urm", "sh", "-c", script])
         .arg(directory.path())

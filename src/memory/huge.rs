@@ -1,4 +1,4 @@
-//! Huge pages again in place of small ones (madvise(2), MADV_COLLAPSE, Linux 6.1).
+//! Huge pages: guest RAM begins where one can, and they are made again of small ones (madvise(2), MADV_COLLAPSE, Linux 6.1).
 //!
 //! What a guest writes while a copy of its memory is shared with another process breaks huge pages up, and each later copy
 //! has 512 times as many entries of page tables to make.
@@ -7,10 +7,76 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-use super::{HUGE, Memory};
+use super::Memory;
 use crate::sys::pagemap::Pagemap;
+use crate::sys::ranges::append;
+
+/// Bytes of a huge page.
+pub const HUGE: usize = 2 << 20;
+
+/// How often a mapping at a multiple of that is tried: other threads map and unmap as well.
+const ATTEMPTS: usize = 4;
+
+/// Maps `size` bytes at an address that huge pages can begin at. Otherwise KVM gives the guest none: host and guest-physical
+/// address must be the same within one. Linux aligns mappings since 6.7, later only those of whole huge pages.
+pub fn aligned(size: usize, flags: libc::c_int) -> Result<MmapRegion, MmapRegionError> {
+    let map = || {
+        let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | flags;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags).build()
+    };
+    let is_aligned = |mapping: &MmapRegion| (mapping.as_ptr() as usize).is_multiple_of(HUGE);
+    let mut mapping = map()?;
+    for _ in 0..ATTEMPTS {
+        if is_aligned(&mapping) {
+            break;
+        }
+        drop(mapping);
+        // The kernel takes the highest hole that is large enough: this one, unless another thread has changed what is mapped.
+        let hole = Hole::new(size);
+        mapping = map()?;
+        drop(hole);
+    }
+    // A guest with small pages is slower and runs as well.
+    Ok(mapping)
+}
+
+/// Address space that nothing else is mapped in, around an aligned hole.
+struct Hole {
+    start: usize,
+    before: usize,
+    size: usize,
+}
+
+impl Hole {
+    fn new(size: usize) -> Option<Self> {
+        let (len, flags) = (size + HUGE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+        // SAFETY: a fresh mapping, at an address that the kernel chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let before = (start as usize).next_multiple_of(HUGE) - start as usize;
+        let hole = Hole { start: start as usize, before, size };
+        hole.unmap(before, size);
+        Some(hole)
+    }
+
+    fn unmap(&self, offset: usize, len: usize) {
+        // SAFETY: this is part of what was mapped in `new`, each part is given back once, and nobody has a pointer into it.
+        unsafe { libc::munmap((self.start + offset) as *mut libc::c_void, len) };
+    }
+}
+
+impl Drop for Hole {
+    fn drop(&mut self) {
+        self.unmap(0, self.before);
+        self.unmap(self.before + self.size, HUGE - self.before);
+    }
+}
 
 /// Has the kernel make huge pages of small ones wherever at least half of a huge page is in memory, while the guest runs. It copies
 /// each and changes no contents. What it refuses stays as it is: pages of files, or all when no huge page is free.
@@ -37,16 +103,11 @@ fn joinable(small: &[Range<usize>], all: Range<usize>) -> Vec<Range<usize>> {
             at = end;
         }
     }
-    let mut joinable: Vec<Range<usize>> = Vec::new();
-    for (start, bytes) in there {
-        if bytes < HUGE / 2 || start < all.start || start + HUGE > all.end {
-            continue;
-        }
-        match joinable.last_mut() {
-            Some(last) if last.end == start => last.end += HUGE,
-            _ => joinable.push(start..start + HUGE),
-        }
-    }
+    let mut joinable = Vec::new();
+    there
+        .into_iter()
+        .filter(|&(start, bytes)| bytes >= HUGE / 2 && start >= all.start && start + HUGE <= all.end)
+        .for_each(|(start, _)| append(&mut joinable, start..start + HUGE));
     joinable
 }
 
@@ -68,6 +129,21 @@ mod tests {
     use super::*;
     use crate::memory::{Pages, allocate};
     use crate::sys::frozen::{Frozen, PAGE};
+
+    #[test]
+    fn ram_begins_where_huge_pages_can() {
+        // Sizes that the kernel itself gives no such address for, and something small between them.
+        let sizes = [127, 129, 33, 257, 511].map(|mib: u64| mib << 20);
+        let memories = sizes.map(|size| {
+            let memory = allocate(&[(GuestAddress(0), size)], Pages::Transparent).unwrap();
+            let between = MmapRegionBuilder::<()>::new(12288).with_mmap_prot(libc::PROT_READ);
+            (memory, between.with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE).build().unwrap())
+        });
+        for (memory, _) in &memories {
+            let region = memory.iter().next().unwrap();
+            assert_eq!(region.as_ptr() as usize % HUGE, 0, "{} MiB", region.size() >> 20);
+        }
+    }
 
     #[test]
     fn half_of_a_huge_page_suffices_and_less_does_not() {

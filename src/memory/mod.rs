@@ -13,16 +13,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
+    MemoryRegionAddress,
 };
-
-/// Bytes of a huge page.
-const HUGE: usize = 2 << 20;
-/// How often a mapping at a multiple of that is tried: other threads map and unmap as well.
-const ATTEMPTS: usize = 4;
 
 /// All RAM of one guest: regions sorted by guest-physical address.
 pub type Memory = GuestMemoryMmap<()>;
@@ -87,9 +81,9 @@ pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, 
     let all = ranges.iter().fold(0u64, |sum, &(_, size)| sum.saturating_add(size));
     let mut regions = Vec::with_capacity(ranges.len());
     for &(start, size) in ranges {
-        let mapping = aligned(size as usize, flags).map_err(|source| match pages {
+        let mapping = huge::aligned(size as usize, flags).map_err(|source| match pages {
             Pages::Transparent | Pages::Small => Error::Map { mib: all >> 20, source },
-            Pages::Huge2M => Error::Huge { mib: all >> 20, pages: all.div_ceil(HUGE as u64), source },
+            Pages::Huge2M => Error::Huge { mib: all >> 20, pages: all.div_ceil(huge::HUGE as u64), source },
         })?;
         match pages {
             Pages::Transparent => advise(&mapping, libc::MADV_HUGEPAGE),
@@ -102,65 +96,6 @@ pub fn allocate(ranges: &[(GuestAddress, u64)], pages: Pages) -> Result<Memory, 
         );
     }
     Memory::from_regions(regions).map_err(Error::Layout)
-}
-
-/// Maps `size` bytes at an address that huge pages can begin at. Otherwise KVM gives the guest none: host and guest-physical
-/// address must be the same within one. Linux aligns mappings since 6.7, later only those of whole huge pages.
-fn aligned(size: usize, flags: libc::c_int) -> Result<MmapRegion, MmapRegionError> {
-    let map = || {
-        let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | flags;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags).build()
-    };
-    let is_aligned = |mapping: &MmapRegion| (mapping.as_ptr() as usize).is_multiple_of(HUGE);
-    let mut mapping = map()?;
-    for _ in 0..ATTEMPTS {
-        if is_aligned(&mapping) {
-            break;
-        }
-        drop(mapping);
-        // The kernel takes the highest hole that is large enough: this one, unless another thread has changed what is mapped.
-        let hole = Hole::new(size);
-        mapping = map()?;
-        drop(hole);
-    }
-    // A guest with small pages is slower and runs as well.
-    Ok(mapping)
-}
-
-/// Address space that nothing else is mapped in, around an aligned hole.
-struct Hole {
-    start: usize,
-    before: usize,
-    after: usize,
-    size: usize,
-}
-
-impl Hole {
-    fn new(size: usize) -> Option<Self> {
-        let (len, flags) = (size + HUGE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE);
-        // SAFETY: a fresh mapping, at an address that the kernel chooses.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return None;
-        }
-        let before = (start as usize).next_multiple_of(HUGE) - start as usize;
-        let hole = Hole { start: start as usize, before, after: HUGE - before, size };
-        hole.unmap(before, size);
-        Some(hole)
-    }
-
-    fn unmap(&self, offset: usize, len: usize) {
-        // SAFETY: this is part of what was mapped in `new`, each part is given back once, and nobody has a pointer into it.
-        unsafe { libc::munmap((self.start + offset) as *mut libc::c_void, len) };
-    }
-}
-
-impl Drop for Hole {
-    fn drop(&mut self) {
-        self.unmap(0, self.before);
-        self.unmap(self.before + self.size, self.after);
-    }
 }
 
 /// Gives every page back to the host; the guest reads zeroes afterwards, also where files were mapped. Used when a
@@ -232,24 +167,4 @@ fn read_file(region: &GuestRegionMmap, offset: u64, file: &File, at: u64, len: u
 fn advise(mapping: &vm_memory::MmapRegion<()>, advice: libc::c_int) {
     // SAFETY: the range is exactly one live mapping of ours, and none of the advice given here changes contents.
     unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ram_begins_where_huge_pages_can() {
-        // Sizes that the kernel itself gives no such address for, and something small between them.
-        let sizes = [127, 129, 33, 257, 511].map(|mib: u64| mib << 20);
-        let memories = sizes.map(|size| {
-            let memory = allocate(&[(GuestAddress(0), size)], Pages::Transparent).unwrap();
-            let between = MmapRegionBuilder::<()>::new(12288).with_mmap_prot(libc::PROT_READ);
-            (memory, between.with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE).build().unwrap())
-        });
-        for (memory, _) in &memories {
-            let region = memory.iter().next().unwrap();
-            assert_eq!(region.as_ptr() as usize % HUGE, 0, "{} MiB", region.size() >> 20);
-        }
-    }
 }

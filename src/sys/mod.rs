@@ -11,6 +11,7 @@ pub mod poll;
 pub mod process;
 pub mod program;
 pub mod random;
+pub mod ranges;
 pub mod release;
 pub mod scratch;
 pub mod signals;

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::frozen::PAGE;
+use super::ranges::append;
 
 /// Pages that are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl Pagemap {
             let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &mut scan) };
             let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
             let regions = regions.iter().take(count);
-            regions.for_each(|region| add(&mut found, region.start as usize..region.end as usize));
+            regions.for_each(|region| append(&mut found, region.start as usize..region.end as usize));
             at = scan.walked.max(at + PAGE as u64);
         }
         Ok(found)
@@ -86,19 +87,11 @@ impl Pagemap {
             for (address, entry) in (start..).step_by(PAGE).zip(entries.as_chunks::<8>().0) {
                 let entry = u64::from_ne_bytes(*entry);
                 if entry & (PRESENT | SWAPPED) != 0 && (pages == Pages::Used || entry & FILE == 0) {
-                    add(&mut found, address..address + PAGE);
+                    append(&mut found, address..address + PAGE);
                 }
             }
         }
         Ok(found)
-    }
-}
-
-/// Adds a range behind all others.
-fn add(ranges: &mut Vec<Range<usize>>, range: Range<usize>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == range.start => last.end = range.end,
-        _ => ranges.push(range),
     }
 }
 

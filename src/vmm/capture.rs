@@ -237,8 +237,10 @@ fn ram(memory: &Memory) -> u64 {
 }
 
 /// Makes the pause of a machine that is to run on shorter: a fork copies one entry for a huge page, 512 for small ones.
-pub(super) fn prepare(memory: &Memory) {
-    if let Err(error) = join_small_pages(memory) {
+pub(super) fn prepare(save: &Save, memory: &Memory) {
+    if !save.stop
+        && let Err(error) = join_small_pages(memory)
+    {
         log::debug!("the machine is to stand still for longer, with small pages: {error}");
     }
 }
@@ -251,8 +253,8 @@ fn write(
     outbox: &Outbox,
 ) -> Result<Value, Box<dyn std::error::Error>> {
     let plan = Plan::new(save, ram(memory))?;
-    if frozen.is_none() && !save.stop {
-        prepare(memory);
+    if frozen.is_none() {
+        prepare(save, memory);
     }
     let start = Instant::now();
     let (sender, captured) = mpsc::channel();

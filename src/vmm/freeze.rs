@@ -84,8 +84,8 @@ pub(super) fn freeze(
 ) {
     let work = move || {
         // Before all that waits for file systems has to wait for this as well.
-        if let Request::Save(_) = request {
-            capture::prepare(&memory);
+        if let Request::Save(save) = &request {
+            capture::prepare(save, &memory);
         }
         let frozen = match socket {
             Some(socket) => {

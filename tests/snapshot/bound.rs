@@ -112,13 +112,19 @@ fn opened_while_it_is_rewritten() {
     assert!(opened > 0 && memory(&path) == before);
 }
 
+/// A machine with a disk of 1 MiB, which counts.
+fn with_disk(world: &World) -> Running {
+    let disk = world.raw("disk", 1 << 20);
+    let source = counting(world, "source").memory("16M").disk(&disk, "").start();
+    address(&source);
+    source
+}
+
 #[test]
 fn files_that_are_none() {
     need!(host::kvm());
     let world = World::new();
-    let disk = world.raw("disk", 1 << 20);
-    let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
-    address(&source);
+    let _source = with_disk(&world);
     world.create("source", "one", &[]);
     let one = world.path("one");
     for name in ["bundle.json", "config.json", "state.json", "memory.index", "memory", "disk-0-0"] {
@@ -144,9 +150,7 @@ fn files_that_are_none() {
 fn a_disk_is_the_one_that_was_checked() {
     need!(host::kvm());
     let world = World::new();
-    let disk = world.raw("disk", 1 << 20);
-    let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
-    address(&source);
+    let _source = with_disk(&world);
     world.create("source", "one", &[]);
     world.create("source", "two", &[]);
     let (one, other) = (world.path("two"), world.path("other"));
@@ -181,9 +185,7 @@ fn a_disk_is_the_one_that_was_checked() {
 fn a_disk_that_only_the_configuration_knows() {
     need!(host::kvm());
     let world = World::new();
-    let disk = world.raw("disk", 1 << 20);
-    let source = counting(&world, "source").memory("16M").disk(&disk, "").start();
-    address(&source);
+    let source = with_disk(&world);
     world.create("source", "one", &["--stop"]);
     drop(source);
     let (one, victim) = (world.path("one"), world.raw("victim", 1 << 20));

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{BLOCK, COMPRESSED, Runs};
+use crate::sys::ranges::append;
 
 /// The clusters of a layer: 4 KiB, or 16 to 128 KiB in parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +27,8 @@ impl Form {
 
     /// The form in which these blocks of a disk of `size` bytes are smallest, as far as it can be told without their data.
     pub fn of(runs: &Runs, size: u64) -> Self {
-        let mut spans: Vec<Range<u64>> = Vec::new();
-        for (run, _) in runs {
-            match spans.last_mut() {
-                Some(last) if last.end == run.start => last.end = run.end,
-                _ => spans.push(run.clone()),
-            }
-        }
+        let mut spans = Vec::new();
+        runs.iter().for_each(|(run, _)| append(&mut spans, run.clone()));
         let forms = FORMS.into_iter().filter(|(form, _)| form.fits(size));
         let least = forms.min_by_key(|(form, packed)| form.cost(*packed, &spans, size));
         least.map_or(Form(PARTED), |(form, _)| form)

@@ -24,6 +24,7 @@ use super::map::{Chain, Piece};
 use super::serve::Source;
 use crate::memory::Memory;
 use crate::sys::frozen::PAGE;
+use crate::sys::ranges::append;
 use crate::sys::userfaultfd::Userfaultfd;
 
 /// Memory that is being filled. When this value is dropped, what is missing stays so.
@@ -169,13 +170,8 @@ fn chunks(chain: &Chain, memory: &Memory) -> Vec<Chunk> {
 
 /// Neighbouring chunks as ranges of addresses.
 fn joined(chunks: &[Chunk]) -> Vec<Range<usize>> {
-    let mut ranges: Vec<Range<usize>> = Vec::new();
-    for chunk in chunks {
-        match ranges.last_mut() {
-            Some(last) if last.end == chunk.address => last.end = chunk.end(),
-            _ => ranges.push(chunk.address..chunk.end()),
-        }
-    }
+    let mut ranges = Vec::new();
+    chunks.iter().for_each(|chunk| append(&mut ranges, chunk.address..chunk.end()));
     ranges
 }
 
