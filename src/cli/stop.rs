@@ -51,15 +51,16 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     let selection = if args.all { Selection::All } else { Selection::Names(&args.names) };
     let results = machines::each(common, selection, |machine| {
         let end = End::watch(machine);
-        match stop(machine, args) {
+        let forced = match stop(machine, args) {
             // A machine that ends by itself meanwhile does not answer any more, and that is what was wanted.
             Err(Error::Client(client::Error::Lost(_) | client::Error::Refused { status: 503, .. })) => {
-                wait(machine, TEARDOWN)
+                wait(machine, TEARDOWN).map(|()| false)
             }
-            Err(_) if machine.is_gone() => Ok(()),
+            Err(_) if machine.is_gone() => Ok(false),
             result => result,
         }?;
-        Ok(Stopped { forced: end.was_forced(), wanted: args.force })
+        let forced = if forced { Some(true) } else { end.was_forced() };
+        Ok(Stopped { forced, wanted: args.force })
     })?;
     machines::report(common, &results)
 }
@@ -112,7 +113,8 @@ impl End {
     }
 }
 
-fn stop(machine: &Machine, args: &Args) -> Result<(), Error> {
+/// Whether it is known to have been stopped by force.
+fn stop(machine: &Machine, args: &Args) -> Result<bool, Error> {
     match args.timeout.map(Duration::from_secs) {
         _ if args.force => force(machine),
         Some(time) => {
@@ -123,7 +125,7 @@ fn stop(machine: &Machine, args: &Args) -> Result<(), Error> {
                 pressed => {
                     pressed?;
                     if wait(machine, time).is_ok() {
-                        return Ok(());
+                        return Ok(false);
                     }
                 }
             }
@@ -132,8 +134,8 @@ fn stop(machine: &Machine, args: &Args) -> Result<(), Error> {
         None => {
             let description = ask(machine, "GET", "/vm", None)?;
             let grace = Duration::from_millis(description["stop_timeout_ms"].as_u64().unwrap_or(0));
-            act(machine, "Stop")?;
-            wait(machine, grace.saturating_add(TEARDOWN))
+            let stopped = act(machine, "Stop")?["stopped"] == true;
+            wait(machine, grace.saturating_add(TEARDOWN)).map(|()| stopped)
         }
     }
 }
@@ -152,16 +154,16 @@ pub fn by_force(name: &str, common: &Common) -> Result<bool, Failure> {
     }
 }
 
-/// Ends a machine at once.
-fn force(machine: &Machine) -> Result<(), Error> {
+/// Ends a machine at once; whether it is known that it did not end by itself before.
+fn force(machine: &Machine) -> Result<bool, Error> {
     let killed = act(machine, "Kill");
     let answers = !matches!(killed, Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })));
     // One that answers may yet hang in its end: nobody may read its standard error.
     if answers && wait(machine, TEARDOWN).is_ok() {
-        return Ok(());
+        return Ok(killed.is_ok_and(|answer| answer["stopped"] == true));
     }
     machine.kill().map_err(Error::Kill)?;
-    wait(machine, TEARDOWN)
+    wait(machine, TEARDOWN).map(|()| false)
 }
 
 /// Waits until the machine is gone.

@@ -322,7 +322,8 @@ impl Vmm {
             Request::Save(_) | Request::SaveDisk { .. } | Request::AwaitEnd => {}
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
-        (Ok(json!({ "state": self.state })), outcome)
+        // Whoever asks hears of its end here: another request, for the machine's end, may come later than this one.
+        (Ok(json!({ "state": self.state, "stopped": outcome.is_some() })), outcome)
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -60,6 +60,8 @@ pub fn run() -> Result {
         check("other cpus that took an interrupt", interrupts::count(IPI), others)?;
     }
     for (id, taken) in IDS.iter().zip(&TAKEN).take(arrived as usize) {
+        // Until it has counted the first, both may come in one sleep.
+        interrupts::spin(|| taken.load(Ordering::Acquire) >= 1);
         apic::command(id.load(Ordering::Relaxed), IPI.into());
         interrupts::spin(|| taken.load(Ordering::Acquire) >= 2);
         check("interrupts that one cpu took", taken.load(Ordering::Acquire), 2u32)?;
