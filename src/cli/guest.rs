@@ -13,8 +13,10 @@ use crate::sys::random;
 use crate::vmm::chain;
 use crate::vmm::snapshot::Restore;
 
+/// How long a guest that goes on may take to answer. Many may have started at once, and nobody is to meet one that is not yet somebody.
+const GOING_ON: Duration = Duration::from_secs(60);
 /// How long the agent may take to make the guest somebody, with the guest's own programs for that.
-const WORK: Duration = Duration::from_secs(30);
+const WORK: Duration = Duration::from_secs(60);
 /// How long a guest may take to find that it stood still, when it is to do so for a while.
 const PAUSED: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How wrong a guest's clock may be: it is not set for less.
@@ -106,10 +108,10 @@ impl News {
 
     fn try_tell(&self) -> Result<agent::Outcome, agent::Error> {
         // A guest that stands still answers when it goes on.
-        let patience = if self.paused { PAUSED } else { agent::PATIENCE };
+        let patience = if self.paused { PAUSED } else { GOING_ON };
         let mut client = match Client::connect(&self.socket, patience) {
             // The guest may have ended this connection with those that it had when it was saved.
-            Err(agent::Error::Lost(_)) => Client::connect(&self.socket, agent::PATIENCE),
+            Err(agent::Error::Lost(_)) => Client::connect(&self.socket, GOING_ON),
             client => client,
         }?;
         let mut identity = Identity {

@@ -178,7 +178,12 @@ fn snapshots_of_a_machine_share_the_users_disk_as_it_was() {
     assert_eq!(fs::metadata(&disk).expect("a disk").nlink(), 1);
     // What was merged since is another disk, if it is anything.
     let merged = before != contents();
-    let again = world.guest("again", BUSY).disk(&disk, "").stdin(Stdio::piped()).start();
+    // Another seed: it must not come to write what the disk had in it before.
+    let again = world
+        .guest("again", "blk until=typed seed=1000000 sectors=1")
+        .disk(&disk, "")
+        .stdin(Stdio::piped())
+        .start();
     again.says("blk: 2048 sectors");
     world.create("again", "s4", &["--base", &world.text("s3")]);
     assert_eq!(inode("s4") != inode("s3"), merged);
