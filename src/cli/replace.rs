@@ -13,8 +13,8 @@ use crate::options;
 #[derive(clap::Args)]
 pub struct Replacements {
     /// Another link for a network interface: the one with id=NAME, else the first for the first interface and so on;
-    /// mac=ADDRESS changes its address
-    #[arg(long, value_name = "user|tap=NAME[,OPTION]...")]
+    /// mac=ADDRESS changes its address. `none` alone takes the link of every interface down
+    #[arg(long, value_name = "user|tap=NAME[,OPTION]...|none")]
     net: Vec<net::Config>,
     /// Another disk in the place of the one that is called ID; the guest must find on it what it had there
     #[arg(long, value_name = "ID=PATH[,OPTION]...")]
@@ -98,11 +98,11 @@ impl Replacements {
         for Rename { old, new } in &self.rename {
             config.rename(old, &marks.fill(new)).map_err(Failure::usage)?;
         }
-        for (index, link) in self.net.iter().enumerate() {
-            let mut link = link.clone();
-            link.host_dev_name = link.host_dev_name.map(|name| marks.fill(&name));
-            config.replace_link(index, &link).map_err(Failure::usage)?;
+        let mut links = self.net.clone();
+        for name in links.iter_mut().filter_map(|link| link.host_dev_name.as_mut()) {
+            *name = marks.fill(name);
         }
+        config.replace_links(&links).map_err(Failure::usage)?;
         for Disk { id, disk } in &self.disk {
             let mut disk = disk.clone();
             marks.fill_path(&mut disk.path_on_host);

@@ -20,12 +20,6 @@ pub enum Error {
         /// Those that there are.
         known: String,
     },
-    /// An interface must have a link.
-    #[error("Network interface {name} needs a link: user or tap=NAME")]
-    NoLink {
-        /// The interface.
-        name: String,
-    },
     /// Nothing has this name.
     #[error("Nothing of the machine on the host is called `{name}`: it names {known}")]
     NoName {
@@ -42,19 +36,25 @@ fn known(names: impl Iterator<Item = String>) -> String {
 }
 
 impl VmConfig {
-    /// Gives an interface another link: the one that is named so, else the one at place `index`. Its name stays, and its
-    /// address if `link` has none.
-    pub fn replace_link(&mut self, index: usize, link: &net::Config) -> Result<(), Error> {
+    /// Gives interfaces other links: each the one that is named so, else the one at its place. Their names stay, and their
+    /// addresses where a link has none. A single link that leads nowhere is for all of them.
+    pub fn replace_links(&mut self, links: &[net::Config]) -> Result<(), Error> {
+        if let [nowhere] = links
+            && nowhere.is_none()
+        {
+            return (0..self.devices.net.len()).try_for_each(|index| self.replace_link(index, nowhere));
+        }
+        links.iter().enumerate().try_for_each(|(index, link)| self.replace_link(index, link))
+    }
+
+    fn replace_link(&mut self, index: usize, link: &net::Config) -> Result<(), Error> {
         let interfaces = &mut self.devices.net;
         let names: Vec<String> = interfaces.iter().enumerate().map(|(at, link)| link.name(at)).collect();
         let name = link.name(index);
         let place = names.iter().position(|known| *known == name);
         let place = place.or_else(|| Some(index).filter(|&at| link.iface_id.is_empty() && at < names.len()));
-        let (Some(place), false) = (place, link.is_none()) else {
-            return Err(match link.is_none() {
-                true => Error::NoLink { name },
-                false => Error::NoDevice { what: "network interface", name, known: known(names.into_iter()) },
-            });
+        let Some(place) = place else {
+            return Err(Error::NoDevice { what: "network interface", name, known: known(names.into_iter()) });
         };
         let interface = &mut interfaces[place];
         interface.host_dev_name = link.host_dev_name.clone();
@@ -162,10 +162,19 @@ mod tests {
         assert_eq!((second.guest_mac, &second.user), ("02:00:00:00:00:02".parse().ok(), &None));
         config.replace_link(1, &"user".parse().unwrap()).unwrap();
         assert!(config.devices.net[1].user.is_some());
+        let links =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<net::Config>>();
+        let mut other = config.clone();
+        other.replace_links(&links(&["tap=t3", "none"])).unwrap();
+        assert_eq!((other.devices.net[0].is_none(), other.devices.net[1].is_none()), (false, true));
+        other.replace_links(&links(&["none"])).unwrap();
+        assert!(other.devices.net.iter().all(net::Config::is_none));
+        assert_eq!(other.devices.net[0].guest_mac, config.devices.net[0].guest_mac);
+        other.devices.net.clear();
+        assert_eq!(other.replace_links(&links(&["none"])), Ok(()));
         for (index, link, message) in [
             (2, "user", "The machine has no network interface `eth2`: it has eth0, lan"),
             (0, "user,id=wan", "The machine has no network interface `wan`: it has eth0, lan"),
-            (0, "none", "Network interface eth0 needs a link: user or tap=NAME"),
         ] {
             let error = config.replace_link(index, &link.parse().unwrap()).unwrap_err();
             assert_eq!(error.to_string(), message);

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!            trait Link
-//!           ┌────┴─────┐
-//!          tap        user ── passt, a process that turns frames into sockets of the host
+//!           ┌────┴─────┬───────────┐
+//!          tap        user      unplugged: nowhere
 //!           │          │
-//!     /dev/net/tun   framed: frames on a stream socket
+//!     /dev/net/tun   framed: frames on a stream socket of passt, a process that turns them into sockets of the host
 //! ```
 
 mod framed;
@@ -15,6 +15,7 @@ mod resolver;
 pub mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unplugged;
 pub mod user;
 mod window;
 

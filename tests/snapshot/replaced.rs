@@ -15,6 +15,7 @@ use crate::need;
 /// Feature bits of a network device (virtio 1.2, 5.1.3).
 const CSUM: u64 = 1;
 const HOST_TSO4: u64 = 1 << 11;
+const STATUS: u64 = 1 << 16;
 
 /// A machine on a tap that says its address and agrees on `features`.
 fn on_tap(world: &World, tap: &str, features: u64, options: &[&str]) -> Running {
@@ -93,6 +94,32 @@ fn addresses_of_restored_machines_and_clones() {
     let tap = &world.inspect("other")["config"]["network-interfaces"][0]["host_dev_name"];
     assert_eq!(tap, "tap9");
     drop(other);
+}
+
+#[test]
+fn a_link_that_is_down_and_up_again() {
+    need!(host::kvm(), world::offered());
+    if !host::in_own_network("replaced::a_link_that_is_down_and_up_again") {
+        return;
+    }
+    let world = World::new();
+    let source = on_tap(&world, "tap0", STATUS | CSUM | HOST_TSO4, &[]);
+    let before = mac(&world, "source");
+    let line = said(&before);
+    source.says(&line);
+    world.create("source", "one", &["--stop"]);
+    source.finish();
+    // Whatever the guest uses, it goes on without a link, and hears of it.
+    let copy = world.restore_with("one", "copy", &["--net", "none"]);
+    copy.says(&line.replace('\n', ", down\n"));
+    world.create("copy", "two", &["--stop"]);
+    copy.finish();
+    world.restore_with("two", "again", &["--net", "tap=tap1"]).says(&line);
+    // Nothing has changed for this one.
+    let still = world.restore_with("two", "still", &[]);
+    assert_eq!(mac(&world, "still"), before);
+    world.does(&["stop", "--force", "still"]);
+    assert!(!still.finish().out.contains("mac:"));
 }
 
 #[test]

@@ -334,9 +334,7 @@ fn resumed(
     }
     config.boot_source.kernel_image_path = base.boot_source.kernel_image_path;
     config.boot_source.initrd_path = base.boot_source.initrd_path;
-    for (index, link) in own.devices.net.iter().enumerate() {
-        config.replace_link(index, link).map_err(Failure::usage)?;
-    }
+    config.replace_links(&own.devices.net).map_err(Failure::usage)?;
     publish(&mut config.devices.net, container.publish)?;
     config.console = own.console.unwrap_or_default();
     Ok(config)

@@ -53,7 +53,7 @@ struct Net {
     mac: Mac,
     /// The address that the configuration wants, whatever was saved.
     wanted: Option<Mac>,
-    /// The address is not the one that the driver has read.
+    /// The address or the state of the link is not the one that the driver has read.
     differs: bool,
     link: Box<dyn Link>,
     /// Largest packet in bytes that the driver is told to send.
@@ -62,7 +62,7 @@ struct Net {
     portable: bool,
     /// The driver has read `mtu`.
     mtu_known: bool,
-    /// The link is down for good.
+    /// The link is down for good: it failed, or leads nowhere.
     down: bool,
     /// MAC, status, number of queue pairs, MTU (`struct virtio_net_config`, 5.1.4).
     config: [u8; 12],

@@ -1,10 +1,12 @@
-//! Says the address of a network interface, for ever and whenever it changes (virtio 1.2, 5.1.4): `features=N` are
-//! agreed on besides.
+//! Says the address of a network interface, and whether its link is down, for ever and whenever they change (virtio 1.2,
+//! 5.1.4): `features=N` are agreed on besides.
 
 use crate::virtio::{CONFIG, CONFIG_GENERATION, Device, INTERRUPT_ACK, INTERRUPT_STATUS, NET};
 use crate::{Hex, Result, check, cmdline, print};
 
 const MAC: u64 = 1 << 5;
+const STATUS: u64 = 1 << 16;
+const LINK_UP: u8 = 1;
 const CONFIG_CHANGED: u32 = 2;
 
 pub fn run() -> Result {
@@ -14,9 +16,10 @@ pub fn run() -> Result {
     let (_receive, _transmit) = (device.queue(0, 16)?, device.queue(1, 16)?);
     device.go()?;
     print!("mac: features ", Hex(got & 0xff_ffff), "\n");
-    let mut known = [0; 6];
+    // The address, and the low byte of the status behind it.
+    let mut known = [0; 7];
     loop {
-        let mut now = [0; 6];
+        let mut now = [0; 7];
         let before = device.registers.read32(CONFIG_GENERATION);
         for (offset, byte) in (0..).zip(&mut now) {
             *byte = device.registers.read8(CONFIG + offset);
@@ -27,15 +30,16 @@ pub fn run() -> Result {
             continue;
         }
         let cause = device.registers.read32(INTERRUPT_STATUS);
-        if known != [0; 6] {
+        if known != [0; 7] {
             check("the device says that its configuration changed", cause & CONFIG_CHANGED, CONFIG_CHANGED)?;
         }
         device.registers.write32(INTERRUPT_ACK, cause);
         known = now;
         print!("mac:");
-        for byte in known {
-            print!(" ", Hex(byte.into()));
+        for byte in &known[..6] {
+            print!(" ", Hex((*byte).into()));
         }
-        print!("\n");
+        let down = got & STATUS != 0 && known[6] & LINK_UP == 0;
+        print!(if down { ", down" } else { "" }, "\n");
     }
 }

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::Net;
 use crate::devices::virtio::{self, Context, Error, VirtioDevice};
 use crate::net::tap::Tap;
+use crate::net::unplugged::Unplugged;
 use crate::net::user::{self, User};
 use crate::net::{Link, Mac};
 use crate::options::{self, Options};
 
-/// One network interface: to a tap, to the user's network, or none at all.
+/// One network interface: to a tap, to the user's network, or with its link down.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -43,7 +44,7 @@ impl Config {
         }
     }
 
-    /// Whether no interface is wanted. Such a configuration cannot be opened: who makes the machine leaves it out.
+    /// Whether it leads nowhere. A new machine needs no such interface; one that was saved with it keeps it, with its link down.
     pub fn is_none(&self) -> bool {
         self.host_dev_name.is_none() && self.user.is_none()
     }
@@ -108,10 +109,12 @@ impl virtio::Config for Config {
         let link: Box<dyn Link> = match (&self.host_dev_name, &self.user) {
             (Some(tap), None) => Box::new(Tap::open(tap).map_err(|error| fail(error.into()))?),
             (None, Some(user)) => Box::new(User::open(user).map_err(|error| fail(error.into()))?),
-            _ => return Err(fail("It needs either a tap (host_dev_name) or the user's network (user)".into())),
+            (None, None) => Box::new(Unplugged::new().map_err(|error| fail(error.into()))?),
+            _ => return Err(fail("It is on a tap (host_dev_name) or on the user's network (user), not on both".into())),
         };
         let mut net = Net::new(name, mac, link);
-        (net.wanted, net.portable) = (self.guest_mac, context.portable);
+        (net.wanted, net.portable, net.down) = (self.guest_mac, context.portable, self.is_none());
+        net.describe();
         Ok(Box::new(net))
     }
 }

@@ -16,15 +16,19 @@ struct State {
     /// Largest packet that the driver was told it may send, if it has asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mtu: Option<u16>,
+    /// The link was down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    down: bool,
 }
 
 impl Persist for Net {
     fn save(&self) -> Saved {
-        Saved::pack(KIND, VERSION, &State { mac: self.mac, mtu: self.mtu_known.then_some(self.mtu) })
+        let mtu = self.mtu_known.then_some(self.mtu);
+        Saved::pack(KIND, VERSION, &State { mac: self.mac, mtu, down: self.down })
     }
 
     fn load(&mut self, saved: &Saved) -> Result<(), snapshot::Error> {
-        let State { mac, mtu } = saved.unpack(KIND, VERSION)?;
+        let State { mac, mtu, down } = saved.unpack(KIND, VERSION)?;
         let here = self.link.mtu();
         if let Some(mtu) = mtu {
             if mtu > here {
@@ -37,7 +41,7 @@ impl Persist for Net {
             self.mtu = mtu;
         }
         self.mac = self.wanted.unwrap_or(mac);
-        self.differs = self.mac != mac;
+        self.differs = (self.mac, self.down) != (mac, down);
         self.describe();
         Ok(())
     }
