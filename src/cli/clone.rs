@@ -1,7 +1,9 @@
-//! `rvmm clone`: many new machines from one snapshot, or from one that runs.
+//! `rvmm clone`: many new machines from one snapshot, from one that runs, or from a warm image.
 //!
-//! The snapshot is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
+//! The source is opened and checked once. Then this process, which has one thread, forks for each machine: a child finds all
 //! in memory, opens KVM, and tells its parent through a pipe when it runs, or why not.
+
+mod source;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -18,15 +20,14 @@ use super::output::{Failure, complain, print, print_json};
 use super::progress::Bar;
 use super::replace::{Marks, Replacements};
 use super::restore::memory_mode;
-use super::{Common, background, exit, machines, snapshot, store};
+use super::{Common, background, exit};
 use crate::api::name::Name;
 use crate::config::VmConfig;
 use crate::console;
 use crate::memory::image::Mode;
 use crate::sys::host;
-use crate::sys::scratch::Scratch;
 use crate::vmm::chain;
-use crate::vmm::snapshot::Restore;
+use source::Source;
 
 /// Machines that are started at the same time.
 const AT_ONCE: usize = 8;
@@ -41,17 +42,18 @@ const LEAST_MIB: u64 = 1;
   rvmm snapshot create web snap1
   rvmm clone snap1 -n 10 --name worker
   rvmm clone snap1 -n 10 --net tap=tap%i --console file=%n.log
+  rvmm clone nginx:warm -n 1000              instances of an image that has memory (rvmm commit --warm)
   rvmm ps
   rvmm stop --all
 
-Clones run in the background and share memory and disks with the snapshot until they write. Each has a generation
+Clones run in the background and share memory and disks with the snapshot or image until they write. Each has a generation
 identifier of its own, so that its kernel makes other random numbers than the others, and new addresses for its network
 interfaces. Where rvmm-agent runs in the guest, it has set hostname (the machine's name), machine id, clock and these addresses
 and mixed in fresh random numbers before a clone counts as running. In --net, --disk, --rename and --console, %n stands for a
 machine's name and %i for its number.")]
 pub struct Args {
-    /// A snapshot, or a machine that runs, as `rvmm ps` names it
-    #[arg(value_name = "DIR|NAME")]
+    /// A snapshot, a machine that runs, as `rvmm ps` names it, or a warm image
+    #[arg(value_name = "DIR|NAME|IMAGE")]
     source: PathBuf,
     /// Where a snapshot that it stands on is now, if it is not where it was
     #[arg(long, value_name = "DIR")]
@@ -59,7 +61,7 @@ pub struct Args {
     /// How many machines
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// Begin of their names, which a number follows [default: the snapshot's name]
+    /// Begin of their names, which a number follows [default: the source's name]
     #[arg(long, value_name = "PREFIX")]
     name: Option<String>,
     #[command(flatten)]
@@ -108,25 +110,18 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         );
         return Err(Failure::usage(text));
     }
-    // It must live until all have opened what is in it.
-    let scratch = scratch(&args.source, common)?;
-    let snapshot = scratch.as_ref().map_or_else(|| args.source.clone(), between);
-    let restore =
-        Restore::open_on(&snapshot, args.memory_mode.clone(), &args.base).map_err(Failure::usage)?;
-    let prefix = match &args.name {
-        Some(name) => name.clone(),
-        None => args.source.file_name().map_or("clone".into(), |name| name.to_string_lossy().into_owned()),
-    };
+    let source = Source::open(&args, common)?;
+    let prefix = args.name.as_ref().unwrap_or(&source.prefix);
     let names = (1..=args.count).map(|number| Ok((number, format!("{prefix}-{number}").parse::<Name>()?)));
     let names = names.collect::<Result<Vec<_>, crate::api::name::Error>>().map_err(Failure::usage)?;
     // What none of them can have is said once.
     if let Some((number, name)) = names.first() {
-        configure(*number, name, &args, &restore)?;
+        configure(*number, name, &args, &source)?;
     }
     let start = Instant::now();
-    let Started { machines, left_undone, failed } = start_all(&names, &args, &restore, common);
+    let Started { machines, left_undone, failed } = start_all(&names, &args, &source, common);
     let elapsed = start.elapsed();
-    drop(scratch);
+    drop(source);
     // Most likely it is the same for all: it is said once.
     match &left_undone[..] {
         [] => {}
@@ -152,7 +147,7 @@ struct Started {
 }
 
 /// Starts the machines, some at a time. The failure of one is said and does not hurt the others.
-fn start_all(names: &[(u32, Name)], args: &Args, restore: &Restore, common: &Common) -> Started {
+fn start_all(names: &[(u32, Name)], args: &Args, source: &Source, common: &Common) -> Started {
     let mut all = Started::default();
     let bar = Bar::new(common);
     let mut under_way = VecDeque::new();
@@ -161,8 +156,7 @@ fn start_all(names: &[(u32, Name)], args: &Args, restore: &Restore, common: &Com
         while under_way.len() < AT_ONCE
             && let Some((number, name)) = waiting.next()
         {
-            let started =
-                background::start(|ready| live(*number, name.clone(), args, restore, ready, common));
+            let started = background::start(|ready| live(*number, name.clone(), args, source, ready, common));
             under_way.push_back((name, started));
         }
         let Some((name, started)) = under_way.pop_front() else { return all };
@@ -183,35 +177,15 @@ fn start_all(names: &[(u32, Name)], args: &Args, restore: &Restore, common: &Com
     }
 }
 
-/// Where the snapshot is that is only for the clones: they have all of it open when they run, and it goes.
-fn between(scratch: &Scratch) -> PathBuf {
-    scratch.path().join("snapshot")
-}
-
-/// Saves the machine that is to be cloned, which runs on, unless `source` is a snapshot.
-fn scratch(source: &Path, common: &Common) -> Result<Option<Scratch>, Failure> {
-    let name = source.to_str().and_then(|text| text.parse::<Name>().ok());
-    let Some(name) = name.filter(|_| !source.exists()) else { return Ok(None) };
-    if !machines::all(common)?.iter().any(|machine| machine.name == name.as_str()) {
-        let reason = format!("There is no snapshot `{name}` here, and no machine of that name runs");
-        return Err(Failure::usage(reason));
-    }
-    // The store is on a disk, and this user's.
-    let scratch = store::open(common)?.scratch().map_err(Failure::usage)?;
-    let target = between(&scratch);
-    snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
-    Ok(Some(scratch))
-}
-
-/// What is to be made of the snapshot for one machine.
-fn configure(number: u32, name: &Name, args: &Args, restore: &Restore) -> Result<VmConfig, Failure> {
-    let mut config = restore.config().clone();
+/// What is to be made of the source for one machine.
+fn configure(number: u32, name: &Name, args: &Args, source: &Source) -> Result<VmConfig, Failure> {
+    let mut config = source.config.clone();
     let number = number.to_string();
     let marks = Marks(&[("%n", name.as_str()), ("%i", &number)]);
     config.console = marks.console(&args.console);
     args.replacements.apply(&mut config, &marks)?;
     // Each has a channel of its own, unless it got one.
-    for (vsock, saved) in config.devices.vsock.iter_mut().zip(&restore.config().devices.vsock) {
+    for (vsock, saved) in config.devices.vsock.iter_mut().zip(&source.config.devices.vsock) {
         vsock.uds_path = vsock.uds_path.take().filter(|path| Some(path) != saved.uds_path.as_ref());
     }
     Ok(config)
@@ -222,22 +196,22 @@ fn live(
     number: u32,
     name: Name,
     args: &Args,
-    restore: &Restore,
+    source: &Source,
     ready: Ready,
     common: &Common,
 ) -> Result<u8, Failure> {
-    let config = configure(number, &name, args, restore)?;
-    let (entered, _lease) = StandsOn::of(restore, &config, common).map(StandsOn::enter).unzip();
+    let config = configure(number, &name, args, source)?;
+    let (entered, _lease) = source.stands_on(&config, common).map(StandsOn::enter).unzip();
     let life = Life {
         name: Some(name),
         grace: Duration::from_secs(10),
         paused: args.paused,
         // The others find it read. The snapshot of a machine that runs is new in the cache, and is removed.
-        ahead: number == 1 && args.source.exists(),
+        ahead: number == 1 && source.stays,
         another: true,
         entered,
         ready: Some(ready),
         ..Life::default()
     };
-    life.live(config, Some(restore), common)
+    life.live(config, Some(&source.restore), common)
 }

@@ -234,3 +234,37 @@ fn damage_to_any_layer_of_a_snapshot_is_found() {
         }
     }
 }
+
+#[test]
+fn a_warm_image_has_as_many_instances_as_one_likes() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let console = format!("file={}", world.text("%n.log"));
+    let run =
+        ["run", "-d", "bare:1", "--name", "web", "--net", "none", "--cmdline", "test=counter every=500"];
+    let log = format!("file={}", world.text("web.log"));
+    world.does(&[&run[..], &["--console", &log]].concat());
+    world.has_said("web", "\ncounter ");
+    world.does(&["commit", "web", "team/bare:warm", "--warm"]);
+    world.does(&["rm", "-f", "web"]);
+    let told = world.json(&["clone", "team/bare:warm", "-n", "3", "--net", "none", "--console", &console]);
+    assert_eq!(told["machines"].as_array().map(Vec::len), Some(3), "{told}");
+    // What they stand on stays while one of them runs.
+    world.refuses(&["rmi", "team/bare:warm"], &["uses it"]);
+    world.does(&["rmi", "-f", "team/bare:warm", "bare:1"]);
+    world.does(&["gc"]);
+    for name in ["bare-1", "bare-2", "bare-3"] {
+        world.has_said(name, "\ncounter ");
+        let log = fs::read_to_string(world.path(&format!("{name}.log"))).expect("a log");
+        assert!(!log.contains("counter at"), "it does not boot again: {log}");
+    }
+    world.does(&["commit", "bare-2", "bare:2"]);
+    assert_eq!(world.json(&["history", "bare:2"]).as_array().map(Vec::len), Some(3));
+    world.does(&["stop", "--all", "--force"]);
+    world.refuses(&["clone", "bare:2"], &["bare:2", "no memory", "rvmm run", "--warm"]);
+    world.refuses(&["clone", "bare:3"], &["no snapshot `bare:3`", "did you mean `bare:2`"]);
+    // It was kept as what the version stands on.
+    world.does(&["rmi", "bare:2"]);
+    assert_eq!(fs::read_dir(world.path("store/warm")).expect("bundles").count(), 0);
+}

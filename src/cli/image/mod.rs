@@ -9,11 +9,12 @@ pub mod habits;
 pub mod import;
 pub mod keep;
 pub mod list;
-mod machine;
+pub mod machine;
 pub mod run;
 pub mod stands_on;
 pub mod start;
 pub mod tag;
+pub mod warm;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};

@@ -10,6 +10,7 @@ use super::habits::{check_volume, variable, variables};
 use super::machine::{Overrides, Runnable, Volume, document};
 use super::stands_on::StandsOn;
 use super::start::runs;
+use super::warm;
 use crate::api::name::Name;
 use crate::cli::boot_timer::BootTimer;
 use crate::cli::life::{Life, Ready};
@@ -19,6 +20,7 @@ use crate::config::VmConfig;
 use crate::console;
 use crate::devices::virtio::{block, net};
 use crate::image::{Descriptor, Digest, InstanceLock, Record, Store, rfc3339};
+use crate::memory::image::Mode;
 use crate::net::publish::Publish;
 use crate::vmm::snapshot::Restore;
 
@@ -128,19 +130,14 @@ impl Prepared {
     /// Lives until the machine ends. A lease keeps what it uses.
     pub fn live(self, ready: Option<Ready>, common: &Common) -> Result<u8, Failure> {
         let mut lease = self.store.lease().map_err(Failure::refused)?;
-        for digest in std::iter::once(&self.image.digest).chain(&self.kernel) {
+        let mut stands_on = StandsOn::new(&self.store, self.image, self.kernel);
+        for digest in stands_on.held() {
             let is_there = lease.hold(digest).map_err(Failure::refused)?;
             if !is_there {
                 return Err(Failure::usage("The image was removed meanwhile"));
             }
         }
-        let stands_on = StandsOn {
-            store: self.store.path().into(),
-            image: self.image,
-            covered: 0,
-            kept: self.kept,
-            lease: Some(lease.path().into()),
-        };
+        (stands_on.kept, stands_on.lease) = (self.kept, Some(lease.path().into()));
         let log = match self.kept {
             true => Some(self.store.instances_path().map_err(Failure::refused)?.join(self.name.as_str())),
             false => None,
@@ -205,15 +202,13 @@ pub fn launch(
     let runnable = Runnable::open(store, &image, machine.kernel.as_ref())?;
     let keep = machine.name.is_some() && !container.rm;
     let name = machine.name.take().unwrap_or_else(Name::random);
-    let warm =
-        if container.cold { None } else { store.open_warm(&image, store::LIMIT).map_err(Failure::usage)? };
-    let warm = warm.map(|bundle| Restore::open(&bundle)).transpose().map_err(Failure::usage)?;
+    let saved = if container.cold { None } else { warm::open(store, &image, Mode::default())? };
     let overlay = store.instances_path().map_err(Failure::refused)?;
     let overlay = if keep { overlay.join(name.as_str()) } else { overlay };
     let base = runnable.machine(&overlay, keep);
     let (grace, detach) = (Duration::from_secs(machine.stop_timeout), container.detach);
-    let mut config = match &warm {
-        Some(warm) => resumed(warm, base, container, machine)?,
+    let mut config = match &saved {
+        Some(saved) => resumed(saved, base, container, machine)?,
         None => booted(&runnable, base, container, machine, &name)?,
     };
     // It may be started from elsewhere.
@@ -225,7 +220,7 @@ pub fn launch(
         image,
         kernel: runnable.kernel,
         config,
-        warm,
+        warm: saved,
         name,
         kept: keep,
         lock,
@@ -309,9 +304,9 @@ impl Container {
     }
 }
 
-/// The machine that was committed, as its guest sees it; disk, kernel and links are those that it gets here.
+/// What goes on from a warm image, with the links, ports and console that are asked for.
 fn resumed(
-    warm: &Restore,
+    saved: &Restore,
     base: VmConfig,
     container: Container,
     own: run::Args,
@@ -321,19 +316,7 @@ fn resumed(
             "A warm image goes on with the machine as it was: a command, variables, disks, CPUs and memory need --cold",
         ));
     }
-    let mut config = warm.config().as_guest_sees();
-    let drives = &mut config.devices.block;
-    if drives.len() != base.devices.block.len() {
-        return Err(Failure::usage(
-            "The machine that was committed had disks that are not in the image: boot it with --cold",
-        ));
-    }
-    for (drive, disk) in drives.iter_mut().zip(base.devices.block) {
-        let (serial, cache_type) = (drive.serial.take(), drive.cache_type);
-        *drive = block::Config { serial, cache_type, source: block::Source::Replacement, ..disk };
-    }
-    config.boot_source.kernel_image_path = base.boot_source.kernel_image_path;
-    config.boot_source.initrd_path = base.boot_source.initrd_path;
+    let mut config = warm::machine(saved, base)?;
     config.replace_links(&own.devices.net).map_err(Failure::usage)?;
     publish(&mut config.devices.net, container.publish)?;
     config.console = own.console.unwrap_or_default();

@@ -15,7 +15,7 @@ use crate::cli::output::Failure;
 use crate::cli::{Common, store};
 use crate::config::VmConfig;
 use crate::devices::virtio::block::Source;
-use crate::image::{Descriptor, Error, Lease, Store};
+use crate::image::{Descriptor, Digest, Error, Lease, Store};
 use crate::vmm::snapshot::{NOTE, Restore};
 
 /// What a running machine stands on.
@@ -25,6 +25,9 @@ pub struct StandsOn {
     pub store: PathBuf,
     /// The image.
     pub image: Descriptor,
+    /// The kernel of another image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Digest>,
     /// How many of the overlays over the layers that the machine has are part of the image. Fewer than there are is no harm.
     pub covered: usize,
     /// The overlays are those of an instance.
@@ -34,6 +37,11 @@ pub struct StandsOn {
 }
 
 impl StandsOn {
+    /// A machine that is new, over an image.
+    pub fn new(store: &Store, image: Descriptor, kernel: Option<Digest>) -> Self {
+        StandsOn { store: store.path().into(), image, kernel, covered: 0, kept: false, lease: None }
+    }
+
     /// Says it in the machine's own directory.
     pub fn write(&self, directory: &Path) -> Result<(), Failure> {
         let failed =
@@ -81,8 +89,13 @@ impl StandsOn {
 
     fn hold(&self) -> Result<Lease, Error> {
         let mut lease = Store::open(&self.store)?.lease()?;
-        lease.hold(&self.image.digest)?;
+        self.held().try_for_each(|digest| lease.hold(digest).map(drop))?;
         Ok(lease)
+    }
+
+    /// The images that must stay.
+    pub fn held(&self) -> impl Iterator<Item = &Digest> {
+        std::iter::once(&self.image.digest).chain(&self.kernel)
     }
 }
 
