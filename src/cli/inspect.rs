@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::image::ended::Ended;
 use super::image::list::describe;
 use super::image::stands_on::StandsOn;
 use super::image::start::damaged;
@@ -58,8 +59,9 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
 fn stopped(name: &str, common: &Common) -> Result<Option<Result<Value, String>>, Failure> {
     let Some(store) = store::existing(common)? else { return Ok(None) };
     let told = |found: Instance| {
+        let ended = Ended::read(found.path());
         let Record { image, created, machine, .. } = found.record;
-        json!({ "name": name, "state": "Stopped", "image": image.digest, "created": created, "config": machine })
+        json!({ "name": name, "state": "Stopped", "image": image.digest, "created": created, "ended": ended, "config": machine })
     };
     let found = store.instance(name).map(|found| found.map(told)).map_err(|error| damaged(name, &error));
     Ok(found.transpose())

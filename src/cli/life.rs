@@ -9,6 +9,7 @@ use log::warn;
 
 use super::boot_timer::BootTimer;
 use super::guest::News;
+use super::image::ended::Ended;
 use super::output::{Failure, complain};
 use super::{Common, exit, identity, machines};
 use crate::api::name::Name;
@@ -37,7 +38,7 @@ pub struct Life {
     pub ahead: bool,
     /// It was saved and does not go on as itself, but as another machine.
     pub another: bool,
-    /// Where the log of its console is kept, if that is not the machine's own directory.
+    /// Where the log of its console is kept, and how it ended, if not in the machine's own directory only.
     pub log: Option<PathBuf>,
     /// Where its milestones are written.
     pub boot_timer: Option<BootTimer>,
@@ -69,6 +70,8 @@ impl Life {
             config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());
         }
         let _addresses = identity::decide(&mut config, restore, self.another)?;
+        let kept = self.log.clone();
+        kept.iter().for_each(|kept| Ended::forget(kept));
         let environment = Environment {
             kernel_cache: cache_directory(),
             // Before any thread starts, so that every thread inherits the mask.
@@ -83,6 +86,7 @@ impl Life {
         let outcome = self.run(config, restore, environment, entry.as_ref());
         terminal::restore();
         let outcome = outcome?;
+        kept.iter().for_each(|kept| Ended::note(kept, &outcome));
         report(&outcome, entry.as_ref().map(Entry::name), common.json);
         Ok(exit::status(&outcome))
     }

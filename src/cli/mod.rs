@@ -32,6 +32,7 @@ mod stop;
 mod store;
 mod table;
 mod usage;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -105,6 +106,8 @@ enum Command {
     Ps(ps::Args),
     /// Stop machines: with the power button, by force if that does not help
     Stop(stop::Args),
+    /// Wait until machines have ended, and print their exit statuses
+    Wait(wait::Args),
     /// Stop the vCPUs of machines; they keep everything and go on with `resume`
     Pause(pause::Pause),
     /// Let paused machines go on
@@ -195,6 +198,7 @@ pub fn main() -> ExitCode {
         Some(Command::Checkout(args)) => args.run(&common),
         Some(Command::Ps(args)) => ps::run(&args, &common),
         Some(Command::Stop(args)) => stop::run(&args, &common),
+        Some(Command::Wait(args)) => wait::run(&args, &common),
         Some(Command::Pause(args)) => args.run(&common),
         Some(Command::Resume(args)) => args.run(&common),
         Some(Command::Inspect(args)) => inspect::run(&args, &common),

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::image::ended::Ended;
 use super::image::stands_on::StandsOn;
 use super::image::start::damaged;
 use super::output::{Failure, complain, print, print_json};
@@ -25,7 +26,7 @@ States:
   stalled     it paused itself, `rvmm inspect` says why: put that right, then `rvmm resume`
   starting    it is being made, or just ends
   silent      its process does not answer: `rvmm stop --force` ends it
-  stopped     it has a name and was made of an image: `rvmm start` starts it again
+  stopped     it has a name and was made of an image: `rvmm start` starts it again. The number is its exit status
   damaged     what is known of it cannot be read: `rvmm rm -f` removes it")]
 pub struct Args {
     /// Show named machines of images that do not run, too
@@ -48,6 +49,9 @@ struct Line {
     /// A name of the image that it runs, or the image's digest.
     image: Option<String>,
     kernel: Option<String>,
+    /// How it ended, if it does not run and that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<Ended>,
     /// Why it is damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -126,9 +130,10 @@ impl Line {
     fn stopped(name: &str, found: Result<Instance, image::Error>) -> Self {
         let state = if found.is_ok() { "Stopped" } else { "Damaged" };
         match found {
-            Ok(Instance { record, .. }) => Line {
-                image: Some(record.image.digest.to_string()),
-                ..Self::described(name, state, &record.machine)
+            Ok(instance) => Line {
+                image: Some(instance.record.image.digest.to_string()),
+                ended: Ended::read(instance.path()),
+                ..Self::described(name, state, &instance.record.machine)
             },
             Err(error) => {
                 Line { error: Some(damaged(name, &error)), ..Self::described(name, state, &Value::Null) }
@@ -147,6 +152,7 @@ impl Line {
             uptime_ms: None,
             image: None,
             kernel: config["boot-source"]["kernel_image_path"].as_str().map(String::from),
+            ended: None,
             error: None,
         }
     }
@@ -172,7 +178,10 @@ impl Line {
         let number = |number: Option<u64>| number.map_or("-".into(), |number| number.to_string());
         [
             self.name.clone(),
-            self.state.to_lowercase(),
+            match &self.ended {
+                Some(ended) => format!("{} ({})", self.state.to_lowercase(), ended.status),
+                None => self.state.to_lowercase(),
+            },
             number(self.pid),
             number(self.vcpu_count),
             self.mem_size_mib.map_or("-".into(), memory),

@@ -52,7 +52,7 @@ fn stray(command: &clap::Command, matches: &ArgMatches) -> Option<String> {
 }
 
 /// What QEMU, Firecracker and container engines call what has another name here.
-const ELSEWHERE: [(&str, &str); 13] = [
+const ELSEWHERE: [(&str, &str); 16] = [
     ("-kernel", "--kernel FILE"),
     ("-initrd", "--initrd FILE"),
     ("-append", "--cmdline STRING"),
@@ -66,6 +66,9 @@ const ELSEWHERE: [(&str, &str); 13] = [
     ("kill", "stop --force NAME"),
     ("unpause", "resume NAME"),
     ("ls", "ps"),
+    ("prune", "gc"),
+    ("info", "doctor"),
+    ("version", "--version"),
 ];
 
 /// The word that is wrong, as clap tells it.

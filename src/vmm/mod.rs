@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use log::{info, warn};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::config::VmConfig;
@@ -53,7 +53,7 @@ use workers::{Subscriber, Wake};
 use writers::Writers;
 
 /// How a machine ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "cause", content = "detail")]
 pub enum Outcome {
     /// The guest switched itself off, perhaps with the exit status of its command.

@@ -1,7 +1,8 @@
 //! Machines that run images: how they come, share, stay and go.
 
 use std::fs;
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -35,6 +36,57 @@ fn an_image_runs_and_leaves_nothing() {
         world.says(&["run", "bare:1", "--net", "none", "--cmdline", "test=exit end=panic"]).status,
         127
     );
+}
+
+#[test]
+fn the_end_of_a_machine_is_waited_for_and_known() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let start = |name: &str, test: &str, options: &[&str]| {
+        let test = format!("test={test}");
+        let run = ["run", "-d", "bare:1", "--name", name, "--net", "none", "--cmdline", &test];
+        world.does(&[&run[..], options].concat());
+    };
+    start("job", "exit end=panic", &[]);
+    assert_eq!(world.does(&["wait", "job"]), "127");
+    // It has ended before it was asked.
+    assert_eq!(world.does(&["wait", "job"]), "127");
+    assert!(world.does(&["ps", "-a"]).contains("stopped (127)"));
+    let told = world.json(&["ps", "-a"])[0]["ended"].clone();
+    assert_eq!((&told["status"], &told["cause"]), (&127.into(), &"panic".into()));
+    assert_eq!(world.json(&["inspect", "job"])[0]["ended"], told);
+
+    // Two that run, one of which nobody keeps.
+    start("web", "hello end=hlt", &[]);
+    start("gone", "hello end=hlt", &["--rm"]);
+    let waits = world.command(&["wait", "web", "gone", "job", "--json"]).stdout(Stdio::piped()).spawn();
+    let mut waits = waits.expect("rvmm");
+    // It has asked both.
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", waits.id())).expect("a process").flatten();
+    let is_socket =
+        |path: PathBuf| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    let sockets = || descriptors().filter(|entry| is_socket(entry.path())).count();
+    assert!(eventually(|| sockets() == 2));
+    assert!(waits.try_wait().expect("a process").is_none(), "both run");
+    world.does(&["stop", "--force", "web"]);
+    assert!(waits.try_wait().expect("a process").is_none(), "one runs");
+    world.does(&["stop", "--force", "gone"]);
+    let output = waits.wait_with_output().expect("rvmm");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let of = |index: usize| (told[index]["name"].clone(), told[index]["status"].clone());
+    assert_eq!(
+        [of(0), of(1), of(2)],
+        [("web".into(), 130.into()), ("gone".into(), 130.into()), ("job".into(), 127.into())]
+    );
+    world.refuses(&["wait", "gone"], &["no machine `gone`"]);
+
+    // What was known is not said of the next time.
+    world.does(&["start", "web"]);
+    let pid = world.json(&["ps"])[0]["pid"].as_u64().expect("a process").to_string();
+    assert!(Command::new("kill").args(["-9", &pid]).status().expect("kill").success());
+    world.refuses(&["wait", "web"], &["Nobody knows how `web` ended"]);
+    assert_eq!(world.json(&["ps", "-a"])[1]["ended"], Value::Null);
 }
 
 #[test]

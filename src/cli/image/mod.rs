@@ -3,6 +3,7 @@
 pub mod checkout;
 pub mod commit;
 pub mod diff;
+pub mod ended;
 pub mod export;
 pub mod files;
 pub mod habits;
