@@ -26,6 +26,11 @@ impl Files {
         fs::write(self.path(name), content).expect("a file");
         self.path(name)
     }
+
+    fn pipe(&self, name: &str) -> PathBuf {
+        host::run("mkfifo", &[&self.path(name).to_string_lossy()]);
+        self.path(name)
+    }
 }
 
 fn boot(kernel: &Path) -> Ended {
@@ -247,6 +252,19 @@ fn consoles() {
     with(&["--console", "socket=/nonexistent/console"]).refused(&["/nonexistent/console"]);
     let plain = files.file("plain", "");
     with(&["--console", &format!("socket={}", plain.display())]).refused(&["plain"]);
+    let pipe = files.pipe("pipe");
+    with(&["--console", &format!("file={}", pipe.display())]).refused(&["pipe", "nobody reads"]);
+}
+
+#[test]
+fn pipes_that_nobody_uses() {
+    need!(host::kvm());
+    let files = Files::new();
+    let pipe = files.pipe("pipe").display().to_string();
+    with(&["--disk", &pipe]).refused(&["is a pipe"]);
+    with(&["--initrd", &pipe]).refused(&["not a regular file"]);
+    let ended = guest("rng").option("--rng", &pipe).run();
+    assert!(ended.passed("rng").err.contains("has no random bytes"), "{ended}");
 }
 
 #[test]
