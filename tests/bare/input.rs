@@ -211,7 +211,10 @@ fn cpus_and_memory() {
     with(&["--memory", "lots"]).refused(&["lots", "512M"]);
     with(&["--memory", "512K"]).refused(&["512M"]);
     with(&["--memory", "1M"]).refused(&["does not fit", "at least 2 MiB"]);
-    with(&["--memory", "4000000G"]).refused(&["Cannot map", "guest memory"]);
+    with(&["--memory", "64T"]).refused(&["1M to 8T"]);
+    // More than a process may have.
+    let limited = Machine::rvmm().soft_limit(libc::RLIMIT_AS, 1 << 30).option("--kernel", kernel());
+    limited.option("--net", "none").memory("8T").run().refused(&["Cannot map 8388608 MiB", "guest memory"]);
     with(&["--memory", "99999999999999999999G"]).refused(&["512M"]);
     with(&["--cpu-mask", "ax512f"]).refused(&["ax512f", "avx512f"]);
     // More than any machine that this runs on has.
@@ -286,7 +289,9 @@ fn configuration_files() {
     whole(r#""machine-config": {"vcpu_cont": 1}"#).refused(&["vcpu_cont", "vcpu_count"]);
     whole(r#""machine-config": {"vcpu_count": "two"}"#).refused(&["two", "line 1"]);
     whole(r#""machine-config": {"vcpu_count": 0}"#).refused(&["not 0"]);
-    whole(r#""machine-config": {"mem_size_mib": 0}"#).refused(&["memory"]);
+    whole(r#""machine-config": {"mem_size_mib": 0}"#).refused(&["1M to 8T of memory", "not 0M"]);
+    let most = u64::MAX;
+    whole(&format!(r#""machine-config": {{"mem_size_mib": {most}}}"#)).refused(&["1M to 8T of memory"]);
     whole(r#""drives": [{"path_on_host": "/nonexistent"}]"#).refused(&["/nonexistent"]);
     whole(r#""drives": [{"drive_id": "a"}]"#).refused(&["path_on_host"]);
     whole(r#""network-interfaces": [{"iface_id": "a", "host_dev_nam": "x"}]"#).refused(&["host_dev_nam"]);
