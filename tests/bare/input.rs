@@ -293,6 +293,8 @@ fn configuration_files() {
     let most = u64::MAX;
     whole(&format!(r#""machine-config": {{"mem_size_mib": {most}}}"#)).refused(&["1M to 8T of memory"]);
     whole(r#""drives": [{"path_on_host": "/nonexistent"}]"#).refused(&["/nonexistent"]);
+    whole(r#""console": {"socket": ""}"#).refused(&["needs a path"]);
+    whole(r#""vsock": {"uds_path": ""}"#).refused(&["needs a path"]);
     whole(r#""drives": [{"drive_id": "a"}]"#).refused(&["path_on_host"]);
     whole(r#""network-interfaces": [{"iface_id": "a", "host_dev_nam": "x"}]"#).refused(&["host_dev_nam"]);
 }
@@ -391,6 +393,14 @@ fn more_devices_than_fit() {
     let disks: Vec<_> = (0..30).map(|n| files.file(&format!("disk{n}"), [0; 512])).collect();
     let machine = Machine::rvmm().option("--kernel", kernel()).option("--net", "none");
     disks.iter().fold(machine, |machine, disk| machine.disk(disk, "")).run().refused(&["devices"]);
+}
+
+#[test]
+fn a_runtime_directory_with_a_long_path() {
+    need!(host::kvm());
+    let files = Files::new();
+    let long = files.path(&"x".repeat(120)).to_string_lossy().into_owned();
+    with(&["--runtime-dir", &long]).refused(&["api.sock", "at most 107 bytes"]);
 }
 
 #[test]
