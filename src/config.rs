@@ -71,6 +71,12 @@ pub enum Error {
         /// The known key that looks most like it.
         nearest: &'static str,
     },
+    /// No memory, or more than KVM takes.
+    #[error("A machine can have 1M to 8T of memory, not {mib}M")]
+    Memory {
+        /// How much was asked for, in MiB.
+        mib: u64,
+    },
     /// Two disks that could not be told apart.
     #[error("Two disks are called {name}: give one of them another name with id=NAME")]
     SameName {
@@ -124,6 +130,10 @@ impl VmConfig {
 
     /// Checks of a new machine what cannot be seen from one value alone.
     pub fn check(&self) -> Result<(), Error> {
+        let mib = self.machine_config.mem_size_mib;
+        if !(1..=MAX_MEMORY_MIB).contains(&mib) {
+            return Err(Error::Memory { mib });
+        }
         let mut names = HashSet::new();
         for (index, disk) in self.devices.block.iter().enumerate() {
             let name = disk.name(index);
@@ -156,6 +166,9 @@ pub struct BootSource {
     #[serde(default)]
     pub boot_args: String,
 }
+
+/// The most RAM in MiB: KVM takes no more in one piece (KVM_MEM_MAX_NR_PAGES).
+pub const MAX_MEMORY_MIB: u64 = 8 << 20;
 
 /// CPUs and memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use super::name::Name;
 use crate::sys::file::is_at;
-use crate::sys::user;
+use crate::sys::{socket, user};
 
 /// How often a lock is asked for while its machine's process is there before the name counts as taken, how often in all, and
 /// the time between. Whoever only looks whether a machine lives holds a free lock for a moment, too.
@@ -247,7 +247,8 @@ impl Entry {
     /// When the host refuses, for example because the path is too long.
     pub fn listen(&self) -> Result<UnixListener, Error> {
         let path = self.path.join("api.sock");
-        UnixListener::bind(&path).map_err(host("listen at", &path))
+        let listener = socket::check_path(&path).and_then(|()| UnixListener::bind(&path));
+        listener.map_err(host("listen at", &path))
     }
 }
 

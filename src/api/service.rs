@@ -211,16 +211,16 @@ impl Service {
         Ok(Response::done())
     }
 
+    /// Our own actions are answered with what came of them, Firecracker's as it answers them.
     fn act(&self, body: &[u8]) -> Result<Response, Response> {
-        self.ask(match parse::<Actions>(body)?.action_type {
-            ActionType::SendCtrlAltDel | ActionType::PowerButton => Request::PowerButton,
-            ActionType::Stop => Request::Stop { force: false },
-            ActionType::Kill => Request::Stop { force: true },
-            ActionType::InstanceStart => {
-                return Err(Response::fault(409, "The machine runs since its start"));
+        match parse::<Actions>(body)?.action_type {
+            ActionType::SendCtrlAltDel | ActionType::PowerButton => {
+                self.ask(Request::PowerButton).map(|_| Response::done())
             }
-        })?;
-        Ok(Response::done())
+            ActionType::Stop => self.ask(Request::Stop { force: false }).map(Response::ok),
+            ActionType::Kill => self.ask(Request::Stop { force: true }).map(Response::ok),
+            ActionType::InstanceStart => Err(Response::fault(409, "The machine runs since its start")),
+        }
     }
 }
 
@@ -293,15 +293,15 @@ pub(super) mod tests {
     #[test]
     fn passes_requests_on() {
         let (service, asked) = service();
-        for (method, path, body) in [
-            ("PATCH", "/vm", r#"{"state":"Paused"}"#),
-            ("PATCH", "/vm", r#"{"state":"Resumed"}"#),
-            ("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
-            ("PUT", "/actions", r#"{"action_type":"PowerButton"}"#),
-            ("PUT", "/actions", r#"{"action_type":"Stop"}"#),
-            ("PUT", "/actions", r#"{"action_type":"Kill"}"#),
+        for (expected, method, path, body) in [
+            (204, "PATCH", "/vm", r#"{"state":"Paused"}"#),
+            (204, "PATCH", "/vm", r#"{"state":"Resumed"}"#),
+            (204, "PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+            (204, "PUT", "/actions", r#"{"action_type":"PowerButton"}"#),
+            (200, "PUT", "/actions", r#"{"action_type":"Stop"}"#),
+            (200, "PUT", "/actions", r#"{"action_type":"Kill"}"#),
         ] {
-            assert_eq!(status(&service, method, path, body), 204, "{body}");
+            assert_eq!(status(&service, method, path, body), expected, "{body}");
         }
         let stop = |force| Request::Stop { force };
         use Request::{Pause, PowerButton, Resume};

@@ -1,22 +1,41 @@
 //! The log: lines with a time, on standard error or in a file.
 
+mod limit;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde_json::json;
 
-use log::{LevelFilter, Log, Metadata, Record};
-
 use crate::options;
+use limit::Limit;
 
 struct Logger {
     /// Standard error, as it is at the time, if there is none: a machine that goes to the background lets go of it.
     file: Option<Mutex<File>>,
     json: bool,
     start: Instant,
+    limit: Mutex<Limit>,
+}
+
+impl Logger {
+    /// What a record says, if it may; whoever wants to debug gets everything.
+    fn message(&self, record: &Record) -> Option<String> {
+        let text = record.args().to_string();
+        if record.level() > Level::Info {
+            return Some(text);
+        }
+        let place = (record.file_static(), record.line());
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(match limit.admit(place, Instant::now())? {
+            0 => text,
+            left_out => format!("{text} (and {left_out} like it before)"),
+        })
+    }
 }
 
 /// Why the log could not be opened.
@@ -42,7 +61,12 @@ pub fn start(level: LevelFilter, path: Option<&Path>, json: bool) -> Result<(), 
     };
     let file = path.map(|path| open(path).map_err(failed(path))).transpose()?.map(Mutex::new);
     // A second start, as tests may do, keeps the first logger.
-    let _ = log::set_boxed_logger(Box::new(Logger { file, json, start: Instant::now() }));
+    let _ = log::set_boxed_logger(Box::new(Logger {
+        file,
+        json,
+        start: Instant::now(),
+        limit: Mutex::default(),
+    }));
     log::set_max_level(level);
     Ok(())
 }
@@ -53,16 +77,14 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record) {
+        let Some(message) = self.message(record) else { return };
         let (time, level) = (self.start.elapsed().as_secs_f64(), record.level().as_str().to_lowercase());
         // One write for the line: lines of several threads do not mix.
         let line = match self.json {
             true => {
-                format!(
-                    "{}\n",
-                    json!({ "seconds": time, "level": level, "message": record.args().to_string() })
-                )
+                format!("{}\n", json!({ "seconds": time, "level": level, "message": message }))
             }
-            false => format!("rvmm {time:.3} {level}: {}\n", record.args()),
+            false => format!("rvmm {time:.3} {level}: {message}\n"),
         };
         let _ = match &self.file {
             Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),

@@ -11,7 +11,7 @@ use super::life::Life;
 use super::output::Failure;
 use crate::api::name::Name;
 use crate::arch::x86_64::cpuid::Mask;
-use crate::config::{BootSource, HugePages, MachineConfig, VmConfig};
+use crate::config::{BootSource, HugePages, MAX_MEMORY_MIB, MachineConfig, VmConfig};
 use crate::console;
 use crate::devices::virtio::{self, block};
 use crate::net::user as net;
@@ -195,13 +195,14 @@ pub fn seconds(text: &str) -> Result<u64, options::Error> {
     text.parse().map_err(|_| options::bad_value("timeout", text, "a number of seconds, such as 10"))
 }
 
-/// A size in MiB from `512M`, `2G` or `512`.
+/// A number of vCPUs.
 fn number_of_vcpus(text: &str) -> Result<u32, options::Error> {
     text.parse().map_err(|_| options::bad_value("cpus", text, "a number, such as 2"))
 }
 
+/// A size in MiB from `512M`, `2G` or `512`.
 fn mebibytes(text: &str) -> Result<u64, options::Error> {
     let size = options::size(text, 1 << 20).map(|bytes| bytes >> 20);
-    size.filter(|&size| size > 0 && size <= 1 << 32)
-        .ok_or_else(|| options::bad_value("memory", text, "a size from 1M to 4096T, such as 512M or 2G"))
+    size.filter(|size| (1..=MAX_MEMORY_MIB).contains(size))
+        .ok_or_else(|| options::bad_value("memory", text, "a size from 1M to 8T, such as 512M or 2G"))
 }

@@ -6,6 +6,7 @@ mod output;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -145,7 +146,7 @@ pub fn open(config: &Config, directory: Option<&Path>, log: Option<&Path>) -> Re
             (Output::stream(output), Some(Input::Stream { fd, escapes }), None)
         }
         Config::File(path) => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
+            let file = open_file(path);
             let file = file.map_err(|source| Error::File { path: path.display().to_string(), source })?;
             (Output::stream(file), None, None)
         }
@@ -166,6 +167,17 @@ pub fn open(config: &Config, directory: Option<&Path>, log: Option<&Path>) -> Re
         }
     };
     Ok(Console { output, input, place })
+}
+
+/// Opens a file, or a pipe that is read: one that is not would keep us waiting here, where no signal is heard.
+fn open_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    match options.append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            Err(io::Error::new(error.kind(), "nobody reads from there"))
+        }
+        file => file,
+    }
 }
 
 fn listen(path: &Path) -> Result<(Input, Client), Error> {

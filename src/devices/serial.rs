@@ -13,7 +13,7 @@ use crate::console::Output;
 use crate::irq::Irq;
 use crate::snapshot::{self, Persist, Saved};
 
-/// Tells the console's input side that the guest has taken all bytes.
+/// Tells the console's input side that the port takes bytes again.
 struct Drained(EventFd);
 
 impl SerialEvents for Drained {
@@ -71,6 +71,7 @@ impl Serial {
     pub fn reset(&self) {
         let mut uart = self.uart();
         let _ = set(&mut uart, SerialState::default());
+        uart.events().in_buffer_empty();
         *self.last_words() = LastWords::default();
         self.spoken.store(false, Ordering::Relaxed);
     }
@@ -94,6 +95,9 @@ impl Serial {
     }
 }
 
+/// Offset of the register that the loopback is switched with.
+const MODEM_CONTROL: u64 = 4;
+
 /// Replaces the registers and keeps the wires. The state's input fits the buffer.
 fn set(uart: &mut Uart, state: SerialState) -> Result<(), &'static str> {
     let irq = uart.interrupt_evt().try_clone().map_err(|_| "its interrupt cannot be shared")?;
@@ -112,6 +116,10 @@ impl BusDevice for Serial {
     fn write(&self, offset: u64, data: &[u8]) {
         let mut uart = self.uart();
         let _ = uart.write(offset as u8, data[0]);
+        if offset == MODEM_CONTROL {
+            // Perhaps the end of a loopback, in which the port takes nothing from outside.
+            uart.events().in_buffer_empty();
+        }
         let sent = std::mem::take(uart.writer_mut());
         drop(uart);
         if !sent.is_empty() {
@@ -177,5 +185,30 @@ impl Persist for &Serial {
             in_buffer: state.input,
         };
         set(&mut self.uart(), state).map_err(invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    #[test]
+    fn says_when_it_takes_input_again() {
+        let drained = EventFd::new(EFD_NONBLOCK).unwrap();
+        let told = drained.try_clone().unwrap();
+        let serial = Serial::new(Irq::new().unwrap(), drained, Output::line(std::io::sink()), Arc::default());
+        const LOOPBACK: u8 = 0x10;
+        serial.write(MODEM_CONTROL, &[LOOPBACK]);
+        let _ = told.read();
+        assert_eq!(serial.input(&[b'a'; 100]), 0);
+        serial.write(MODEM_CONTROL, &[0]);
+        told.read().unwrap();
+        assert_eq!(serial.input(&[b'a'; 100]), FIFO);
+        assert_eq!(serial.input(b"b"), 0);
+        serial.reset();
+        told.read().unwrap();
+        assert_eq!(serial.input(b"b"), 1);
     }
 }

@@ -85,6 +85,16 @@ fn a_new_terminal_for_one_person_after_another() {
 }
 
 #[test]
+fn what_was_typed_ahead_comes_after_a_restart() {
+    need!(host::kvm());
+    // More than the port holds: the rest waits for room there.
+    let mut machine = guest("echo end=reset").stdin(std::process::Stdio::piped()).start();
+    machine.types(&format!("q{}q", "x".repeat(200)));
+    machine.says_times("heard q", 2).says_times("listening", 3);
+    machine.terminate();
+}
+
+#[test]
 fn a_line_that_nobody_reads_loses_bytes_and_does_not_hold_the_guest_up() {
     need!(host::kvm());
     let test = "counter every=1 fpu=off rounds=5000";

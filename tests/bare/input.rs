@@ -26,6 +26,11 @@ impl Files {
         fs::write(self.path(name), content).expect("a file");
         self.path(name)
     }
+
+    fn pipe(&self, name: &str) -> PathBuf {
+        host::run("mkfifo", &[&self.path(name).to_string_lossy()]);
+        self.path(name)
+    }
 }
 
 fn boot(kernel: &Path) -> Ended {
@@ -206,7 +211,10 @@ fn cpus_and_memory() {
     with(&["--memory", "lots"]).refused(&["lots", "512M"]);
     with(&["--memory", "512K"]).refused(&["512M"]);
     with(&["--memory", "1M"]).refused(&["does not fit", "at least 2 MiB"]);
-    with(&["--memory", "4000000G"]).refused(&["Cannot map", "guest memory"]);
+    with(&["--memory", "64T"]).refused(&["1M to 8T"]);
+    // More than a process may have.
+    let limited = Machine::rvmm().soft_limit(libc::RLIMIT_AS, 1 << 30).option("--kernel", kernel());
+    limited.option("--net", "none").memory("8T").run().refused(&["Cannot map 8388608 MiB", "guest memory"]);
     with(&["--memory", "99999999999999999999G"]).refused(&["512M"]);
     with(&["--cpu-mask", "ax512f"]).refused(&["ax512f", "avx512f"]);
     // More than any machine that this runs on has.
@@ -247,6 +255,19 @@ fn consoles() {
     with(&["--console", "socket=/nonexistent/console"]).refused(&["/nonexistent/console"]);
     let plain = files.file("plain", "");
     with(&["--console", &format!("socket={}", plain.display())]).refused(&["plain"]);
+    let pipe = files.pipe("pipe");
+    with(&["--console", &format!("file={}", pipe.display())]).refused(&["pipe", "nobody reads"]);
+}
+
+#[test]
+fn pipes_that_nobody_uses() {
+    need!(host::kvm());
+    let files = Files::new();
+    let pipe = files.pipe("pipe").display().to_string();
+    with(&["--disk", &pipe]).refused(&["is a pipe"]);
+    with(&["--initrd", &pipe]).refused(&["not a regular file"]);
+    let ended = guest("rng").option("--rng", &pipe).run();
+    assert!(ended.passed("rng").err.contains("has no random bytes"), "{ended}");
 }
 
 #[test]
@@ -268,8 +289,12 @@ fn configuration_files() {
     whole(r#""machine-config": {"vcpu_cont": 1}"#).refused(&["vcpu_cont", "vcpu_count"]);
     whole(r#""machine-config": {"vcpu_count": "two"}"#).refused(&["two", "line 1"]);
     whole(r#""machine-config": {"vcpu_count": 0}"#).refused(&["not 0"]);
-    whole(r#""machine-config": {"mem_size_mib": 0}"#).refused(&["memory"]);
+    whole(r#""machine-config": {"mem_size_mib": 0}"#).refused(&["1M to 8T of memory", "not 0M"]);
+    let most = u64::MAX;
+    whole(&format!(r#""machine-config": {{"mem_size_mib": {most}}}"#)).refused(&["1M to 8T of memory"]);
     whole(r#""drives": [{"path_on_host": "/nonexistent"}]"#).refused(&["/nonexistent"]);
+    whole(r#""console": {"socket": ""}"#).refused(&["needs a path"]);
+    whole(r#""vsock": {"uds_path": ""}"#).refused(&["needs a path"]);
     whole(r#""drives": [{"drive_id": "a"}]"#).refused(&["path_on_host"]);
     whole(r#""network-interfaces": [{"iface_id": "a", "host_dev_nam": "x"}]"#).refused(&["host_dev_nam"]);
 }
@@ -368,6 +393,14 @@ fn more_devices_than_fit() {
     let disks: Vec<_> = (0..30).map(|n| files.file(&format!("disk{n}"), [0; 512])).collect();
     let machine = Machine::rvmm().option("--kernel", kernel()).option("--net", "none");
     disks.iter().fold(machine, |machine, disk| machine.disk(disk, "")).run().refused(&["devices"]);
+}
+
+#[test]
+fn a_runtime_directory_with_a_long_path() {
+    need!(host::kvm());
+    let files = Files::new();
+    let long = files.path(&"x".repeat(120)).to_string_lossy().into_owned();
+    with(&["--runtime-dir", &long]).refused(&["api.sock", "at most 107 bytes"]);
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Virtqueues as a device sees them: lent for one call, with every descriptor checked (virtio 1.2, 2.6 and 2.7).
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
-use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -163,9 +166,7 @@ impl Lent<'_> {
     pub fn notify(&mut self) {
         let mut wanted = false;
         for (index, queue) in self.queues.iter_mut().enumerate() {
-            // A queue that cannot be read any more interrupts: the driver must look.
-            wanted |=
-                self.used & 1 << index != 0 && queue.needs_notification(self.memory.as_ref()).unwrap_or(true);
+            wanted |= self.used & 1 << index != 0 && wants_interrupt(queue, self.memory);
         }
         self.used = 0;
         if wanted {
@@ -186,5 +187,44 @@ impl Lent<'_> {
     /// Guest RAM.
     pub fn memory(&self) -> &Arc<Memory> {
         self.memory
+    }
+}
+
+/// Whether the driver of a queue with used buffers is to be interrupted (2.7.7). A queue that cannot be read any more
+/// interrupts: the driver must look.
+fn wants_interrupt(queue: &mut Queue, memory: &Memory) -> bool {
+    if queue.event_idx_enabled() {
+        return queue.needs_notification(memory).unwrap_or(true);
+    }
+    // The driver sees what was used, or its wish is seen here.
+    fence(Ordering::SeqCst);
+    let flags: Result<u16, _> = memory.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed);
+    flags.map_or(true, |flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::mock::{self, Driver};
+    use crate::devices::virtio::{Config, rng};
+
+    #[test]
+    fn drivers_say_when_they_want_interrupts() {
+        let mut driver = Driver::new(rng::Config::default().open(&mock::context()).unwrap());
+        let mut interrupts = |features, place: fn(&mock::Ring) -> u64, value: u16| {
+            driver.start(features);
+            driver.interrupted();
+            let ring = &driver.rings[0];
+            driver.memory.write_obj(value, GuestAddress(place(ring))).unwrap();
+            driver.request(0, &[], 16);
+            driver.interrupted()
+        };
+        let flags = |ring: &mock::Ring| ring.available;
+        let used_event = |ring: &mock::Ring| ring.available + 4 + 2 * u64::from(ring.size);
+        const EVENT_IDX: u64 = 1 << 29;
+        // Each kind of driver is heard by its own words only.
+        assert_eq!([0, 1].map(|value| interrupts(!EVENT_IDX, flags, value)), [true, false]);
+        assert_eq!([0, 1].map(|value| interrupts(u64::MAX, used_event, value)), [true, false]);
+        assert!(interrupts(!EVENT_IDX, used_event, 1) && interrupts(u64::MAX, flags, 1));
     }
 }

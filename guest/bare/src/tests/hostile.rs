@@ -20,7 +20,7 @@ const QUEUE_SIZE: u16 = 16;
 
 type Abuse = fn(&mut Device) -> Result<Option<Queue>>;
 
-const CASES: [(&str, Abuse); 44] = [
+const CASES: [(&str, Abuse); 45] = [
     ("descriptors-outside", |device| rings(device, |[_, available, used]| [NOWHERE, available, used])),
     ("available-outside", |device| rings(device, |[descriptors, _, used]| [descriptors, NOWHERE, used])),
     ("used-outside", |device| rings(device, |[descriptors, available, _]| [descriptors, available, NOWHERE])),
@@ -124,6 +124,12 @@ const CASES: [(&str, Abuse); 44] = [
             queue.notify();
         }
         Ok(Some(queue))
+    }),
+    ("address-storm", |device| {
+        for _ in 0..2000 {
+            device.registers.write32(virtio::QUEUE_DESCRIPTORS, 1);
+        }
+        Ok(None)
     }),
     ("size-zero", |device| size(device, 0)),
     ("size-three", |device| size(device, 3)),

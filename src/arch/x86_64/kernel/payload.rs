@@ -1,6 +1,8 @@
 //! What a boot image carries: a compressed ELF kernel, and behind it, or as gzip's own trailer, its size
 //! (Linux Documentation/arch/x86/boot.rst, `payload_offset`; scripts/Makefile.lib, `size_append`).
 
+mod xz;
+
 use std::io::{self, Read};
 
 use super::Error;
@@ -83,10 +85,25 @@ impl Compression {
             Compression::Lzma => {
                 read(lzma_rust2::LzmaReader::new_mem_limit(stream, LZMA_MEMORY_KIB, None)?, size)
             }
-            Compression::Xz => read(lzma_rust2::XzReader::new(stream, false), size),
+            Compression::Xz => {
+                check_xz(stream)?;
+                read(lzma_rust2::XzReader::new(stream, false), size)
+            }
             Compression::Zstd => read(zstd::stream::read::Decoder::with_buffer(stream)?.single_frame(), size),
             Compression::Lz4 => lz4(stream, size),
         }
+    }
+}
+
+/// Refuses a stream whose decoder would take more memory than any kernel needs, and end the program if there is not so much.
+fn check_xz(stream: &[u8]) -> io::Result<()> {
+    let invalid = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
+    match xz::largest_dictionary(stream) {
+        None => Err(invalid("its blocks are damaged".into())),
+        Some(size) if size > SIZE_MAX.into() => {
+            Err(invalid(format!("it wants a dictionary of {} MiB", size.div_ceil(1 << 20))))
+        }
+        Some(_) => Ok(()),
     }
 }
 
