@@ -11,6 +11,8 @@ pub mod keep;
 pub mod list;
 mod machine;
 pub mod run;
+#[path = "../../../guest/agent/src/signal.rs"]
+mod signal;
 pub mod stands_on;
 pub mod start;
 pub mod tag;
