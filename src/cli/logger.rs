@@ -10,6 +10,7 @@ use serde_json::json;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+use super::output::plain;
 use crate::options;
 
 struct Logger {
@@ -62,7 +63,7 @@ impl Log for Logger {
                     json!({ "seconds": time, "level": level, "message": record.args().to_string() })
                 )
             }
-            false => format!("rvmm {time:.3} {level}: {}\n", record.args()),
+            false => format!("rvmm {time:.3} {level}: {}\n", plain(&record.args().to_string())),
         };
         let _ = match &self.file {
             Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),
