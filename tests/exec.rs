@@ -101,6 +101,10 @@ fn a_command_has_its_output_and_its_status() {
     let ended =
         web.run(&["exec", "-e", "A=b c", "-w", "/usr", "web", "--", "sh", "-c", "echo $A; pwd; kill -9 $$"]);
     assert_eq!((ended.status, ended.out.as_str()), (137, "b c\n/usr\n"), "{ended}");
+    // A name alone is the value that it has here, as for `run`.
+    let told = web.run(&["exec", "-e", "PATH", "-e", "A=", "web", "sh", "-c", "echo $PATH,$A"]).out;
+    assert_eq!(told.trim_end(), format!("{},", std::env::var("PATH").expect("a path")));
+    web.run(&["exec", "-e", "NOBODY_HAS_THIS", "web", "id"]).failed(125, &["not set here"]);
     let mut exec = web.command(&["exec", "-i", "web", "sort"]).stdin(Stdio::piped()).start();
     exec.types("b\na\n");
     assert_eq!(exec.finish().out, "a\nb\n");

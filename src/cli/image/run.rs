@@ -60,7 +60,7 @@ pub struct Container {
     /// Remove the machine when it ends, although it has a name
     #[arg(long, requires = "image")]
     rm: bool,
-    /// Set a variable of the environment
+    /// Set a variable of the environment; KEY alone gives it the value that it has here
     #[arg(short, long, value_name = "KEY=VALUE", requires = "image", value_parser = variable)]
     env: Vec<String>,
     /// Set the variables in a file: lines with KEY=VALUE; --env comes after it
