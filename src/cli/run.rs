@@ -195,11 +195,12 @@ pub fn seconds(text: &str) -> Result<u64, options::Error> {
     text.parse().map_err(|_| options::bad_value("timeout", text, "a number of seconds, such as 10"))
 }
 
-/// A size in MiB from `512M`, `2G` or `512`.
+/// A number of vCPUs.
 fn number_of_vcpus(text: &str) -> Result<u32, options::Error> {
     text.parse().map_err(|_| options::bad_value("cpus", text, "a number, such as 2"))
 }
 
+/// A size in MiB from `512M`, `2G` or `512`.
 fn mebibytes(text: &str) -> Result<u64, options::Error> {
     let size = options::size(text, 1 << 20).map(|bytes| bytes >> 20);
     size.filter(|&size| size > 0 && size <= 1 << 32)
