@@ -80,6 +80,8 @@ fn every_command_has_help_with_examples() {
         let family = said.out.contains("Commands:\n");
         assert!(family || said.out.contains("Examples:\n  rvmm "), "{command}: {}", said.out);
     }
+    // As for containers, `-h` is a name there.
+    user.is_refused(&["run", "-h"], 125, &["--hostname <NAME>"]);
     assert!(user.says(&["--version"]).out.starts_with("rvmm "));
 }
 
@@ -105,6 +107,7 @@ fn bad_usage_is_told_in_one_line() {
     user.is_refused(&["--kernel", "/nowhere/vmlinuz"], 125, &["/nowhere/vmlinuz", "No such file"]);
     user.is_refused(&["run", "--restart=always", "x"], 125, &["--restart", "rvmm start"]);
     user.is_refused(&["run", "x", "ls", "-l"], 125, &["-l", "behind `--`"]);
+    user.is_refused(&["run", "--stop-signal", "NOT", "x"], 125, &["'NOT'", "SIGINT"]);
     user.is_refused(&["run", "--env-fil", "f", "x"], 125, &["--env-fil", "--env-file"]);
     user.is_refused(&["--config", "/nowhere/x.json"], 125, &["/nowhere/x.json", "No such file"]);
     let said = user.says(&["--json", "--krnel"]);

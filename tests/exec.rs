@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -101,6 +101,10 @@ fn a_command_has_its_output_and_its_status() {
     let ended =
         web.run(&["exec", "-e", "A=b c", "-w", "/usr", "web", "--", "sh", "-c", "echo $A; pwd; kill -9 $$"]);
     assert_eq!((ended.status, ended.out.as_str()), (137, "b c\n/usr\n"), "{ended}");
+    // A name alone is the value that it has here, as for `run`.
+    let told = web.run(&["exec", "-e", "PATH", "-e", "A=", "web", "sh", "-c", "echo $PATH,$A"]).out;
+    assert_eq!(told.trim_end(), format!("{},", std::env::var("PATH").expect("a path")));
+    web.run(&["exec", "-e", "NOBODY_HAS_THIS", "web", "id"]).failed(125, &["not set here"]);
     let mut exec = web.command(&["exec", "-i", "web", "sort"]).stdin(Stdio::piped()).start();
     exec.types("b\na\n");
     assert_eq!(exec.finish().out, "a\nb\n");
@@ -209,6 +213,50 @@ fn files_go_both_ways() {
         assert_eq!(fs::read(web.path(tree).join("here")).expect("a copy"), bytes, "{tree}");
         assert_eq!(fs::read_link(web.path(tree).join("link")).expect("a link"), Path::new("there"), "{tree}");
     }
+}
+
+#[test]
+fn a_link_leads_to_the_file_that_is_replaced() {
+    need!(host::kvm());
+    let web = Web::start();
+    fs::write(web.path("new"), "new").expect("a file");
+    for (target, to) in
+        [("guest", format!("web:{}", web.text("link-guest"))), ("host", web.text("link-host"))]
+    {
+        fs::write(web.path(target), "old").expect("a file");
+        let link = web.path(&format!("link-{target}"));
+        std::os::unix::fs::symlink(target, &link).expect("a link");
+        let from = if target == "guest" { web.text("new") } else { format!("web:{}", web.text("new")) };
+        assert_eq!(web.run(&["cp", &from, &to]).status, 0);
+        assert_eq!(fs::read_link(&link).expect("a link"), Path::new(target));
+        assert_eq!(fs::read_to_string(web.path(target)).expect("a file"), "new", "{target}");
+    }
+}
+
+#[test]
+fn a_directory_from_a_guest_does_no_harm() {
+    need!(host::kvm(), host::root());
+    let web = Web::start();
+    fs::create_dir(web.path("dir")).expect("a directory");
+    fs::copy("/bin/true", web.path("dir/program")).expect("a file");
+    fs::set_permissions(web.path("dir/program"), fs::Permissions::from_mode(0o6755)).expect("a mode");
+    host::run("mknod", &[&web.text("dir/device"), "c", "1", "3"]);
+    host::run("mkfifo", &[&web.text("dir/pipe")]);
+    let long = "long".repeat(40);
+    fs::write(web.path("dir").join(&long), "a long name").expect("a file");
+    let ended = web.run(&["cp", &format!("web:{}", web.text("dir")), &web.text("out")]);
+    assert_eq!((ended.status, ended.err.as_str()), (0, ""));
+    let mode =
+        |name: &str| fs::symlink_metadata(web.path("out").join(name)).map(|found| found.permissions().mode());
+    assert_eq!(mode("program").expect("a file") & 0o7777, 0o755, "nobody becomes somebody else by it");
+    assert!(mode("device").is_err(), "a device of the host");
+    assert!(mode("pipe").is_ok() && mode(&long).is_ok());
+
+    // What comes from the host belongs to the guest's root, as files alone do.
+    std::os::unix::fs::chown(web.path("out/program"), Some(1000), Some(1000)).expect("an owner");
+    assert_eq!(web.run(&["cp", &web.text("out"), &format!("web:{}", web.text("in"))]).status, 0);
+    let found = fs::metadata(web.path("in/program")).expect("a file");
+    assert_eq!((found.uid(), found.gid()), (0, 0));
 }
 
 #[test]

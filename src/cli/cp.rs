@@ -1,7 +1,8 @@
 //! `rvmm cp`: files between the host and a machine that runs.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
@@ -12,6 +13,11 @@ use super::{Common, guest, machines};
 use crate::agent::{self, Client, End, Event};
 use crate::api::name::Name;
 use crate::api::runtime::Machine;
+use crate::image;
+use crate::image::tar::{self, Archive, Kind};
+
+/// Permissions that a file may have that comes from a guest: what it may do there is not what it may do here.
+const HARMLESS: u32 = 0o777;
 
 /// What a directory is refused with.
 const IS_DIRECTORY: i32 = libc::EISDIR;
@@ -25,7 +31,8 @@ const IS_DIRECTORY: i32 = libc::EISDIR;
   pg_dump shop | rvmm cp - db:/root/shop.sql
 
 Files keep their permissions; `-` is standard input or output. A file appears whole or not at all. Directories go through
-`tar` on both sides. rvmm-agent must run in the guest.")]
+`tar` on both sides; what comes to the host belongs to you and has no devices and no set-user-ID programs in it, and what goes to
+the guest belongs to its root. rvmm-agent must run in the guest.")]
 pub struct Args {
     /// What is copied: NAME:PATH in a machine, or PATH on the host
     #[arg(value_name = "FROM")]
@@ -107,12 +114,13 @@ fn fetch(machine: &Machine, path: &str, to: &Place) -> Result<(), Failure> {
         return download.copy(&mut io::stdout().lock()).map(drop).map_err(Failure::refused);
     };
     let target = if target.is_dir() { target.join(last(path)?) } else { target.clone() };
+    // Of a link, it is the file that is replaced.
+    let target = fs::canonicalize(&target).unwrap_or(target);
     if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
         let mut file = File::options().write(true).open(&target).map_err(on_host("open", &target))?;
         return download.copy(&mut file).map(drop).map_err(Failure::refused);
     }
-    // What a guest may do with a file is not what it may do on the host.
-    let mode = download.mode & 0o777;
+    let mode = download.mode & HARMLESS;
     let name = target.file_name().map(|name| name.to_string_lossy().into_owned());
     let beside = target.with_file_name(format!(".{}.rvmm-{}", name.unwrap_or_default(), process::id()));
     let file = File::options().write(true).create_new(true).mode(0o600).open(&beside);
@@ -160,7 +168,7 @@ fn send(from: &Place, machine: &Machine, path: &str) -> Result<(), Failure> {
 }
 
 /// Starts `tar` on the host.
-fn tar(directory: &Path, arguments: &[&str]) -> process::Command {
+fn host_tar(directory: &Path, arguments: &[&str]) -> process::Command {
     let mut tar = process::Command::new("tar");
     tar.arg("-C").arg(directory).args(arguments);
     tar
@@ -175,14 +183,17 @@ fn host_tar_failed(error: io::Error) -> Failure {
     }
 }
 
-/// Starts a program of the guest that copies directories.
+/// Starts a program of the guest that copies directories, as root wherever the commands of its image run.
 fn in_guest(client: Client, argv: &[&str]) -> Result<agent::Running, Failure> {
     let argv = argv.iter().map(|word| word.to_string()).collect();
-    client.exec(&agent::Command { argv, ..agent::Command::default() }).map_err(|error| match error {
-        agent::Error::Refused { errno: Some(libc::ENOENT), .. } => Failure::refused(
-            "Directories are copied by tar, which the guest lacks: copy the files one by one",
-        ),
-        error => Failure::refused(error),
+    let (user, directory) = (Some("0".into()), Some("/".into()));
+    client.exec(&agent::Command { argv, user, directory, ..agent::Command::default() }).map_err(|error| {
+        match error {
+            agent::Error::Refused { errno: Some(libc::ENOENT), .. } => Failure::refused(
+                "Directories are copied by tar, which the guest lacks: copy the files one by one",
+            ),
+            error => Failure::refused(error),
+        }
     })
 }
 
@@ -214,12 +225,12 @@ fn fetch_tree(machine: &Machine, path: &str, to: &Place) -> Result<(), Failure> 
     // A new directory: nothing that is there can be changed by what comes.
     let target = if target.is_dir() { target.join(last(path)?) } else { target.clone() };
     fs::create_dir(&target).map_err(on_host("make the directory", &target))?;
-    let mut child = tar(&target, &["--no-same-owner", "-xf", "-"])
+    let mut child = host_tar(&target, &["--no-same-owner", "-xf", "-"])
         .stdin(Stdio::piped())
         .spawn()
         .map_err(host_tar_failed)?;
     let copied = match child.stdin.take() {
-        Some(mut stdin) => finish(running, &mut stdin),
+        Some(mut stdin) => tamed(running, &mut stdin),
         None => Ok(()),
     };
     let status = child.wait().map_err(host_tar_failed)?;
@@ -228,6 +239,45 @@ fn fetch_tree(machine: &Machine, path: &str, to: &Place) -> Result<(), Failure> 
         true => Ok(()),
         false => Err(Failure::refused(format!("tar could not unpack all of it into {}", target.display()))),
     }
+}
+
+/// As [`finish`], of a program that makes an archive: only what can do no harm here is passed on.
+fn tamed(running: agent::Running, to: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let (from, mut guest) = io::pipe().map_err(Failure::refused)?;
+    thread::scope(|scope| {
+        let taming = scope.spawn(move || tame(BufReader::with_capacity(64 << 10, from), to));
+        let copied = finish(running, &mut guest);
+        drop(guest);
+        let tamed = taming.join().unwrap_or(Ok(())).map_err(Failure::refused);
+        // Whoever stopped reading has said why.
+        tamed.and(copied)
+    })
+}
+
+/// Copies an archive without devices, and without permissions to act as somebody else.
+fn tame(mut from: impl Read, to: &mut impl Write) -> Result<(), image::Error> {
+    let mut archive = Archive::new(&mut from, u64::MAX);
+    let writing = |source| image::Error::Io { doing: "write", path: "the copy".into(), source };
+    while let Some(found) = archive.next()? {
+        if matches!(found.kind, Kind::Character | Kind::Block) {
+            continue;
+        }
+        let entry = tar::Entry {
+            path: &found.path,
+            link: &found.link,
+            kind: found.kind,
+            mode: found.mode & HARMLESS as u16,
+            uid: found.uid,
+            gid: found.gid,
+            mtime: found.mtime,
+            size: found.size,
+            device: (0, 0),
+            xattrs: &BTreeMap::new(),
+        };
+        entry.write(&mut archive, to).map_err(writing)?;
+    }
+    tar::end(to).map_err(writing)?;
+    io::copy(&mut from, &mut io::sink()).map(drop).map_err(writing)
 }
 
 fn send_tree(from: &Path, machine: &Machine, path: &str) -> Result<(), Failure> {
@@ -246,8 +296,9 @@ fn send_tree(from: &Path, machine: &Machine, path: &str) -> Result<(), Failure> 
         false => path.to_string(),
     };
     finish(in_guest(guest::connect(machine)?, &["mkdir", "-p", &target])?, &mut io::sink())?;
-    let running = in_guest(guest::connect(machine)?, &["tar", "-C", &target, "-xf", "-"])?;
-    let mut child = tar(from, &["-cf", "-", "."]).stdout(Stdio::piped()).spawn().map_err(host_tar_failed)?;
+    let running = in_guest(guest::connect(machine)?, &["tar", "-C", &target, "-xof", "-"])?;
+    let mut child =
+        host_tar(from, &["-cf", "-", "."]).stdout(Stdio::piped()).spawn().map_err(host_tar_failed)?;
     let (control, stdout) = (running.control(), child.stdout.take());
     let feeder = thread::spawn(move || {
         let mut piece = vec![0; 64 << 10];

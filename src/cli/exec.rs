@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
-use std::str::FromStr;
 use std::thread;
 
+use super::image::habits::variable;
 use super::output::Failure;
 use super::{Common, guest, machines};
 use crate::agent::{self, Control, Event, Running, Size};
-use crate::options;
 use crate::sys::signals::{self, Signals};
 use crate::sys::terminal;
 
@@ -35,9 +34,9 @@ pub struct Args {
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
-    /// Set a variable of its environment
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    env: Vec<Variable>,
+    /// Set a variable of its environment; KEY alone gives it the value that it has here
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = variable)]
+    env: Vec<String>,
     /// The directory in the guest that it runs in
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -52,23 +51,6 @@ pub struct Args {
     command: Vec<String>,
 }
 
-/// `NAME=VALUE`
-#[derive(Clone)]
-struct Variable {
-    name: String,
-    value: String,
-}
-
-impl FromStr for Variable {
-    type Err = options::Error;
-
-    fn from_str(text: &str) -> Result<Self, options::Error> {
-        let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-        let (name, value) = pair.ok_or_else(|| options::bad_value("env", text, "NAME=VALUE"))?;
-        Ok(Variable { name: name.into(), value: value.into() })
-    }
-}
-
 /// Runs a command; returns its status.
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let machine = machines::one(common, &args.name).map_err(|failure| Failure::usage(failure.error))?;
@@ -80,7 +62,8 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
         let (rows, columns) = terminal::size(screen.as_fd()).unwrap_or((24, 80));
         Size { rows, columns }
     };
-    let mut env: BTreeMap<String, String> = args.env.into_iter().map(|set| (set.name, set.value)).collect();
+    let pairs = args.env.iter().filter_map(|set| set.split_once('='));
+    let mut env: BTreeMap<String, String> = pairs.map(|(name, value)| (name.into(), value.into())).collect();
     if args.tty
         && let Ok(term) = std::env::var("TERM")
     {

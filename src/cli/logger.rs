@@ -11,6 +11,7 @@ use std::time::Instant;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde_json::json;
 
+use super::output::plain;
 use crate::options;
 use limit::Limit;
 
@@ -84,7 +85,7 @@ impl Log for Logger {
             true => {
                 format!("{}\n", json!({ "seconds": time, "level": level, "message": message }))
             }
-            false => format!("rvmm {time:.3} {level}: {message}\n"),
+            false => format!("rvmm {time:.3} {level}: {}\n", plain(&message)),
         };
         let _ = match &self.file {
             Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),

@@ -92,7 +92,7 @@ struct Common {
 #[command(defer = true)]
 enum Command {
     /// Run an image, or boot a machine as the bare form does
-    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}", exit::HELP))]
+    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}", exit::HELP), disable_help_flag = true)]
     Run(Box<image::run::Run>),
     /// Start a named machine that was made of an image again
     Start(image::start::Start),

@@ -34,11 +34,16 @@ impl Failure {
     }
 }
 
+/// A text that may come from anybody, fit for a terminal.
+pub fn plain(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
 /// Says on standard error what is wrong, in one line.
 pub fn complain(json: bool, status: u8, message: &str) {
     let _ = match json {
         true => writeln!(io::stderr(), "{}", json!({ "error": message, "status": status })),
-        false => writeln!(io::stderr(), "rvmm: {message}"),
+        false => writeln!(io::stderr(), "rvmm: {}", plain(message)),
     };
 }
 

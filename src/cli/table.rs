@@ -2,10 +2,12 @@
 
 use std::time::SystemTime;
 
+use super::output::plain;
 use crate::image::parse_rfc3339;
 
-/// Columns as wide as their longest cell.
+/// Columns as wide as their longest cell. Cells may come from anybody.
 pub fn table<const N: usize>(head: [&str; N], lines: impl IntoIterator<Item = [String; N]>) -> String {
+    let lines = lines.into_iter().map(|line| line.map(|cell| plain(&cell)));
     let rows: Vec<_> = std::iter::once(head.map(String::from)).chain(lines).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
@@ -70,6 +72,7 @@ mod tests {
     fn columns_and_units() {
         let line = |a: &str, b: &str| [a.to_string(), b.to_string()];
         assert_eq!(table(["A", "NAME"], [line("long", "x")]), "A     NAME\nlong  x");
+        assert_eq!(table(["A", "B"], [line("\x1b[31m", "x\r")]), "A      B\n?[31m  x?");
         for (bytes, text) in [
             (0, "0B"),
             (999, "999B"),

@@ -221,6 +221,10 @@ impl<W: Write> Files<'_, W> {
             ..tar::Entry::file(path, 0)
         };
         let nothing = &mut io::empty();
+        // A socket, whatever names it has, is nothing without the program behind it.
+        if inode.kind.is_none() {
+            return Ok(());
+        }
         if !matches!(inode.kind, Some(Kind::Directory)) && inode.links > 1 {
             if let Some(first) = self.names.get(&inode.number) {
                 let link = tar::Entry { kind: tar::Kind::HardLink, link: first, ..base };
@@ -229,7 +233,6 @@ impl<W: Write> Files<'_, W> {
             self.names.insert(inode.number, path.to_vec());
         }
         match &inode.kind {
-            // A socket.
             None => Ok(()),
             Some(Kind::File) => {
                 self.bounds.content(inode.size)?;

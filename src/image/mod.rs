@@ -30,7 +30,7 @@ mod qcow2;
 #[cfg(feature = "registry")]
 pub mod registry;
 mod store;
-mod tar;
+pub mod tar;
 #[cfg(test)]
 mod tests;
 pub mod time;

@@ -37,6 +37,15 @@ pub fn linux() -> Offer {
     }
 }
 
+/// Whoever may do everything.
+pub fn root() -> Offer {
+    use std::os::unix::fs::MetadataExt;
+    match fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
+        true => Ok(()),
+        false => Err("not root".into()),
+    }
+}
+
 /// A program, found on PATH or where administrators have theirs.
 pub fn program(name: &str) -> Offer<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();

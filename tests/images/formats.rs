@@ -133,6 +133,18 @@ fn disks() {
     fs::create_dir(world.path("images")).expect("a directory");
     host::run("qemu-img", &[&options[..], &[&world.text("images/thief.qcow2")]].concat());
     world.refuses(&["import", "images/thief.qcow2", "x"], &["secret.raw", "outside"]);
+    // One named as any disk is read if it stands for itself.
+    fs::copy(world.path("plain.qcow2"), world.path("cloud.img")).expect("a copy");
+    world.does(&["import", "cloud.img", "disk:cloud"]);
+    world.write("images/secret.raw", vec![1; 1 << 20]);
+    let options = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "secret.raw"];
+    host::run("qemu-img", &[&options[..], &[&world.text("images/guest.img")]].concat());
+    world.refuses(&["import", "images/guest.img", "x"], &["--format qcow2", "--format raw"]);
+    let data = format!("data_file={},data_file_raw=on", world.text("images/data.raw"));
+    host::run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &data, &world.text("data.img"), "1M"]);
+    world.refuses(&["import", "data.img", "x"], &["--format qcow2", "--format raw"]);
+    world.refuses(&["export", "disk:raw", "--format", "raw", "-"], &["standard output"]);
+    assert!(!world.path("-").exists());
     host::run("qemu-img", &["convert", "-O", "vmdk", &raw, &world.text("disk.vmdk")]);
     world.refuses(&["import", "disk.vmdk", "x"], &["VMDK", "qemu-img convert"]);
 }
@@ -148,6 +160,14 @@ fn what_cannot_be_imported_is_told_in_one_line() {
     world.refuses(&["import", "a", "x", "--size", "5X"], &["8G"]);
     world.refuses(&["import", "a", "x", "--initrd", "y"], &["--kernel"]);
     let root = world.root("root");
+    // A root file system that looks like something else.
+    world.write("odd/oci-layout", "x");
+    host::run("tar", &["-C", &world.text("odd"), "-cf", &world.text("odd.tar"), "oci-layout"]);
+    for odd in ["odd", "odd.tar"] {
+        world.refuses(&["import", odd, "x"], &["no OCI layout", "--format rootfs"]);
+    }
+    world.write("odd/oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#);
+    world.refuses(&["import", "odd", "x"], &["index.json", "--format rootfs"]);
     let full = ["import", &root.to_string_lossy(), "x", "--size", "16M"];
     world.write("root/large", vec![7; 20 << 20]);
     world.refuses(&full, &["full", "larger size"]);

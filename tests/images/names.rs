@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use crate::common::host;
 use crate::world::{SIZE, World};
 
 #[test]
@@ -74,6 +75,34 @@ fn files_that_differ() {
     }
     assert!(world.does(&["diff", "one", "two"]).starts_with("0x"), "ranges of bytes");
     assert_eq!(world.json(&["diff", "one", "two"])["files"], serde_json::Value::Null);
+}
+
+#[test]
+fn what_an_image_says_does_nothing_to_a_terminal() {
+    let world = World::new();
+    world.root("root");
+    let import = [
+        "import",
+        "root",
+        "web",
+        "--size",
+        SIZE,
+        "-m",
+        "\x1b]0;title\x07 and \u{9b}31m",
+        "-a",
+        "\x1b[31mred",
+    ];
+    world.does(&import);
+    for command in [&["history", "web"][..], &["history", "--no-trunc", "web"]] {
+        let told = world.does(command);
+        assert!(told.contains("title") && told.contains("[31mred"), "{told}");
+        assert!(!told.contains(|c: char| c.is_control() && c != '\n'), "{told:?}");
+    }
+    let config = r#"{"architecture":"\u001b[31mred","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    world.write("odd/manifest.json", r#"[{"Config":"config","Layers":[]}]"#);
+    world.write("odd/config", config);
+    host::run("tar", &["-C", &world.text("odd"), "-cf", &world.text("odd.tar"), "manifest.json", "config"]);
+    world.refuses(&["import", "odd.tar", "x"], &["it is for ?[31mred"]);
 }
 
 #[test]

@@ -102,6 +102,28 @@ fn an_image_runs_is_committed_and_runs_again() {
     assert_eq!(gone.status, 1, "the first version is as it was:\n{gone}");
 }
 
+#[test]
+fn a_command_ends_as_its_user_says() {
+    need!(host::linux(), host::program("busybox").map(drop));
+    let home = Home::new();
+    // Longer than the default would let it.
+    let slow = "trap 'sleep 12; echo goodbye from $(hostname); exit 5' USR1; echo ready; while :; do sleep 0.1; done";
+    let how = ["--stop-signal", "usr1", "--stop-timeout", "100", "-h", "box"];
+    let run = [&["run", "-d", "--net", "none", "--name", "slow", "-u", "33"][..], &how].concat();
+    home.does(&[&run[..], &["box:1", "--", "sh", "-c", slow]].concat());
+    // Its commands are of this user; files are copied by root.
+    assert_eq!(home.exec("slow", "id -u"), "33\n");
+    fs::create_dir(home.path("tree")).expect("a directory");
+    fs::write(home.path("tree/file"), "in a tree").expect("a file");
+    home.does(&["cp", &home.text("tree"), "slow:/etc/tree"]);
+    assert_eq!(home.exec("slow", "cat /etc/tree/file; stat -c %u /etc/tree/file"), "in a tree0\n");
+    home.does(&["exec", "-u", "0", "slow", "--", "chmod", "700", "/etc/tree"]);
+    home.does(&["cp", "slow:/etc/tree", &home.text("back")]);
+    assert_eq!(fs::read(home.path("back/file")).expect("a file"), b"in a tree");
+    home.does(&["stop", "slow"]);
+    home.does(&["logs", "slow"]).said("goodbye from box");
+}
+
 /// Writes files without end; the sums of `sums` are right whenever it is there.
 const BUSY: &str =
     "echo ready; i=0; while :; do i=$((i+1)); dd if=/dev/urandom of=/f$((i%4)) bs=64k count=8 2>/dev/null

@@ -62,8 +62,10 @@ pub fn find(wanted: &str, passwd: &str, group: &str) -> Option<Account> {
 }
 
 fn parse(line: &str) -> Option<Account> {
-    let fields: Vec<&str> = line.split(':').collect();
-    let &[name, _, uid, gid, _, home, shell] = &fields[..] else { return None };
+    // Who wrote the file by hand may have left out the last ones.
+    let mut fields = line.trim_end().split(':').chain(core::iter::repeat(""));
+    let mut next = || fields.next().unwrap_or_default();
+    let (name, _, uid, gid, _, home, shell) = (next(), next(), next(), next(), next(), next(), next());
     let or = |text: &str, default: &str| String::from(if text.is_empty() { default } else { text });
     Some(Account {
         name: Some(String::from(name)),
@@ -71,14 +73,14 @@ fn parse(line: &str) -> Option<Account> {
         gid: gid.parse().ok()?,
         groups: Vec::new(),
         home: or(home, "/"),
-        shell: or(shell.trim_end(), "/bin/sh"),
+        shell: or(shell, "/bin/sh"),
     })
 }
 
 fn group_entry(line: &str) -> Option<(&str, u32, &str)> {
     let mut fields = line.split(':');
-    let (name, _, gid, members) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    Some((name, gid.parse().ok()?, members.trim_end()))
+    let (name, _, gid) = (fields.next()?, fields.next()?, fields.next()?.trim_end());
+    Some((name, gid.parse().ok()?, fields.next().unwrap_or_default().trim_end()))
 }
 
 #[cfg(test)]
@@ -86,7 +88,7 @@ mod tests {
     use super::*;
 
     const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:34::/srv:\n7:x:1007:8::/:/bin/false\n";
+        "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:34::/srv:\n7:x:1007:8::/:/bin/false\napp:x:10:5::/app\nfew:x:11:6\n";
     const GROUP: &str = "root:x:0:\nweb:x:34:\nlog:x:4:root,web\nodd:x:x:web\nwheel:x:10:web\n";
 
     #[test]
@@ -98,6 +100,9 @@ mod tests {
         assert_eq!(find("web:log", PASSWD, GROUP), Some(Account { gid: 4, groups: vec![], ..web.clone() }));
         assert_eq!(find("web:55", PASSWD, GROUP).map(|account| account.gid), Some(55));
         assert_eq!(find("7", PASSWD, GROUP).map(|account| account.uid), Some(1007), "a name comes first");
+        let app = find("app", PASSWD, GROUP).unwrap();
+        assert_eq!((app.uid, app.gid, &app.home[..], &app.shell[..]), (10, 5, "/app", "/bin/sh"));
+        assert_eq!(find("few:few", PASSWD, "few:x:12\n").unwrap().gid, 12);
         let nobody = find("4711:12", "", "").unwrap();
         assert_eq!((nobody.uid, nobody.gid, nobody.name), (4711, 12, None));
         for wrong in ["", "wob", "web:", "web:nobody", "-1", "4294967296"] {

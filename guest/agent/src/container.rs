@@ -14,7 +14,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::json::Value;
-use crate::net;
+use crate::{net, signal};
 
 /// SIGTERM.
 const TERMINATE: u32 = 15;
@@ -116,7 +116,7 @@ impl Container {
             directory,
             stop_signal: match &fields.text_or("StopSignal", "")?[..] {
                 "" => TERMINATE,
-                name => signal(name).ok_or_else(|| format!("StopSignal `{name}` is no signal"))?,
+                name => signal::number(name).ok_or_else(|| format!("StopSignal `{name}` is no signal"))?,
             },
             stop_seconds: fields.number("StopTimeout")?.unwrap_or(STOP_SECONDS),
             hostname: fields.text_or("Hostname", "rvmm")?,
@@ -192,32 +192,6 @@ impl Fields<'_> {
     }
 }
 
-/// The number of a signal: `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
-pub fn signal(name: &str) -> Option<u32> {
-    /// From 1 on (`signal(7)`, x86).
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    const REAL_TIME: core::ops::RangeInclusive<u32> = 34..=64;
-    if let Ok(number) = name.parse() {
-        return (1..=*REAL_TIME.end()).contains(&number).then_some(number);
-    }
-    let name = name.strip_prefix("SIG").unwrap_or(name);
-    if let Some(place) = NAMES.iter().position(|known| *known == name) {
-        return Some(place as u32 + 1);
-    }
-    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
-        (Some(""), _) => *REAL_TIME.start(),
-        (Some(more), _) => REAL_TIME.start().checked_add(more.strip_prefix('+')?.parse().ok()?)?,
-        (_, Some("")) => *REAL_TIME.end(),
-        (_, Some(less)) => REAL_TIME.end().checked_sub(less.strip_prefix('-')?.parse().ok()?)?,
-        _ => return None,
-    };
-    REAL_TIME.contains(&number).then_some(number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,18 +245,6 @@ mod tests {
         ] {
             let error = Container::parse(document.as_bytes()).unwrap_err();
             assert!(error.contains(wrong), "{document}: {error}");
-        }
-    }
-
-    #[test]
-    fn signals() {
-        for (name, number) in
-            [("TERM", 15), ("SIGKILL", 9), ("SIGSYS", 31), ("3", 3), ("SIGRTMAX-1", 63), ("RTMIN", 34)]
-        {
-            assert_eq!(signal(name), Some(number), "{name}");
-        }
-        for wrong in ["", "SIG", "0", "65", "-1", "term", "RTMIN+31", "RTMIN3", "RTMAX-99999999999"] {
-            assert_eq!(signal(wrong), None, "{wrong}");
         }
     }
 }

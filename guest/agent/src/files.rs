@@ -83,9 +83,10 @@ struct Target {
 
 impl Target {
     fn open(path: &str, mode: u32) -> Result<Self> {
-        let old = match Fd::open(path, open::READ | open::NONBLOCK | open::NO_TERMINAL, 0) {
-            Ok(old) => Some(old.stat()?),
-            Err(Errno::NOENT) => None,
+        let (old, place) = match Fd::open(path, open::READ | open::NONBLOCK | open::NO_TERMINAL, 0) {
+            // Of a link, it is the file that is replaced.
+            Ok(old) => (Some(old.stat()?), old.path().unwrap_or_else(|_| path.into())),
+            Err(Errno::NOENT) => (None, path.into()),
             Err(error) => return Err(error),
         };
         if let Some(old) = &old
@@ -94,9 +95,9 @@ impl Target {
             return Ok(Target { file: Fd::open(path, open::WRITE | open::NO_TERMINAL, 0)?, names: None });
         }
         let pid = sys::plain(nr::GETPID, [0; 3])?;
-        let beside = format!("{path}.rvmm-{pid}");
+        let beside = format!("{place}.rvmm-{pid}");
         let file = Fd::open(&beside, open::WRITE | open::CREATE | open::EXCLUSIVE, 0o600)?;
-        let target = Target { file, names: Some((beside, path.into())) };
+        let target = Target { file, names: Some((beside, place)) };
         if let Some(old) = old {
             sys::plain(nr::FCHOWN, [target.file.0 as usize, old.uid as usize, old.gid as usize])?;
         }

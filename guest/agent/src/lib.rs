@@ -12,3 +12,4 @@ pub mod hex;
 pub mod json;
 pub mod mounts;
 pub mod net;
+pub mod signal;

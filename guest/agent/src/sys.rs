@@ -37,6 +37,7 @@ pub mod nr {
     pub const MKDIR: usize = 83;
     pub const UNLINK: usize = 87;
     pub const SYMLINK: usize = 88;
+    pub const READLINK: usize = 89;
     pub const CHMOD: usize = 90;
     pub const FCHMOD: usize = 91;
     pub const FCHOWN: usize = 93;
@@ -268,6 +269,16 @@ impl Fd {
         unsafe { call(nr::FSTAT, [self.0 as usize, words.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
         let (mode, uid) = (words[3] as u32, (words[3] >> 32) as u32);
         Ok(Stat { device: words[0], mode, size: words[6], uid, gid: words[4] as u32 })
+    }
+
+    /// Where it is, whatever links led there.
+    pub fn path(&self) -> Result<String> {
+        let own = c_text(&alloc::format!("/proc/self/fd/{}", self.0))?;
+        let mut bytes = [0; 4096];
+        let arguments = [own.as_ptr() as usize, bytes.as_mut_ptr() as usize, bytes.len(), 0, 0, 0];
+        // SAFETY: the kernel reads a path, which has an end, and writes at most as many bytes as there are.
+        let got = unsafe { call(nr::READLINK, arguments) }?;
+        core::str::from_utf8(&bytes[..got]).map(String::from).map_err(|_| Errno::INVAL)
     }
 
     /// Writes all of it.

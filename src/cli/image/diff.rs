@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::cli::Common;
-use crate::cli::output::{Failure, print, print_json};
+use crate::cli::output::{Failure, plain, print, print_json};
 use crate::cli::store;
 use crate::cli::table::size;
 use crate::image::{Fate, FileChange};
@@ -59,8 +59,7 @@ impl Diff {
             return Ok(0);
         }
         for change in files.iter().flatten() {
-            // A path may have any bytes: none of them may change the terminal.
-            let path = String::from_utf8_lossy(&change.path).replace(char::is_control, "?");
+            let path = plain(&String::from_utf8_lossy(&change.path));
             print(format!("{} {path}", letter(change.fate)))?;
         }
         if self.blocks || files.is_none() {

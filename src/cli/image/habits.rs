@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::machine::Volume;
+use super::signal;
 use crate::cli::output::Failure;
 
 /// The largest file with variables, in bytes.
@@ -48,6 +49,14 @@ pub fn variable(text: &str) -> Result<String, String> {
         None => std::env::var(text)
             .map(|value| format!("{text}={value}"))
             .map_err(|_| "it is not set here: say KEY=VALUE".into()),
+    }
+}
+
+/// The name or number of a signal, as the guest takes it.
+pub fn stop_signal(text: &str) -> Result<String, String> {
+    match signal::number(text) {
+        Some(_) => Ok(text.into()),
+        None => Err("it is a signal's name or number, such as SIGINT or 2".into()),
     }
 }
 

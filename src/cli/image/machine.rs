@@ -18,6 +18,7 @@ pub struct Overrides {
     pub working_dir: Option<String>,
     pub user: Option<String>,
     pub entrypoint: Option<String>,
+    pub stop_signal: Option<String>,
     pub command: Vec<String>,
 }
 
@@ -39,6 +40,7 @@ impl Overrides {
         }
         process.working_dir = self.working_dir.clone().unwrap_or(process.working_dir);
         process.user = self.user.clone().unwrap_or(process.user);
+        process.stop_signal = self.stop_signal.clone().unwrap_or(process.stop_signal);
         process
     }
 }
@@ -193,6 +195,7 @@ mod tests {
             entrypoint: vec!["/bin/server".into(), "-v".into()],
             cmd: vec!["--port".into()],
             user: "web".into(),
+            stop_signal: "SIGQUIT".into(),
             ..Process::default()
         };
         let overrides = Overrides { env: vec!["A=3".into(), "C".into()], ..Overrides::default() };
@@ -201,9 +204,12 @@ mod tests {
             Overrides { command: vec!["x".into()], user: Some("0".into()), ..Overrides::default() };
         let new = overrides.over(process.clone());
         assert_eq!((new.entrypoint.len(), new.cmd, new.user), (2, vec!["x".to_string()], "0".into()));
-        let overrides = Overrides { entrypoint: Some("sh".into()), ..Overrides::default() };
+        assert_eq!(new.stop_signal, "SIGQUIT");
+        let stop_signal = Some("2".into());
+        let overrides = Overrides { entrypoint: Some("sh".into()), stop_signal, ..Overrides::default() };
         let new = overrides.over(process);
         assert_eq!((new.entrypoint, new.cmd.len()), (vec!["sh".to_string()], 0));
+        assert_eq!(new.stop_signal, "2");
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub mod keep;
 pub mod list;
 pub mod machine;
 pub mod run;
+#[path = "../../../guest/agent/src/signal.rs"]
+mod signal;
 pub mod stands_on;
 pub mod start;
 pub mod tag;
@@ -23,11 +25,16 @@ use std::path::{Path, PathBuf};
 
 use super::output::Failure;
 
-/// Writes a file through `write`: it is whole in the end, or not there. `-` is standard output.
+/// Writes a file through `write`: it is whole in the end, or not there.
 fn whole(path: &Path, write: impl FnOnce(&mut File) -> Result<(), Failure>) -> Result<(), Failure> {
     let failed = |doing: &str, path: &Path, error: io::Error| {
         Failure::refused(format!("Cannot {doing} {}: {error}", path.display()))
     };
+    if path.as_os_str() == "-" {
+        return Err(Failure::usage(
+            "A disk is not written in order: say a file, for it cannot go to standard output",
+        ));
+    }
     if path.exists() && !path.is_file() {
         return Err(Failure::usage(format!("{} is not a regular file", path.display())));
     }

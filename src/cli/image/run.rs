@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::habits::{check_volume, variable, variables};
+use super::habits::{check_volume, stop_signal, variable, variables};
 use super::machine::{Overrides, Runnable, Volume, document};
 use super::stands_on::StandsOn;
 use super::start::runs;
@@ -33,6 +33,10 @@ pub struct Run {
     /// A command at the place where containers have it
     #[arg(hide = true, value_name = "WORD")]
     misplaced: Vec<String>,
+    /// Print help
+    // Instead of clap's own, whose short form is the one of --hostname for users of containers.
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     #[command(flatten)]
     container: Container,
     #[command(flatten)]
@@ -58,14 +62,14 @@ pub struct Container {
     /// Remove the machine when it ends, although it has a name
     #[arg(long, requires = "image")]
     rm: bool,
-    /// Set a variable of the environment
+    /// Set a variable of the environment; KEY alone gives it the value that it has here
     #[arg(short, long, value_name = "KEY=VALUE", requires = "image", value_parser = variable)]
     env: Vec<String>,
     /// Set the variables in a file: lines with KEY=VALUE; --env comes after it
     #[arg(long, value_name = "FILE", requires = "image")]
     env_file: Vec<PathBuf>,
     /// Name that the guest knows itself by [default: that of the machine]
-    #[arg(long, value_name = "NAME", requires = "image")]
+    #[arg(short = 'h', long, value_name = "NAME", requires = "image")]
     hostname: Option<Name>,
     /// Let nothing be written to the root file system; /tmp and /run are in memory
     #[arg(long, requires = "image")]
@@ -79,6 +83,9 @@ pub struct Container {
     /// The program, instead of the image's
     #[arg(long, value_name = "PROGRAM", requires = "image")]
     entrypoint: Option<String>,
+    /// Signal that asks the command to end, instead of the image's: SIGINT, 2 [default: SIGTERM]
+    #[arg(long, value_name = "SIGNAL", requires = "image", value_parser = stop_signal)]
+    stop_signal: Option<String>,
     /// Give the guest a disk and mount it: DISK:TARGET, DISK:TARGET:ro
     #[arg(short, long, value_name = "DISK:TARGET", requires = "image")]
     volume: Vec<Volume>,
@@ -206,11 +213,12 @@ pub fn launch(
     let overlay = store.instances_path().map_err(Failure::refused)?;
     let overlay = if keep { overlay.join(name.as_str()) } else { overlay };
     let base = runnable.machine(&overlay, keep);
-    let (grace, detach) = (Duration::from_secs(machine.stop_timeout), container.detach);
+    let (stop_timeout, detach) = (machine.stop_timeout, container.detach);
     let mut config = match &saved {
         Some(saved) => resumed(saved, base, container, machine)?,
         None => booted(&runnable, base, container, machine, &name)?,
     };
+    allow(&mut config, stop_timeout);
     // It may be started from elsewhere.
     config.make_absolute();
     let lock =
@@ -224,10 +232,17 @@ pub fn launch(
         name,
         kept: keep,
         lock,
-        grace,
+        grace: Duration::from_secs(stop_timeout),
         boot_timer,
     };
     prepared.start(detach, common)
+}
+
+/// Has the init give its command as long as the machine has, in seconds, but for one in which its status is told.
+pub fn allow(config: &mut VmConfig, stop_timeout: u64) {
+    if let Some(process) = &mut config.boot_source.process {
+        process["StopTimeout"] = stop_timeout.saturating_sub(1).max(1).into();
+    }
 }
 
 /// Notes a machine that stays. Its name is this command's until the machine is known to run.
@@ -258,7 +273,7 @@ fn booted(
     name: &Name,
 ) -> Result<VmConfig, Failure> {
     let plain = container.is_plain();
-    let Container { env, env_file, hostname, workdir, user, entrypoint, .. } = container;
+    let Container { env, env_file, hostname, workdir, user, entrypoint, stop_signal, .. } = container;
     let Container { volume, publish: ports, command, detach, read_only, .. } = container;
     volume.iter().try_for_each(check_volume)?;
     let env = [variables(&env_file).map_err(Failure::usage)?, env].concat();
@@ -274,7 +289,7 @@ fn booted(
     publish(links, ports)?;
     let mut config = run::configure(machine, Some(base))?;
     if config.boot_source.initrd_path.is_some() {
-        let overrides = Overrides { env, working_dir: workdir, user, entrypoint, command };
+        let overrides = Overrides { env, working_dir: workdir, user, entrypoint, stop_signal, command };
         let process = overrides.over(runnable.config.config.clone());
         let tty = !detach && io::stdin().is_terminal();
         let hostname = hostname.as_ref().unwrap_or(name).as_str();
@@ -299,6 +314,7 @@ impl Container {
             && self.workdir.is_none()
             && self.user.is_none()
             && self.entrypoint.is_none()
+            && self.stop_signal.is_none()
             && self.volume.is_empty()
             && self.command.is_empty()
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::machine::root_drive;
-use super::run::Prepared;
+use super::run::{Prepared, allow};
 use crate::api::name::Name;
 use crate::cli::output::{Failure, print, print_json};
 use crate::cli::run::seconds;
@@ -96,6 +96,7 @@ impl Start {
             root.digests = new.digests;
         }
         config.console = console::Config::default();
+        allow(&mut config, self.stop_timeout);
         let prepared = Prepared {
             image: found.record.image,
             kernel: found.record.kernel,

@@ -1,4 +1,4 @@
-//! `rvmm tag`, `rvmm rmi` and `rvmm checkout`: names of images come, move and go.
+//! `rvmm tag` and `rvmm rmi`: names of images come, move and go.
 
 use serde_json::json;
 

@@ -47,8 +47,10 @@ impl Format {
         let mut head = Vec::new();
         (&file).take(512).read_to_end(&mut head).map_err(reading())?;
         if head.starts_with(b"QFI\xfb") {
-            let named = path.extension().is_some_and(|end| end == "qcow2" || end == "qcow" || end == "img");
-            return match named {
+            let is = |end: &str| path.extension().is_some_and(|own| own == end);
+            // Distributions have images of their systems under this name, and others have raw disks.
+            let plain = is("img") && stands_alone(&head);
+            return match is("qcow2") || is("qcow") || plain {
                 true => Ok(Format::Qcow2),
                 false => Err(Error::invalid(
                     what,
@@ -123,6 +125,13 @@ impl Format {
         }
         Ok(if layout { Format::Oci } else { Format::Rootfs })
     }
+}
+
+/// Whether a qcow2 image, by its header, has no other file with data or below it.
+fn stands_alone(head: &[u8]) -> bool {
+    let version = head.get(4..8);
+    let external = version != Some(&[0, 0, 0, 2][..]) && head.get(79).is_none_or(|byte| byte & 4 != 0);
+    head.get(8..16) == Some(&[0; 8][..]) && !external
 }
 
 /// Whether an archive whose first entry this is looks like one of a container image.

@@ -14,6 +14,7 @@ use crate::image::digest::Digest;
 use crate::image::manifest::{Descriptor, INDEX, Manifest};
 use crate::image::tar::{Archive, Kind};
 use crate::image::{Error, Index, Store, compression};
+use crate::sys::chain;
 
 /// The largest document in an archive.
 pub(super) const MAX_DOCUMENT: u64 = 16 << 20;
@@ -165,6 +166,15 @@ fn decompress(store: &Store, file: File, path: &Path) -> Result<File, Error> {
     unpack().map_err(Error::io("decompress", path))
 }
 
+/// Why something with a file `oci-layout` is no layout, and what it may be then.
+fn no_layout(what: &str, error: &Error) -> Error {
+    let reason = format!(
+        "it is no OCI layout ({}): a root file system with a file `oci-layout` in it needs --format rootfs",
+        chain(error)
+    );
+    Error::invalid(what, reason)
+}
+
 /// Says which images there are to choose from.
 pub(super) fn choose(what: &str, names: &[String]) -> Error {
     match names {
@@ -291,7 +301,8 @@ impl Container {
             }
         };
         let what = format!("index.json in {}", entries.what);
-        let index = Index::parse(&entries.document("index.json")?, &what)?;
+        let index = entries.document("index.json").and_then(|bytes| Index::parse(&bytes, &what));
+        let index = index.map_err(|error| no_layout(&entries.what, &error))?;
         let image = index.choose(wanted).ok_or_else(|| entries.choose(index.names()))?;
         let image = for_here(image, read)?;
         let manifest = Manifest::parse(&read(&image)?, &format!("Manifest {}", image.digest))?;
@@ -306,10 +317,11 @@ impl Container {
     /// # Errors
     /// As above.
     pub fn from_layout(path: &Path, wanted: Option<&str>) -> Result<Self, Error> {
-        let layout = Store::read_only(path)?;
-        let index = layout.read_index()?;
-        let image =
-            index.choose(wanted).ok_or_else(|| choose(&path.display().to_string(), &index.names()))?;
+        let what = path.display().to_string();
+        let layout = Store::read_only(path);
+        let layout = layout.and_then(|layout| Ok((layout.read_index()?, layout)));
+        let (index, layout) = layout.map_err(|error| no_layout(&what, &error))?;
+        let image = index.choose(wanted).ok_or_else(|| choose(&what, &index.names()))?;
         Container::from_store(&layout, image)
     }
 

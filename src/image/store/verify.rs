@@ -42,7 +42,8 @@ impl Store {
         let missing = wanted.into_iter().filter(|digest| !self.has(digest));
         wrong.extend(missing.map(|digest| Error::MissingBlob { digest }));
         for path in entries(self.cache())?.iter().chain(&entries_if_any(self.path().join("warm"))?) {
-            if !self.is_whole(path) {
+            // gc may have been here meanwhile.
+            if !self.is_whole(path) && path.exists() {
                 wrong.push(Error::DamagedCopy { path: path.clone() });
             }
         }
@@ -52,7 +53,11 @@ impl Store {
     /// Whether what was made from blobs is what it should be.
     fn is_whole(&self, path: &Path) -> bool {
         let Some(digest) = digest_in(path) else { return true };
+        let has = |kind| path.with_extension(kind).exists();
         match path.extension().and_then(|kind| kind.to_str()) {
+            // One without a map is on its way, or left by who was killed: it is made again before it is used.
+            Some("raw") if !has("map") => true,
+            Some("map") => has("raw"),
             Some("raw") => self.layer_runs(&digest).is_ok_and(|runs| {
                 let Ok(raw) = File::open(path) else { return false };
                 let known = self.cached_digest(&digest);

@@ -215,6 +215,10 @@ impl<R: Read> Archive<R> {
             },
             xattrs: fields.xattrs()?,
         };
+        // Before anybody reads it.
+        if self.offset.saturating_add(size) > self.limit {
+            return Err(self.too_large());
+        }
         self.left = size;
         self.padding = size.next_multiple_of(BLOCK as u64) - size;
         Ok(found)
@@ -245,9 +249,13 @@ impl<R: Read> Archive<R> {
     fn count(&mut self, bytes: u64) -> Result<(), Error> {
         self.offset = self.offset.saturating_add(bytes);
         if self.offset > self.limit {
-            return Err(Error::TooLarge { what: "The archive".into(), limit: self.limit });
+            return Err(self.too_large());
         }
         Ok(())
+    }
+
+    fn too_large(&self) -> Error {
+        Error::TooLarge { what: "The archive".into(), limit: self.limit }
     }
 
     fn small(&mut self, size: u64) -> Result<Vec<u8>, Error> {

@@ -49,6 +49,16 @@ fn raw(entries: &[(u8, &[u8])]) -> Vec<u8> {
     bytes
 }
 
+#[test]
+fn an_entry_beyond_the_limit_is_refused_before_it_is_read() {
+    let mut bytes = Vec::new();
+    Entry::file(b"large", 5000).write(&mut io::repeat(1), &mut bytes).unwrap();
+    let next = |limit| Archive::new(bytes.as_slice(), limit).next();
+    assert!(next(6000).unwrap().is_some());
+    let error = next(2000).unwrap_err();
+    assert!(matches!(error, crate::image::Error::TooLarge { limit: 2000, .. }), "{error}");
+}
+
 fn seal(header: &mut [u8]) {
     header[148..156].fill(b' ');
     let sum: u32 = header[..512].iter().map(|&byte| u32::from(byte)).sum();

@@ -213,6 +213,60 @@ fn damage_of_what_was_unpacked_is_found_and_goes() {
 }
 
 #[test]
+fn what_is_half_unpacked_is_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, image) = with_disk(directory.path());
+    let unpacked = store.unpack(&image, u64::MAX).unwrap();
+    let (raw, map) = (&unpacked.layers[0], unpacked.layers[0].with_extension("map"));
+    // Another process is about to write the map, or was killed.
+    fs::remove_file(&map).unwrap();
+    is_whole(&store);
+    assert_eq!(store.unpack(&image, u64::MAX).unwrap(), unpacked);
+    // A map without its layer would be taken for a layer that is whole.
+    fs::remove_file(raw).unwrap();
+    let wrong = store.verify(|_| {}).unwrap();
+    assert!(matches!(&wrong[..], [Error::DamagedCopy { path }] if *path == map), "{wrong:?}");
+    assert_eq!(store.remove_corrupt(&wrong).unwrap(), 1);
+    store.unpack(&image, u64::MAX).unwrap();
+    assert!(raw.exists());
+    is_whole(&store);
+}
+
+#[test]
+fn older_versions_take_no_more_than_they_may() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = Store::open(&directory.path().join("elsewhere")).unwrap();
+    let store = Store::open(&directory.path().join("store")).unwrap();
+    let (mut from, mut lease) = (elsewhere.lease().unwrap(), store.lease().unwrap());
+    // Each version has the long message of the first one.
+    let long = "x".repeat(100_000);
+    let mut last: Option<Descriptor> = None;
+    for count in 0..40 {
+        let message = if count == 0 { long.as_str() } else { "" };
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(count);
+        let about = Commit { parent: last.as_ref(), message, ..Commit::new(time) };
+        last = Some(elsewhere.commit(&mut from, &about, None).unwrap());
+    }
+    let last = last.unwrap();
+    let manifest = elsewhere.manifest(&last).unwrap();
+    for (blob, kind) in [(&last, MANIFEST), (&manifest.config, CONFIG)] {
+        let bytes = elsewhere.read_document(blob).unwrap();
+        store.put(&mut lease, kind, &bytes).unwrap();
+    }
+    store.tag(&name("a"), &last).unwrap();
+    let bytes = || {
+        let blobs = fs::read_dir(store.path().join("blobs/sha256")).unwrap();
+        blobs.map(|blob| blob.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let before = bytes();
+    store.rebuild_within(&mut lease, &last, 1_000_000).unwrap();
+    assert!(bytes() > before && bytes() <= before + 1_000_000, "{}", bytes());
+    store.rebuild_within(&mut lease, &last, u64::MAX).unwrap();
+    assert!(bytes() > 39 * before);
+    assert_eq!(store.versions("a").unwrap().len(), 40);
+}
+
+#[test]
 fn one_damaged_image_hides_no_other() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();

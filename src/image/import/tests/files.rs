@@ -1,6 +1,8 @@
 //! Files with all that belongs to them, in and out.
 
 use super::*;
+use crate::image::ext4::{self, Attributes};
+use crate::testing::skip;
 
 /// What an archive says of each entry, by its path: kind, mode, owner, group, device, link, attributes.
 type Said = BTreeMap<String, (Kind, u16, u32, u32, (u32, u32), String, BTreeMap<Vec<u8>, Vec<u8>>)>;
@@ -51,6 +53,25 @@ fn what_goes_in_comes_out() {
     let mut layer = Vec::new();
     std::io::Read::read_to_end(&mut container.layers[0].open().unwrap(), &mut layer).unwrap();
     assert!(layer == out);
+}
+
+#[test]
+fn a_socket_with_two_names_is_no_link_to_nothing() {
+    let (directory, store) = store();
+    let path = directory.path().join("disk");
+    let mut fs = FileSystem::new(64 << 20, File::create(&path).unwrap()).unwrap();
+    fs.put(b"one", ext4::Kind::File, Attributes::default()).unwrap();
+    fs.link(b"two", b"one").unwrap();
+    fs.put(b"kept", ext4::Kind::File, Attributes::default()).unwrap();
+    fs.end_layer().unwrap();
+    let made = Command::new("debugfs").args(["-w", "-R", "sif one mode 0140644"]).arg(&path).output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        return skip("there is no debugfs");
+    }
+    let image = store.import_raw(&mut store.lease().unwrap(), &path, &Commit::new(UNIX_EPOCH)).unwrap();
+    let mut out = Vec::new();
+    store.export_tar(&image, &mut out, u64::MAX).unwrap();
+    assert_eq!(said(&out).into_keys().collect::<Vec<_>>(), ["./", "./kept"]);
 }
 
 #[test]
