@@ -352,6 +352,22 @@ fn stopping_is_as_patient_as_asked() {
 }
 
 #[test]
+fn a_machine_that_gets_no_processor_for_a_while_is_waited_for() {
+    let user = User::new();
+    let Some(web) = Running::start(&user, "web") else { return };
+    let pid = web.process.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    signal("-STOP");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_secs(5));
+            signal("-CONT");
+        });
+        assert_eq!(user.says(&["pause", "web"]).status, Some(0));
+    });
+}
+
+#[test]
 fn a_machine_that_does_not_answer_is_told_of() {
     let user = User::new();
     let Some(web) = Running::start(&user, "web") else { return };

@@ -87,33 +87,37 @@ impl News {
 
     /// Tells the guest. Returns what it could not be told, and why, in one line.
     pub fn tell(&self) -> Option<String> {
-        match self.try_tell() {
+        // A guest that stands still answers when it goes on.
+        let patience = if self.paused { PAUSED } else { GOING_ON };
+        let mut client = match Client::connect(&self.socket, patience) {
+            Ok(client) => client,
+            Err(error) => return Some(format!("the guest keeps {}: {}", self.old(), chain(&error))),
+        };
+        match self.ask(&mut client) {
             Ok(outcome) if outcome.failed.is_empty() => None,
             Ok(outcome) => {
                 let failed = outcome.failed.iter().map(|(what, why)| format!("{what} ({why})"));
                 Some(format!("the guest could not change its {}", failed.collect::<Vec<_>>().join(", ")))
             }
-            Err(error) => {
-                let mut kept = vec!["state of its random numbers, unless its kernel has VMGenID"];
-                if self.hostname.is_some() {
-                    kept.splice(..0, ["hostname", "machine id"]);
-                }
-                if !self.interfaces.is_empty() {
-                    kept.insert(0, "network addresses");
-                }
-                Some(format!("the guest keeps its {}: {}", kept.join(", "), chain(&error)))
-            }
+            // It was asked, and may still do it.
+            Err(error) => Some(format!("the guest may keep {}: {}", self.old(), chain(&error))),
         }
     }
 
-    fn try_tell(&self) -> Result<agent::Outcome, agent::Error> {
-        // A guest that stands still answers when it goes on.
-        let patience = if self.paused { PAUSED } else { GOING_ON };
-        let mut client = match Client::connect(&self.socket, patience) {
-            // The guest may have ended this connection with those that it had when it was saved.
-            Err(agent::Error::Lost(_)) => Client::connect(&self.socket, GOING_ON),
-            client => client,
-        }?;
+    /// What a guest has of the machine that was saved until it is told.
+    fn old(&self) -> String {
+        let mut kept = vec!["state of its random numbers, unless its kernel has VMGenID"];
+        if self.hostname.is_some() {
+            kept.splice(..0, ["hostname", "machine id"]);
+        }
+        if !self.interfaces.is_empty() {
+            kept.insert(0, "network addresses");
+        }
+        format!("its {}", kept.join(", "))
+    }
+
+    /// Has the agent make the guest somebody.
+    fn ask(&self, client: &mut Client) -> Result<agent::Outcome, agent::Error> {
         let mut identity = Identity {
             hostname: self.hostname.clone(),
             interfaces: self.interfaces.clone(),
@@ -133,4 +137,41 @@ fn uuid() -> std::io::Result<[u8; 16]> {
     uuid[6] = uuid[6] & 0x0f | 0x40;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     Ok(uuid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// What is said of a guest that greets, or does not, and is gone after that.
+    fn told(greets: bool) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("v.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let guest = thread::spawn(move || {
+            let mut stream = BufReader::new(listener.accept().unwrap().0);
+            stream.read_line(&mut String::new()).unwrap();
+            stream.get_mut().write_all(b"OK 1\n").unwrap();
+            if greets {
+                let greeting = br#"{"agent":"rvmm","protocol":1}"#;
+                let head = [greeting.len() as u8, 0, 0, 0, 0];
+                stream.get_mut().write_all(&[&head[..], greeting].concat()).unwrap();
+                stream.read_exact(&mut [0; 100]).unwrap();
+            }
+        });
+        let news = News { socket, hostname: Some("web".into()), interfaces: Vec::new(), paused: false };
+        let told = news.tell().unwrap();
+        guest.join().unwrap();
+        told
+    }
+
+    #[test]
+    fn a_guest_that_was_asked_may_have_done_it() {
+        let old = "its hostname, machine id, state of its random numbers";
+        assert!(told(false).starts_with(&format!("the guest keeps {old}")), "{}", told(false));
+        assert!(told(true).starts_with(&format!("the guest may keep {old}")), "{}", told(true));
+    }
 }

@@ -15,8 +15,8 @@ use crate::options;
 use crate::sys::user;
 use crate::vmm::chain;
 
-/// How long a machine may take to answer.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a machine may take to answer, on a host with more to do than it can.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a command could not be carried out for a machine.
 #[derive(Debug, thiserror::Error)]

@@ -8,11 +8,11 @@
 //! ```
 //!
 //! Connections do not outlive the process: when a machine is restored, all of them are gone and the guest is told so
-//! by an event. Until its driver has done that (it gives the event's buffer back then), nothing else is sent, for the
-//! driver would take a new connection for one of the old.
+//! by an event. Until its driver has acted on it (it gives the event's buffer back then), nothing else is sent, however long
+//! that takes: the driver would take a new connection for one of the old, and end it without a word to this side.
 //!
 //! ```text
-//!   open ── load ──► to tell ── event given ──► told ── buffer is back, or a second has passed ──► open
+//!   open ── load ──► to tell ── event given ──► told ── buffer is back ──► open
 //! ```
 
 mod burst;
@@ -28,10 +28,6 @@ mod tests;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
-
-use log::error;
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::{Chain, Lent, VirtioDevice, Violation};
 use crate::snapshot::{self, Persist, Saved};
@@ -63,9 +59,6 @@ const BATCH: usize = 64;
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (5.10.6.7).
 const TRANSPORT_RESET: u32 = 0;
 
-/// How long a driver may take to act on it, if it does not give the buffer back.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// Whether the guest knows that its connections are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reset {
@@ -82,16 +75,13 @@ struct Vsock {
     /// The guest's address (`struct virtio_vsock_config`, 5.10.4).
     config: [u8; 8],
     reset: Reset,
-    patience: TimerFd,
 }
 
 impl Vsock {
     fn new(listener: Listener, guest_cid: u32) -> io::Result<Self> {
         let exchange = Exchange::new(listener, guest_cid.into())?;
-        let patience = TimerFd::new()?;
-        exchange.watch(patience.as_raw_fd())?;
         let config = u64::from(guest_cid).to_le_bytes();
-        Ok(Vsock { exchange, config, reset: Reset::Known, patience })
+        Ok(Vsock { exchange, config, reset: Reset::Known })
     }
 
     /// Tells the guest that its connections are gone, or finds that it has understood.
@@ -112,10 +102,6 @@ impl Vsock {
                     let written = chain.writable.write_at(0, &TRANSPORT_RESET.to_le_bytes());
                     lent.give(EVENT, chain.head, written as u32)?;
                     self.reset = Reset::Told(count);
-                    if let Err(error) = self.patience.reset(PATIENCE, None) {
-                        error!("A timer of vsock cannot be set: {error}");
-                        self.reset = Reset::Known;
-                    }
                 }
             }
             Reset::Told(before) if count >= before => self.reset = Reset::Known,
@@ -129,9 +115,6 @@ impl Vsock {
 
     /// Moves whatever can be moved.
     fn work(&mut self, lent: &mut Lent) -> Result<(), Violation> {
-        if matches!(self.reset, Reset::Told(_)) && !self.patience.is_armed().unwrap_or(false) {
-            self.reset = Reset::Known;
-        }
         self.exchange.poll();
         self.transmit(lent)?;
         if self.reset == Reset::Known {

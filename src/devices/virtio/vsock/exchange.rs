@@ -340,11 +340,6 @@ impl Exchange {
         lent.again(RECEIVE);
         Ok(())
     }
-
-    /// Watches one more descriptor, whose events mean nothing but that the device is to look.
-    pub fn watch(&self, fd: RawFd) -> io::Result<()> {
-        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(WATCHED, u64::MAX))
-    }
 }
 
 impl AsRawFd for Exchange {
