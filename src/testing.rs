@@ -2,7 +2,12 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long anything may take that has no reason to take long: only what hangs reaches it, however busy the host is.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Says that the test cannot run here, past libtest's capture of standard error. `tests/all` counts these lines.
 pub fn skip(reason: impl Display) {
@@ -10,6 +15,21 @@ pub fn skip(reason: impl Display) {
     let line = format!("skipped: {}: {reason}\n", thread.name().unwrap_or("test"));
     // One write: lines of several threads do not mix.
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Runs `qemu-img` with these words in a directory, to its good end. A child of another test may hold a lock of this process until
+/// it comes to its own program: that is waited for.
+pub fn qemu_img(directory: &Path, words: &str) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let output = Command::new("qemu-img").args(words.split(' ')).current_dir(directory).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            return;
+        }
+        assert!(error.contains(" lock") && Instant::now() < end, "{words}: {error}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A generator of numbers (splitmix64), good enough to find bugs with.

@@ -271,7 +271,7 @@ impl Drop for Running {
 fn eventually(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "it does not happen");
+        assert!(start.elapsed() < Duration::from_secs(300), "it does not happen");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -348,7 +348,7 @@ fn stopping_is_as_patient_as_asked() {
     assert_eq!(user.says(&["stop", "a"]).status, Some(0));
     assert_eq!(user.json(&["stop", "b", "--timeout", "100"])[0]["forced"], true);
     assert_eq!(user.json(&["stop", "c", "--timeout", "0"])[0]["forced"], true);
-    assert!(start.elapsed() < Duration::from_secs(50));
+    assert!(start.elapsed() < Duration::from_secs(90));
 }
 
 #[test]
@@ -373,6 +373,12 @@ fn a_machine_that_does_not_answer_is_told_of() {
     let Some(web) = Running::start(&user, "web") else { return };
     let pid = web.process.id().to_string();
     assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    // Each of its threads stops when it comes to it.
+    let stopped = |stat: String| stat.contains(") T ");
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    eventually(|| {
+        threads().all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(stopped))
+    });
     assert_eq!(state(&user, "web"), "Silent");
     user.is_refused(&["stop", "web"], 1, &["web:", "does not answer"]);
     assert_eq!(user.says(&["stop", "--force", "web"]).status, Some(0));

@@ -169,6 +169,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::testing::PATIENCE;
 
     const SHORT: Duration = Duration::from_millis(100);
 
@@ -187,7 +188,7 @@ mod tests {
             let _ = stream.read(&mut [0; 4096]);
             let _ = stream.write_all(text.as_bytes());
         });
-        let answer = call(&path, "GET", "/", None, Duration::from_secs(5));
+        let answer = call(&path, "GET", "/", None, PATIENCE);
         machine.join().unwrap();
         answer
     }
@@ -221,7 +222,7 @@ mod tests {
         assert!(matches!(call(&path, "GET", "/", None, SHORT), Err(Error::Silent)));
         let large = Value::String("x".repeat(4 << 20));
         assert!(matches!(call(&path, "PUT", "/", Some(&large), SHORT), Err(Error::Silent)));
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < PATIENCE);
         let _waiting: Vec<_> = std::iter::from_fn(|| Client::connect(&path, SHORT).ok()).collect();
         assert!(matches!(call(&path, "GET", "/", None, SHORT), Err(Error::Silent)));
     }

@@ -9,6 +9,11 @@ pub fn of(file: &File) -> String {
     find(file).unwrap_or_else(|| "another process".into())
 }
 
+/// Whether this process holds a lock on `file`.
+pub fn is_this_process(file: &File) -> bool {
+    file.metadata().is_ok_and(|wanted| holds(Path::new("/proc/self"), (wanted.dev(), wanted.ino())))
+}
+
 fn find(file: &File) -> Option<String> {
     let wanted = file.metadata().ok()?;
     let own = std::process::id();

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Disk, Done, Request, SECTOR};
 use crate::memory::{Buffers, Memory, Pages, allocate};
-use crate::testing::Random;
+use crate::testing::{PATIENCE, Random};
 
 const MEMORY: u64 = 1 << 20;
 
@@ -162,7 +162,8 @@ impl Model {
 /// Waits for `count` requests.
 pub fn wait(disk: &mut dyn Disk, count: usize) -> Vec<Done> {
     let mut done = Vec::new();
-    for _ in 0..100_000 {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
         disk.finished(&mut done);
         if done.len() >= count {
             assert_eq!(done.len(), count, "finished more than was asked");

@@ -49,6 +49,11 @@ enum Asynchronous {
 const SLOW: Duration = Duration::from_millis(1);
 const WRITES_BY_RING: u32 = 64;
 
+/// How long a lock that another process holds is asked for, and the time between. The copy of a machine's memory (`sys/frozen.rs`)
+/// has its descriptors until it first runs, which may be after the machine was killed.
+const LETTING_GO: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(2);
+
 /// What is kept beside an operation of the ring.
 struct Context {
     tag: u64,
@@ -190,7 +195,16 @@ pub(super) fn open_locked(path: &Path, write: bool) -> Result<File, Error> {
 
 /// Locks the file that `path` names in messages.
 pub(super) fn lock(file: &File, path: &Path, lock: Lock) -> Result<(), Error> {
-    match file::lock(file, lock) {
+    let end = Instant::now() + LETTING_GO;
+    let mut locked = file::lock(file, lock);
+    while let Ok(false) = locked
+        && Instant::now() < end
+        && !holder::is_this_process(file)
+    {
+        std::thread::sleep(PAUSE);
+        locked = file::lock(file, lock);
+    }
+    match locked {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Locked { path: path.into(), holder: holder::of(file) }),
         // Some network file systems have no locks at all: the disk works without.

@@ -57,7 +57,7 @@ pub enum Fork {
 /// This process has more than one thread, so a copy could find locks that nobody ever opens; or the host refuses.
 pub fn fork() -> io::Result<Fork> {
     // A thread that has been joined may take a moment to be gone.
-    let deadline = Instant::now() + Duration::from_secs(1);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while std::fs::read_dir("/proc/self/task")?.count() != 1 {
         if Instant::now() > deadline {
             return Err(io::Error::other("a process with several threads cannot be copied"));

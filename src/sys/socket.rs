@@ -35,6 +35,35 @@ pub fn check_path(path: &Path) -> io::Result<()> {
 /// # Errors
 /// `WouldBlock` when the queue is full, `NotFound` and `ConnectionRefused` when nobody listens.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let address = address(path)?;
+    let fd = socket(libc::SOCK_NONBLOCK)?;
+    // SAFETY: the kernel reads `LENGTH` bytes of `address`, which lives for the call.
+    if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), LENGTH) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Listens at `path`, for this user alone from the first moment on. The process's umask stays as it is: other threads make files.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let address = address(path)?;
+    let fd = socket(0)?;
+    // SAFETY: calls with numbers, and one that reads `LENGTH` bytes of `address`, which lives for it.
+    let listens = unsafe {
+        // The file will have the mode of the socket.
+        libc::fchmod(fd.as_raw_fd(), 0o600) == 0
+            && libc::bind(fd.as_raw_fd(), (&raw const address).cast(), LENGTH) == 0
+            && libc::listen(fd.as_raw_fd(), -1) == 0
+    };
+    if listens { Ok(fd.into()) } else { Err(io::Error::last_os_error()) }
+}
+
+const LENGTH: libc::socklen_t = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+
+/// The address of the socket at `path`.
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
     // SAFETY: `sockaddr_un` is plain data, for which all zeroes is a value.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
@@ -42,22 +71,16 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     for (to, from) in address.sun_path.iter_mut().zip(path.as_os_str().as_bytes()) {
         *to = *from as libc::c_char;
     }
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    Ok(address)
+}
+
+/// A new stream socket.
+fn socket(flags: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | flags;
     // SAFETY: plain call; the result is checked.
     let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
     // SAFETY: a fresh descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: the kernel reads `len` bytes of `address`, which lives for the call.
-    if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let stream = UnixStream::from(fd);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
+    if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
 }
 
 /// Reads on in a line that `line` has the beginning of, with all that is there in one go and nothing behind the line's end, until it
@@ -117,20 +140,11 @@ impl Listener {
     /// # Errors
     /// `AddrInUse` when a process listens there, or there is something else.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        check_path(path)?;
-        let bind = || {
-            // SAFETY: the call takes a number and cannot fail.
-            let before = unsafe { libc::umask(0o177) };
-            let listener = UnixListener::bind(path);
-            // SAFETY: as above.
-            unsafe { libc::umask(before) };
-            listener
-        };
-        let socket = match bind() {
+        let socket = match listen(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => match connect(path) {
                 Err(refused) if is_socket(path) && refused.kind() == io::ErrorKind::ConnectionRefused => {
                     fs::remove_file(path)?;
-                    bind()
+                    listen(path)
                 }
                 _ => Err(error),
             },
@@ -221,6 +235,27 @@ mod tests {
         assert_eq!(line, [b'x'; 72]);
     }
 
+    /// Ends it also for a child of another test that has not come to its own program yet.
+    fn end(listener: UnixListener) {
+        UnixStream::from(OwnedFd::from(listener)).shutdown(std::net::Shutdown::Both).unwrap();
+    }
+
+    #[test]
+    fn many_listen_at_once_and_the_umask_stays() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let work = |thread: u32| {
+            for number in 0..200 {
+                let path = directory.path().join(format!("{thread}-{number}"));
+                let _listener = Listener::bind(&path).unwrap();
+                fs::create_dir(path.with_extension("d")).unwrap();
+                let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o700;
+                assert_eq!((mode(&path), mode(&path.with_extension("d"))), (0o600, 0o700));
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|thread| drop(scope.spawn(move || work(thread)))));
+    }
+
     #[test]
     fn listens_for_this_user_in_the_place_of_the_dead() {
         use std::os::unix::fs::PermissionsExt;
@@ -231,7 +266,7 @@ mod tests {
         assert_eq!(Listener::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(living);
         assert!(!path.exists(), "the file goes with the listener");
-        drop(UnixListener::bind(&path).unwrap());
+        end(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves a stale socket");
         let listener = Listener::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
@@ -270,7 +305,7 @@ mod tests {
             assert!(waiting.len() < 100_000, "the queue is never full");
         };
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        drop(listener);
+        end(listener);
         assert_eq!(connect(&path).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }

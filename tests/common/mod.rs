@@ -18,7 +18,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that has no reason to take long: only a machine that hangs reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Says that a test is skipped, past libtest's capture of standard error. `tests/all` counts these lines.
 pub fn skip(reason: &str) {

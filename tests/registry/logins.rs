@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
+use crate::common::host;
 use crate::common::machine::Ended;
 use crate::containers::{Container, layer};
 use crate::home::Home;
@@ -63,13 +64,15 @@ fn logins_of_docker_are_used() {
     // A helper, which gets the registry on its standard input.
     let text = format!(r#"{{"credHelpers": {{"{}": "of-a-test"}}}}"#, registry.address);
     std::fs::write(&docker, text).expect("room");
-    let program = home.path("docker-credential-of-a-test");
     let script = format!(
         "#!/bin/sh\nread -r host\n[ \"$1 $host\" = 'get {}' ] && echo '{{\"ServerURL\":\"x\",\"Username\":\"me\",\"Secret\":\"secret\"}}'\n",
         registry.address
     );
-    std::fs::write(&program, script).expect("room");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("a file");
+    std::fs::write(home.path("script"), script).expect("room");
+    let [from, to] =
+        ["script", "docker-credential-of-a-test"].map(|name| home.path(name).display().to_string());
+    // What is written here cannot be executed as long as a child of another test has it open.
+    host::run("install", &["-m", "755", &from, &to]);
     home.run(&["pull", &name, "--as", "back:1"]).failed(1, &["Cannot run docker-credential-of-a-test"]);
     let path = format!("{}:{}", home.path("").display(), std::env::var("PATH").unwrap_or_default());
     let pulled = home.command(&["pull", &name, "--as", "back:1"]).env("PATH", path).run();

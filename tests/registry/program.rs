@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use tempfile::TempDir;
 
+use crate::common::host;
 use crate::common::machine::Machine;
 use crate::home::Home;
 
@@ -18,7 +19,9 @@ const COMMANDS: [&str; 4] = ["pull", "push", "login", "logout"];
 fn alone() -> (TempDir, PathBuf) {
     let directory = TempDir::new().expect("a scratch directory");
     let rvmm = directory.path().join("rvmm");
-    fs::copy(RVMM, &rvmm).expect("room");
+    // By another process: a file that is written here cannot be executed as long as any test's child that has not come to its own
+    // program yet has it open.
+    host::run("cp", &[RVMM, &rvmm.to_string_lossy()]);
     (directory, rvmm)
 }
 

@@ -1,6 +1,6 @@
 //! What goes wrong every day, in one clear line.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use crate::common::machine::Machine;
@@ -32,7 +32,10 @@ fn names_that_nobody_has() {
 fn hosts_that_do_not_answer() {
     let home = Home::new();
     home.run(&["pull", "nowhere.invalid/a:1"]).failed(1, &["Cannot talk to registry nowhere.invalid"]);
-    let closed = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    // The port of a connection is taken, so nobody else comes to listen there.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let connection = listener.local_addr().and_then(TcpStream::connect).expect("a connection");
+    let closed = connection.local_addr().expect("a port");
     home.run(&["pull", &format!("{closed}/a:1")])
         .failed(1, &["Cannot talk to registry 127.0.0.1", "refused"]);
 }

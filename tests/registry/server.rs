@@ -1,6 +1,5 @@
 //! Debian's docker-registry, in a directory of its own; it ends with the test.
 
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -69,21 +68,11 @@ impl Registry {
     }
 
     fn with(name: &str, more: impl Fn(&TempDir) -> String, http: &str) -> Self {
-        // Another process may take the port between our look and the registry's.
-        for _ in 0..5 {
-            if let Some(registry) = Self::try_start(name, &more, http) {
-                return registry;
-            }
-        }
-        panic!("docker-registry does not start");
-    }
-
-    fn try_start(name: &str, more: impl Fn(&TempDir) -> String, http: &str) -> Option<Self> {
         let directory = TempDir::new().expect("a scratch directory");
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
         let root = directory.path().display().to_string();
+        // Any port that is free: one that is looked for before may be another's by then.
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\n{}storage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '{free}'{}}}\n",
+            "version: 0.1\nlog: {{level: error}}\n{}storage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:0'{}}}\n",
             more(&directory),
             http.replace("DIR", &root),
         );
@@ -101,18 +90,18 @@ impl Registry {
             });
         }
         let process = command.spawn().expect("a registry that starts");
-        let address = format!("{name}:{}", free.port());
-        let mut registry = Registry { process, address, directory };
-        for _ in 0..3000 {
-            if TcpStream::connect(free).is_ok() {
-                return Some(registry);
-            }
-            if registry.process.try_wait().expect("a child").is_some() {
-                return None;
-            }
+        let mut registry = Registry { process, address: String::new(), directory };
+        let port = (0..30_000).find_map(|_| {
+            assert!(
+                registry.process.try_wait().expect("a child").is_none(),
+                "docker-registry does not start"
+            );
             std::thread::sleep(Duration::from_millis(10));
-        }
-        None
+            listens(registry.process.id())
+        });
+        let port = port.expect("a registry that listens");
+        registry.address = format!("{name}:{port}");
+        registry
     }
 
     /// The file with the certificate.
@@ -132,4 +121,18 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The TCP port on which a process listens (proc(5), net/tcp: addresses are hexadecimal, 0A is the state).
+fn listens(pid: u32) -> Option<u16> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let files: Vec<_> = files.filter_map(|file| std::fs::read_link(file.path()).ok()).collect();
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
+    table.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let own = |inode: &str| files.contains(&format!("socket:[{inode}]").into());
+        let listens = words.get(3) == Some(&"0A") && words.get(9).is_some_and(|inode| own(inode));
+        let (_, port) = words.get(1).filter(|_| listens)?.split_once(':')?;
+        u16::from_str_radix(port, 16).ok()
+    })
 }

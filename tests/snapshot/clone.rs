@@ -42,8 +42,7 @@ fn twenty_at_once_each_with_an_identity_of_its_own() {
     for number in 1..=20 {
         let name = format!("w-{number}");
         let text = || fs::read_to_string(world.path(&format!("{name}.log"))).unwrap_or_default();
-        assert!(eventually(|| text().matches("\ncounter ").count() >= 5), "{}", text());
-        went_on_from(&text(), captured);
+        went_on_from(text, captured);
         if number <= 4 {
             world.create(&name, &name, &["--base", &world.text("one")]);
             for mark in marks {
@@ -104,7 +103,7 @@ fn clones_of_a_machine_that_runs() {
         let text = || fs::read_to_string(world.path(&format!("source-{number}.log"))).unwrap_or_default();
         assert!(eventually(|| text().matches("\ncounter ").count() >= 5), "{}", text());
         let first = text().split_whitespace().skip_while(|word| *word != "counter").nth(1).map(str::parse);
-        went_on_from(&text(), first.and_then(Result::ok).expect("a number"));
+        went_on_from(text, first.and_then(Result::ok).expect("a number"));
     }
     // All of it is in the machine: it can be saved again.
     world.create("source-1", "one", &[]);

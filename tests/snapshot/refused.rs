@@ -234,7 +234,7 @@ fn disks_of_another_length() {
     need!(host::kvm());
     let world = World::new();
     let disk = world.raw("disk", 1 << 20);
-    let test = "blk mode=write rounds=20000 seed=1 sectors=64";
+    let test = "blk mode=write until=typed seed=1 sectors=64";
     let source = world.guest("source", test).disk(&disk, "").start();
     source.says("blk: 2048 sectors");
     world.create("source", "zero", &[]);
@@ -264,7 +264,7 @@ fn damage_of_disks_is_found() {
     need!(host::kvm());
     let world = World::new();
     let disk = world.raw("disk", 1 << 20);
-    let source = world.guest("source", "blk rounds=20000 seed=1 sectors=1 end=hlt").disk(&disk, "").start();
+    let source = world.guest("source", "blk until=typed seed=1 sectors=1").disk(&disk, "").start();
     source.says("blk: 2048 sectors");
     world.create("source", "zero", &[]);
     world.create("source", "one", &[]);

@@ -214,7 +214,7 @@ fn a_disk_in_the_place_of_the_snapshots() {
     let world = World::new();
     let disk = world.raw("disk", 1 << 20);
     let source =
-        world.guest("source", "blk mode=write rounds=100000 seed=1 sectors=64").disk(&disk, "").start();
+        world.guest("source", "blk mode=write until=typed seed=1 sectors=64").disk(&disk, "").start();
     source.says("blk: 2048 sectors");
     world.create("source", "one", &[]);
     drop(source);

@@ -13,10 +13,10 @@ use crate::common::machine::Running;
 use crate::common::{eventually, host};
 use crate::need;
 
-/// A machine with a disk that it is writing to, for ever as far as a test is concerned.
+/// A machine with a disk that it is writing to, for ever.
 fn busy(world: &World) -> Running {
     let disk = world.raw("disk", 1 << 20);
-    let source = world.guest("source", "blk rounds=20000 seed=1 sectors=1 end=hlt").disk(&disk, "").start();
+    let source = world.guest("source", "blk until=typed seed=1 sectors=1").disk(&disk, "").start();
     source.says("blk: 2048 sectors");
     source
 }
@@ -65,7 +65,6 @@ fn several_at_once() {
             scope.spawn(move || world.create("source", name, &[]));
         }
     });
-    assert!(!source.said().contains("OK blk"), "the guest was too fast for this test");
     drop(source);
     are_right(&world, &names);
 }

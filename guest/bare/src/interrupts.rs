@@ -128,9 +128,9 @@ fn exception(vector: u64, frame: &Frame) -> ! {
 }
 
 /// Ticks of the watchdog (about 100 ms each) that [`wait`] waits.
-const PATIENCE: u64 = 300;
+const PATIENCE: u64 = 1000;
 
-/// Sleeps until `done`, as interrupts come; false when nothing has helped for about thirty seconds: a loaded host is slow.
+/// Sleeps until `done`, as interrupts come; false when nothing has helped for about a hundred seconds: a loaded host is slow.
 pub fn wait(mut done: impl FnMut() -> bool) -> bool {
     let first = count(TIMER);
     loop {
@@ -144,11 +144,11 @@ pub fn wait(mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Spins until `done`, with interrupts let in; false after about five to ten seconds.
+/// Spins until `done`, with interrupts let in; false after one to two minutes. Those in which a snapshot lay about count, too.
 pub fn spin(mut done: impl FnMut() -> bool) -> bool {
     let start = cpu::tsc();
     while !done() {
-        if cpu::tsc() - start > 20_000_000_000 {
+        if cpu::tsc() - start > 250_000_000_000 {
             return false;
         }
         cpu::let_interrupts_in();

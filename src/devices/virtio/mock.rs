@@ -21,6 +21,7 @@ use crate::bus::BusDevice;
 use crate::memory::{Memory, Pages, allocate};
 use crate::notice::Notifier;
 use crate::snapshot::{Persist, Saved};
+use crate::testing::PATIENCE;
 
 pub const ACKNOWLEDGE: u32 = 1;
 pub const DRIVER: u32 = 2;
@@ -321,11 +322,11 @@ impl Driver {
         self.try_request(queue, readable, writable_len).expect("the device did not answer")
     }
 
-    /// One request; `None` if the device needs a reset or does not answer within five seconds.
+    /// One request; `None` if the device needs a reset or does not answer.
     pub fn try_request(&mut self, queue: usize, readable: &[&[u8]], writable_len: usize) -> Option<Reply> {
         let writable = if writable_len > 0 { &[writable_len][..] } else { &[] };
         let (head, places) = self.submit(queue, readable, writable);
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + PATIENCE;
         let used = loop {
             match self.used(queue) {
                 Some(used) => break used,

@@ -36,12 +36,7 @@ impl Fixture {
 
     /// Runs `qemu-img` with these words in the directory.
     fn qemu_img(&self, words: &str) {
-        let output = Command::new("qemu-img")
-            .args(words.split(' '))
-            .current_dir(self.directory.path())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        crate::testing::qemu_img(self.directory.path(), words);
     }
 
     fn config(&self, name: &str) -> Config {

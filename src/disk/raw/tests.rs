@@ -109,24 +109,44 @@ fn one_writer_or_many_readers() {
     assert!(matches!(open(&file, None), Err(Error::Locked { .. })));
 }
 
-#[test]
-fn names_the_process_that_uses_the_disk() {
-    let file = image(&[0; 4096]);
+/// Another process that has the lock.
+fn locked_by_another(file: &NamedTempFile) -> Option<std::process::Child> {
     // flock(1) takes another kind of lock, so a shell of our own kind is needed: Python speaks fcntl.
     let script = "import fcntl,struct,sys,time; f=open(sys.argv[1],'r+b'); \
-                  fcntl.fcntl(f,37,struct.pack('hhqqi4x',1,0,0,0,0)); print('locked',flush=True); time.sleep(60)";
+                  fcntl.fcntl(f,37,struct.pack('hhqqi4x',1,0,0,0,0)); print('locked',flush=True); time.sleep(600)";
     let child = std::process::Command::new("python3")
         .args(["-c", script])
         .arg(file.path())
         .stdout(std::process::Stdio::piped())
         .spawn();
-    let Ok(mut child) = child else { return crate::testing::skip("no python3") };
+    let Ok(mut child) = child else {
+        crate::testing::skip("no python3");
+        return None;
+    };
     io::BufRead::read_line(&mut io::BufReader::new(child.stdout.take().unwrap()), &mut String::new())
         .unwrap();
+    Some(child)
+}
+
+#[test]
+fn names_the_process_that_uses_the_disk() {
+    let file = image(&[0; 4096]);
+    let Some(mut child) = locked_by_another(&file) else { return };
     let message = open(&file, None).err().unwrap().to_string();
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(message.contains(&format!("in use by process {} (python3", child.id())), "{message}");
+}
+
+#[test]
+fn waits_for_a_process_that_is_about_to_let_go() {
+    let file = image(&[0; 4096]);
+    let Some(mut child) = locked_by_another(&file) else { return };
+    let opening = std::thread::spawn(move || open(&file, None).map(drop));
+    std::thread::sleep(Duration::from_millis(20));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    opening.join().unwrap().unwrap();
 }
 
 #[test]

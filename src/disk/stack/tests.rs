@@ -10,6 +10,7 @@ use super::super::model::{ask, read};
 use super::super::{Config, Opened, Place, open};
 use super::*;
 use crate::memory::{Buffers, allocate};
+use crate::testing::qemu_img;
 
 const SIZE: usize = 1 << 20;
 
@@ -180,10 +181,6 @@ fn a_copy_that_a_snapshot_has_is_made_once() {
 
 #[test]
 fn a_qcow2_image_is_frozen_as_a_raw_disk_is() {
-    let qemu_img = |directory: &Path, words: &str| {
-        let done = Command::new("qemu-img").args(words.split(' ')).current_dir(directory).output().unwrap();
-        assert!(done.status.success(), "{words}: {}", String::from_utf8_lossy(&done.stderr));
-    };
     if Command::new("qemu-img").arg("--version").output().is_err() {
         return crate::testing::skip("qemu-img is not installed (Debian package qemu-utils)");
     }

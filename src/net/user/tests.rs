@@ -13,10 +13,10 @@ use super::*;
 use crate::memory::{Memory, Pages, allocate};
 use crate::net::testing::{End, passt_in_namespace as ready, run, udp};
 use crate::net::{HEADER, MAX_FRAME};
+use crate::testing::PATIENCE;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const BROADCAST: [u8; 6] = [0xff; 6];
-const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Guest {
     user: User,

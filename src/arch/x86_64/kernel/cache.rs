@@ -35,6 +35,8 @@ const SETTLED: Duration = Duration::from_millis(50);
 pub struct Cache {
     directory: PathBuf,
     image: Metadata,
+    /// It was looked at so late after its last change that another one would show.
+    settled: bool,
 }
 
 /// What `stat` says of a file: enough to see that it is the same and did not change.
@@ -59,7 +61,10 @@ impl Cache {
     /// `stat` says `image`.
     pub fn open(directory: &Path, image: Metadata) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        Ok(Cache { directory: directory.into(), image })
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let changed = Duration::new(image.ctime().max(0) as u64, image.ctime_nsec() as u32);
+        let settled = now.saturating_sub(changed) >= SETTLED;
+        Ok(Cache { directory: directory.into(), image, settled })
     }
 
     /// The ELF of the boot image if it was seen before and neither has changed since.
@@ -99,9 +104,7 @@ impl Cache {
 
     /// Writes an index line. Without it the next start takes longer, and nothing else.
     fn remember(&self, digest: &Hash, elf: &Metadata) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let changed = Duration::new(self.image.ctime().max(0) as u64, self.image.ctime_nsec() as u32);
-        if now.saturating_sub(changed) < SETTLED {
+        if !self.settled {
             return;
         }
         let index = Index { image: Identity::of(&self.image), digest: *digest, elf: Identity::of(elf) };

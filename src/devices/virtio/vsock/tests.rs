@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::packet::{HEADER, HOST_CID, Header, STREAM, op};
 use super::*;
 use crate::devices::virtio::mock::{self, Driver, HIGH, WRITE};
+use crate::testing::PATIENCE;
 
 /// The guest's address.
 const CID: u64 = 3;
@@ -86,7 +87,7 @@ impl Guest {
 
     /// The next packet, which comes soon.
     fn packet(&mut self) -> (Header, Vec<u8>) {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + PATIENCE;
         loop {
             self.fetch();
             if let Some(packet) = self.packets.pop_front() {
@@ -130,7 +131,7 @@ impl Guest {
     /// A client that has said `text`.
     fn client(&self, text: &str) -> UnixStream {
         let mut client = UnixStream::connect(self.path()).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.write_all(text.as_bytes()).unwrap();
         client
     }
@@ -146,7 +147,7 @@ impl Guest {
         self.send(&peer.header(op::REQUEST), &[]);
         assert_eq!(Peer::of(&self.expect(op::RESPONSE)), peer);
         let (stream, _) = service.accept().unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         (stream, peer)
     }
 }

@@ -13,6 +13,7 @@ use crate::devices::virtio::net::Net;
 use crate::net::tap::Tap;
 use crate::net::testing::{End, in_namespace, ip, sum, udp};
 use crate::net::{HEADER, MAX_FRAME};
+use crate::testing::PATIENCE;
 
 /// Bytes of one receive buffer.
 const BUFFER: usize = 1526;
@@ -40,7 +41,7 @@ impl Machine {
 
     /// Waits for the next packet of `protocol` over IPv4: header, then frame.
     fn receive(&mut self, protocol: u8) -> (Vec<u8>, Vec<u8>) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             if let Some(packet) = self.inbox.pop_front() {
                 return packet;
@@ -75,7 +76,7 @@ fn a_driver_talks_to_sockets_of_the_host() {
     ip("addr add 10.9.0.1/24 dev tap0");
     ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev tap0");
     let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let host = End {
         mac: [2, 0, 0, 0, 0, 1],
         ip: [10, 9, 0, 1],

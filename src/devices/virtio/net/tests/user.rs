@@ -9,8 +9,7 @@ use crate::devices::virtio::net::Net;
 use crate::net::HEADER;
 use crate::net::testing::{End, passt_in_namespace, udp};
 use crate::net::user::{Config, User};
-
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::testing::PATIENCE;
 
 /// Lets the device work as its worker does, woken by edges alone, until `done`.
 fn until(guest: &mut Guest, what: &str, mut done: impl FnMut(&mut Guest) -> bool) {
