@@ -58,6 +58,21 @@ fn a_capture_that_came_to_nothing_does_not_harm_the_next() {
 }
 
 #[test]
+fn the_users_disk_has_what_its_machine_never_flushed() {
+    let (_directory, path, config) = world();
+    let mut disk = open(&config).unwrap();
+    write(disk.as_mut(), 0, 1);
+    // The first capture comes to nothing, and so does the second.
+    for number in 1..3 {
+        drop(disk.freeze().unwrap());
+        write(disk.as_mut(), number * 4096, 1 + number as u8);
+    }
+    drop(disk);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!([0, 4096, 8192, 12288].map(|at: usize| bytes[at]), [1, 2, 3, 0xa5]);
+}
+
+#[test]
 fn what_was_never_written_is_frozen_like_the_rest() {
     let (directory, _, config) = world();
     let overlay = Some(Place::Nameless(directory.path().into()));
