@@ -347,6 +347,15 @@ fn refuses_files_that_are_not_overlays() {
     refuse(&|_| (), "it is for a disk of 2098688 bytes, this one has 2099200");
 }
 
+#[test]
+fn a_sparse_file_takes_no_memory() {
+    // Only there can files be so long on every host.
+    let Ok(file) = tempfile::tempfile_in("/dev/shm") else { return };
+    Layout { size: 1 << 60 }.format(&file).unwrap();
+    let error = changes_of(&file, Path::new("long")).unwrap_err().to_string();
+    assert_eq!(error, "Overlay long is not valid: its disk is larger than any");
+}
+
 /// A base that fails.
 struct Broken(Geometry, Vec<Done>);
 
