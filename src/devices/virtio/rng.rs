@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,13 @@ pub struct Config {
 
 fn urandom() -> PathBuf {
     "/dev/urandom".into()
+}
+
+impl Config {
+    /// Whether it is a generator of the host's: its bytes are new each time, and nobody's secret.
+    pub fn is_generator(&self) -> bool {
+        ["/dev/urandom", "/dev/random", "/dev/hwrng"].iter().any(|generator| self.source == Path::new(generator))
+    }
 }
 
 impl Default for Config {
