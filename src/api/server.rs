@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Service;
 use super::connection::Connection;
@@ -55,7 +55,7 @@ impl Server {
     /// # Errors
     /// When the host gives no more descriptors or threads.
     pub fn start(listener: UnixListener, service: Service) -> io::Result<Self> {
-        let event = || EventFd::new(EFD_NONBLOCK).map(Arc::new);
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
         let (stop, answered) = (event()?, event()?);
         listener.set_nonblocking(true)?;
         let epoll = Epoll::new()?;

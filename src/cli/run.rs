@@ -70,7 +70,7 @@ pub struct Args {
     #[arg(long)]
     portable: bool,
     /// Leave what the guest wrote to its disks since the first snapshot beside them when the machine ends, in
-    /// DISK.overlay-N; who opens the disk next merges it
+    /// DISK.overlay-N; who opens the disk next merges it, if nobody has written to the disk since
     #[arg(long)]
     keep_overlay: bool,
     /// How long a guest may take to switch itself off when it is asked to (SIGTERM, SIGINT, `rvmm stop`); a second signal ends

@@ -121,9 +121,10 @@ impl Command {
 fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(Failure::usage);
     let base = args.base.as_deref().map(absolute).transpose()?;
+    let named = base.as_deref().map(text).transpose()?;
     let target = absolute(&args.target)?;
     let freeze = if args.freeze { "must" } else { "no" };
-    let body = json!({ "path": target, "base": base, "stop": args.stop, "freeze": freeze });
+    let body = json!({ "path": text(&target)?, "base": named, "stop": args.stop, "freeze": freeze });
     let written = save(&args.name, &target, body, common)?;
     match common.json {
         true => print_json(&written)?,
@@ -137,6 +138,11 @@ fn create(args: &Create, common: &Common) -> Result<u8, Failure> {
         ))?,
     }
     Ok(0)
+}
+
+/// A path as it goes into JSON.
+fn text(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| Failure::usage(format!("The path {} is not UTF-8", path.display())))
 }
 
 fn show(bar: &Option<Bar>, doing: &'static str, done: u64, total: Option<u64>) {
@@ -172,7 +178,7 @@ fn rebase(args: &Rebase, common: &Common) -> Result<u8, Failure> {
     let written = written.map_err(Failure::refused)?;
     match (common.json, onto) {
         (true, _) => print_json(&json!({
-            "path": snapshot, "ram_bytes": written.ram, "data_bytes": written.data, "zero_bytes": written.zero,
+            "path": snapshot.to_string_lossy(), "ram_bytes": written.ram, "data_bytes": written.data, "zero_bytes": written.zero,
         }))?,
         (false, None) => {
             print(format!(
@@ -194,12 +200,13 @@ fn rebase(args: &Rebase, common: &Common) -> Result<u8, Failure> {
 fn inspect(path: &Path) -> Result<u8, Failure> {
     let bundle = Bundle::open(path).map_err(Failure::refused)?;
     let restore = Restore::open(path).map_err(Failure::refused)?;
+    let config = serde_json::to_value(restore.config()).map_err(Failure::refused)?;
     print_json(&json!({
         "bundle": bundle.manifest(),
-        "config": restore.config(),
+        "config": config,
         "ram_bytes": restore.memory().ram(),
         "data_bytes": restore.memory().data(),
-        "memory": restore.memory().directories().collect::<Vec<_>>(),
+        "memory": restore.memory().directories().map(Path::to_string_lossy).collect::<Vec<_>>(),
     }))?;
     Ok(0)
 }

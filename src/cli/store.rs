@@ -29,6 +29,10 @@ pub fn open(common: &Common) -> Result<Store, Failure> {
 
 /// Opens the store at a place that is known.
 pub fn at(place: &Path, common: &Common) -> Result<Store, Failure> {
+    if place.to_str().is_none() {
+        // What machines and snapshots say of it is JSON.
+        return Err(Failure::usage(format!("The store {} has a name that is not UTF-8", place.display())));
+    }
     let store = Store::open(place).map_err(Failure::refused)?;
     Ok(match Bar::new(common) {
         Some(bar) => store.watched(Arc::new(move |step| bar.show(&step))),

@@ -164,7 +164,8 @@ impl Map {
         if runs.div_ceil(PER_PAGE as u64) != pages || blocks > u64::MAX / BLOCK {
             return Err(damaged("its size is not that of its runs"));
         }
-        let mut firsts = Vec::with_capacity(pages as usize);
+        // It grows with what is read: a sparse file may be longer than memory.
+        let mut firsts = Vec::new();
         for page in 1..=pages {
             let mut first = [0; 8];
             file.read_exact_at(&mut first, page * PAGE as u64)?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::overlay::{Overlay, Place};
 use super::stack::{Above, Base, Stack};
 use super::{Disk, Error, Layers, Qcow2, Raw, qcow2, raw};
-use crate::sys::file::Lock;
+use crate::sys::file::{self, Lock};
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +64,11 @@ impl Config {
         let Some(Opened(files)) = &self.snapshot else { return raw::open_locked(path, false).map(Arc::new) };
         let missing = || Error::OfSnapshot { path: path.clone(), reason: "is missing" };
         let file = files.get(index).and_then(Option::as_ref).ok_or_else(missing)?;
-        raw::lock(file, path, Lock::Shared)?;
-        Ok(Arc::clone(file))
+        // Clones have what was opened in common, and one that ends gives its lock back.
+        let failed = |source| Error::Io { action: "open", path: path.clone(), source };
+        let file = file::reopen(file).map_err(failed)?;
+        raw::lock(&file, path, Lock::Shared)?;
+        Ok(Arc::new(file))
     }
 
     /// The sealed overlays.

@@ -128,13 +128,16 @@ impl Fresh {
     /// Puts it over a disk of its size.
     pub fn over(self, base: Box<dyn Disk>) -> Overlay {
         let map = Map::new(self.layout.blocks());
-        let Fresh { top, layout, nameless, unnamed } = self;
-        Overlay { nameless, unnamed, ..Overlay::new(Top::Made(top), layout, map, base) }
+        let mut overlay = Overlay::new(Top::Made(self.top), self.layout, map, base);
+        (overlay.nameless, overlay.unnamed) = (self.nameless, self.unnamed);
+        overlay
     }
 
     /// The same, over a disk that was written to until now.
     pub fn over_written(self, base: Box<dyn Disk>) -> Overlay {
-        Overlay { base_is_durable: false, ..self.over(base) }
+        let mut overlay = self.over(base);
+        overlay.base_is_durable = false;
+        overlay
     }
 }
 
@@ -197,7 +200,9 @@ impl Overlay {
         }
         let failed = |source| Error::Io { action: "watch", path: directory.into(), source };
         let (top, layout) = (Top::later(directory, size, engine).map_err(failed)?, Layout { size });
-        Ok(Overlay { nameless: true, ..Self::new(top, layout, Map::new(layout.blocks()), base) })
+        let mut overlay = Self::new(top, layout, Map::new(layout.blocks()), base);
+        overlay.nameless = true;
+        Ok(overlay)
     }
 
     fn new(top: Top, layout: Layout, map: Map, base: Box<dyn Disk>) -> Self {

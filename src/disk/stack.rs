@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The overlays of a user's disk stand beside it, so that nothing is lost when the machine is killed: whoever opens the
-//! disk next merges them first. A user's qcow2 image is handled the same: what it has in it becomes a raw file in a snapshot.
+//! disk next merges them first, and is refused if the disk was written to since. A user's qcow2 image is handled the same: what it has in it becomes a raw file in a snapshot.
 
 mod contents;
 mod copies;
@@ -32,7 +32,7 @@ pub use contents::Contents;
 use contents::Layer;
 pub use copies::Earlier;
 pub use numbered::kept;
-use numbered::{Below, beside, merge_all, overlays};
+use numbered::{Below, beside, merge_all, merge_left, overlays};
 
 /// The disk of a machine.
 pub struct Stack {
@@ -103,7 +103,7 @@ impl Stack {
         // Whoever opens it by another name must find what stands beside it.
         let path = &path.canonicalize().unwrap_or_else(|_| path.into());
         match raw.geometry().read_only {
-            false => merge_all(&mut Below::raw(&file), path)?,
+            false => merge_left(&mut Below::raw(&file), path)?,
             true => warn_of_overlays(path),
         }
         Ok(Stack::beside(Top::Plain(Box::new(raw)), file, path, keep))
@@ -117,7 +117,7 @@ impl Stack {
             warn_of_overlays(path);
         } else {
             let mut below = Below::Qcow2(image);
-            merge_all(&mut below, path)?;
+            merge_left(&mut below, path)?;
             let Below::Qcow2(merged) = below else { unreachable!("it was one") };
             image = merged;
         }

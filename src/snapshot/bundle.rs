@@ -23,7 +23,7 @@
 mod disks;
 mod draft;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -284,10 +284,10 @@ impl Bundle {
     /// The memory that it describes, with the images of all that it stands on. `others` are bundles that may be among
     /// them and are not where they were; the pages may be elsewhere.
     pub fn memory(&self, others: &[Bundle], pages_are_here: bool) -> Result<Chain, Error> {
-        let mut chain = Chain::default();
+        let (mut chain, mut seen) = (Chain::default(), HashSet::new());
         let mut next = Some(self.clone());
         while let Some(bundle) = next {
-            if chain.depth() > MAX_DEPTH {
+            if chain.depth() > MAX_DEPTH || !seen.insert(bundle.identity.clone()) {
                 return Err(Error::Depth { path: self.path().into() });
             }
             let index = bundle.read(INDEX_FILE)?;
@@ -314,7 +314,8 @@ impl Bundle {
         let missing = |source| Error::NoParent { path: self.path().into(), parent: path.clone(), source };
         let path = path.canonicalize().map_err(missing)?;
         let found = Bundle::open(&path)?;
-        match wanted.is_none_or(|wanted| *wanted == found.identity) {
+        // Without an identity it could be anybody's.
+        match wanted.map_or(found.manifest.format == 1, |wanted| *wanted == found.identity) {
             true => Ok(Some(found)),
             false => Err(Error::Parent { path: self.path().into(), parent: path }),
         }

@@ -250,6 +250,11 @@ pub fn link(file: &File, path: &Path) -> io::Result<()> {
     if linked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Opens a file again for reading, by whatever name or none: locks and position are its own, also after a fork.
+pub fn reopen(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// How a file is shared with other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {

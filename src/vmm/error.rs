@@ -47,6 +47,9 @@ pub enum Error {
     /// What is asked is not possible now.
     #[error(transparent)]
     Request(#[from] request::Error),
+    /// A file that it is to have cannot be told in JSON.
+    #[error("A file of the machine has a name or a directory that is not UTF-8: rename it")]
+    Name(#[source] serde_json::Error),
     /// The machine is switched off.
     #[error("The machine is switched off")]
     Off,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Error;
 use super::capture::Capture;
@@ -83,7 +83,10 @@ impl Inbox {
     pub fn new() -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let receiver = Some(receiver);
-        Ok(Inbox { receiver, outbox: Outbox { sender, wake: Arc::new(EventFd::new(EFD_NONBLOCK)?) } })
+        Ok(Inbox {
+            receiver,
+            outbox: Outbox { sender, wake: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) },
+        })
     }
 
     /// A way to send here.

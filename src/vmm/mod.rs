@@ -121,6 +121,8 @@ pub struct Vmm {
 impl Vmm {
     /// Builds the machine: as it is when it is switched on, or as it was saved. It stands still.
     pub fn new(config: VmConfig, restore: Option<&Restore>, environment: Environment) -> Result<Self, Error> {
+        // Whoever asks what it is gets all of it as JSON.
+        serde_json::to_value(&config).map_err(Error::Name)?;
         let inbox = Inbox::new()?;
         let mut events = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
         events.add_subscriber(Box::new(Wake(inbox.wake().clone())));
@@ -327,6 +329,7 @@ impl Vmm {
     }
 
     fn describe(&self) -> serde_json::Value {
+        let config = serde_json::to_value(&self.config).unwrap_or_default();
         let uptime = self.first_run.map_or(Duration::ZERO, |first| first.elapsed());
         json!({
             "state": self.state,
@@ -336,7 +339,7 @@ impl Vmm {
             "uptime_ms": uptime.as_millis() as u64,
             "stop_timeout_ms": self.grace.as_millis() as u64,
             "vmm_version": env!("CARGO_PKG_VERSION"),
-            "config": self.config,
+            "config": config,
         })
     }
 

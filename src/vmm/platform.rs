@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::vcpus::Buses;
 use crate::arch::x86_64::layout;
@@ -40,7 +40,8 @@ pub struct Platform {
 impl Platform {
     /// Makes the devices.
     pub fn new(output: Output) -> io::Result<Self> {
-        let (serial_irq, ged_irq, serial_drained) = (Irq::new()?, Irq::new()?, EventFd::new(EFD_NONBLOCK)?);
+        let (serial_irq, ged_irq, serial_drained) =
+            (Irq::new()?, Irq::new()?, EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let vcpus_wanted = Arc::new(AtomicBool::new(true));
         let (irq, drained) = (serial_irq.try_clone()?, serial_drained.try_clone()?);
         Ok(Platform {

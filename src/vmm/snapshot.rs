@@ -141,6 +141,13 @@ impl Restore {
                 drive.opened = Opened(bundle.open_disk(&drive.name(index))?);
             }
         }
+        // A file gives the same bytes again, and a snapshot of somebody else may name any.
+        config
+            .devices
+            .rng
+            .iter_mut()
+            .filter(|rng| !rng.is_generator())
+            .for_each(|rng| *rng = Default::default());
         let state = serde_json::from_slice(&bundle.read(STATE)?).map_err(form(STATE))?;
         let memory = bundle.memory(&bases, !matches!(mode, Mode::Lazy(Some(_))))?;
         let has_note = bundle.manifest().files.contains_key(NOTE);

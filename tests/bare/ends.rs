@@ -1,5 +1,7 @@
 //! Every way in which a machine ends, with its exit status and the cause that `--json` names.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use crate::common::bare::{end, guest, kernel};
@@ -284,4 +286,21 @@ fn a_killed_machine_leaves_nothing_behind() {
     // Its name and its disk are free.
     let second = start(Some(&bystander));
     second.kill();
+}
+
+#[test]
+fn passt_gets_one_descriptor_and_no_other() {
+    need!(host::kvm());
+    let directory = tempfile::tempdir().expect("a directory");
+    let (fake, seen) = (directory.path().join("passt"), directory.path().join("seen"));
+    let list = "for fd in /proc/self/fd/*; do readlink $fd; done";
+    fs::write(&fake, format!("#!/bin/sh\nPATH=/usr/bin:/bin\n{list} >{}\n", seen.display()))
+        .expect("a program");
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o700)).expect("a program");
+    let path = format!("{}:/usr/bin:/bin", directory.path().display());
+    // Started when the guest's driver is there.
+    let _machine = guest("net end=hlt").option("--net", "user").env("PATH", path).start();
+    let listed = || fs::read_to_string(&seen).unwrap_or_default();
+    assert!(eventually(|| listed().contains("socket:")), "{}", listed());
+    assert!(!listed().contains("eventfd"), "{}", listed());
 }

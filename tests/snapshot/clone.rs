@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use rvmm::sys::file;
+
 use super::counter::{address, counting, goes_on_from, saved, went_on_from};
 use super::world::{World, refused};
 use crate::common::{eventually, host};
@@ -151,4 +153,27 @@ fn names_and_numbers_that_cannot_be() {
     refused(&world.command(&["clone", &world.text("one"), "--name", "a/b"]), &["a/b"]);
     refused(&world.command(&["clone", &world.text("one"), "-n", "0"]), &["0"]);
     refused(&world.command(&["clone", &world.text("one"), "-n", "30000000"]), &["30000000", "memory for"]);
+}
+
+#[test]
+fn a_snapshots_disk_is_locked_as_long_as_one_clone_has_it() {
+    need!(host::kvm());
+    let world = World::new();
+    let disk = world.raw("disk", 1 << 20);
+    let source = counting(&world, "source").disk(&disk, "").start();
+    address(&source);
+    world.create("source", "one", &["--stop"]);
+    let file = fs::File::options().read(true).write(true).open(world.path("one/disk-0-0")).expect("a layer");
+    let is_free = || {
+        let free = file::lock(&file, file::Lock::Exclusive).expect("locks");
+        file::unlock(&file);
+        free
+    };
+    world.does(&["clone", &world.text("one"), "-n", "2", "--name", "w"]);
+    assert!(!is_free());
+    world.does(&["stop", "--force", "w-1"]);
+    assert!(eventually(|| world.does(&["ps", "-q"]).lines().count() == 1));
+    assert!(!is_free(), "the other one still reads it");
+    world.does(&["stop", "--force", "w-2"]);
+    assert!(eventually(is_free));
 }

@@ -128,6 +128,7 @@ fn the_users_disk_is_made_whole_after_a_kill() {
     fs::rename(world.path("disk.overlay-2"), world.path("later")).expect("a layer");
     world.guest("merge", "hello").disk(&world.path("disk"), "").run().passed("hello");
     fs::rename(world.path("later"), world.path("disk.overlay-2")).expect("a layer");
+    fs::write(world.path("disk.overlay-merging"), "").expect("a mark");
     has_all(&world, rounds);
     assert_eq!(world.list("disk"), ["disk"], "who opens the disk next merges the layers");
 }

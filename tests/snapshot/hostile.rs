@@ -1,17 +1,17 @@
 //! Snapshots that somebody else has written, with right digests and wrong values: refused or not, but never a panic.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rvmm::memory::image::INDEX_FILE;
-use rvmm::snapshot::bundle::{Bundle, Draft};
+use rvmm::memory::image::{INDEX_FILE, Index, Kind};
+use rvmm::snapshot::bundle::{Bundle, Draft, Parent};
 use rvmm::vmm::snapshot::Restore;
 use rvmm::vmm::{Environment, Vmm};
 use serde_json::{Value, json};
 
 use super::counter::{EVERY, address};
-use super::world::World;
+use super::world::{World, refused};
 use crate::common::host;
 use crate::need;
 
@@ -140,4 +140,80 @@ fn changed_values_never_make_it_panic() {
         fs::remove_dir_all(&target).expect("a directory");
     }
     eprintln!("{accepted} of 400 changed snapshots could be restored");
+}
+
+#[test]
+fn one_that_stands_on_itself_is_read_once() {
+    let world = World::new();
+    let path = world.path("one");
+    // An index of some MiB: whoever reads a thousand parents would have it a thousand times.
+    let ram = 4 << 30;
+    let mut index = Index::new(ram);
+    (0..ram / 4096).step_by(4).for_each(|page| index.push(page, Kind::Zero));
+    let fill = |draft: &mut Draft| {
+        draft.add(INDEX_FILE, &index.to_bytes()).expect("a file");
+        fs::File::create(draft.path().join("memory")).and_then(|file| file.set_len(ram)).expect("a file");
+    };
+    let mut draft = Draft::new(&path).expect("a place");
+    fill(&mut draft);
+    draft.publish(None, Vec::new()).expect("a snapshot");
+    // A bundle that is rewritten keeps its identity, and so can say that it stands on itself.
+    let old = Bundle::open(&path).expect("a snapshot");
+    let mut draft = Draft::replacing(&old).expect("a place");
+    fill(&mut draft);
+    let parent = Parent { path: "../one".into(), identity: old.identity().into() };
+    draft.replace(Some(parent), &old).expect("a snapshot");
+    let rebase = world.command_line(&["snapshot", "rebase", &world.text("one")]);
+    refused(&rebase.soft_limit(libc::RLIMIT_AS, 1 << 30).run(), &["one", "is its own"]);
+}
+
+/// A snapshot of a machine that reads a disk, and what it says of its state and of its configuration.
+fn with_a_disk_to_read(world: &World) -> [Value; 2] {
+    let disk = world.raw("disk", 1 << 20);
+    let source = world.guest("source", &format!("counter every={EVERY}"));
+    let source = source.disk(&disk, ",ro").memory("16M").start();
+    address(&source);
+    world.create("source", "one", &["--stop"]);
+    ["state.json", "config.json"].map(|name| {
+        let text = fs::read(world.path("one").join(name)).expect("a file");
+        serde_json::from_slice(&text).expect("JSON")
+    })
+}
+
+/// Forges another snapshot of these.
+fn forged(world: &World, [state, config]: &[Value; 2]) -> PathBuf {
+    let bytes = |value| serde_json::to_vec(value).expect("JSON");
+    let target = world.path("forged");
+    forge(&world.path("one"), &target, &[("state.json", bytes(state)), ("config.json", bytes(config))]);
+    target
+}
+
+#[test]
+fn a_disk_that_its_writer_has_never_seen_is_not_given_to_it() {
+    need!(host::kvm());
+    let world = World::new();
+    let [mut state, mut config] = with_a_disk_to_read(&world);
+    try_restore(&forged(&world, &[state.clone(), config.clone()])).expect("the disk as it was");
+    fs::remove_dir_all(world.path("forged")).expect("a directory");
+    config["drives"][0]["path_on_host"] = json!(world.raw("secret", 1 << 20));
+    let disks = state["virtio"].as_array_mut().expect("devices").iter_mut();
+    let devices = disks.filter_map(|device| device.pointer_mut("/data/device/data")?.as_object_mut());
+    assert!(devices.filter_map(|device| device.remove("modified")).count() == 1);
+    let error = try_restore(&forged(&world, &[state, config])).expect_err("a refusal");
+    assert!(error.contains("--disk vda=PATH"), "{error}");
+}
+
+#[test]
+fn random_numbers_are_the_hosts_whatever_file_is_named() {
+    need!(host::kvm());
+    let world = World::new();
+    let [state, mut config] = with_a_disk_to_read(&world);
+    let secret = world.raw("secret", 4096);
+    config["entropy"][0]["source"] = json!(secret);
+    forged(&world, &[state, config]);
+    let machine = world.restore("forged", "copy");
+    world.inspect("copy");
+    let open = fs::read_dir(format!("/proc/{}/fd", machine.pid())).expect("descriptors").flatten();
+    let files: Vec<_> = open.filter_map(|file| fs::read_link(file.path()).ok()).collect();
+    assert!(!files.contains(&secret) && files.contains(&"/dev/urandom".into()), "{files:?}");
 }

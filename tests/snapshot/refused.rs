@@ -1,14 +1,17 @@
 //! What cannot be saved or restored is refused with one line, and nothing is left half written.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use super::counter::{address, counting, goes_on_from};
 use super::world::{World, refused};
+use crate::common::bare::kernel;
 use crate::common::eventually;
 use crate::common::host::{self, Offer};
-use crate::common::machine::Running;
+use crate::common::machine::{Machine, Running};
 use crate::need;
 
 /// A machine that is to be saved, and still runs after it was refused.
@@ -299,4 +302,24 @@ fn damage_of_disks_is_found() {
             assert_eq!(verify().status, 0);
         }
     }
+}
+
+#[test]
+fn names_that_are_not_utf8() {
+    need!(host::kvm());
+    let world = World::new();
+    let name = |directory: &str| world.path(directory).join(OsStr::from_bytes(b"\xff"));
+    fs::create_dir(world.path("kernels")).expect("a directory");
+    fs::copy(kernel(), name("kernels")).expect("a kernel");
+    let source = counting(&world, "source").start();
+    address(&source);
+    let create = || world.command_line(&["snapshot", "create", "source"]);
+    refused(&create().arg(name("")).run(), &["UTF-8"]);
+    refused(&create().arg(world.path("one")).option("--base", name("")).run(), &["UTF-8"]);
+    refused(&world.command_line(&["clone", "source"]).option("--store", name("")).run(), &["UTF-8"]);
+    // It runs on.
+    source.says_times("\ncounter ", 5);
+    // Nothing is started that ends when somebody asks what runs.
+    let other = Machine::rvmm().option("--kernel", name("kernels")).option("--net", "none");
+    other.run().refused(&["UTF-8"]);
 }

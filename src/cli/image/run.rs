@@ -259,7 +259,8 @@ fn record(
         return Err(Failure::usage(format!("A machine with the name `{name}` runs already")));
     }
     let created = rfc3339(SystemTime::now());
-    let record = Record { image: image.clone(), first: 1, kernel, created, machine: json!(config) };
+    let machine = serde_json::to_value(config).map_err(Failure::usage)?;
+    let record = Record { image: image.clone(), first: 1, kernel, created, machine };
     store.create_instance(&lock, record).map_err(Failure::usage)?;
     Ok(lock)
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use log::warn;
@@ -25,6 +25,13 @@ pub struct Config {
 
 fn urandom() -> PathBuf {
     "/dev/urandom".into()
+}
+
+impl Config {
+    /// Whether it is a generator of the host's: its bytes are new each time, and nobody's secret.
+    pub fn is_generator(&self) -> bool {
+        ["/dev/urandom", "/dev/random", "/dev/hwrng"].iter().any(|generator| self.source == Path::new(generator))
+    }
 }
 
 impl Default for Config {

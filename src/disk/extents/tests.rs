@@ -70,3 +70,20 @@ fn damaged_maps_are_refused() {
     assert!(open().is_err(), "more runs than bytes");
     assert!(Map::open(tempfile::tempfile().unwrap()).is_err());
 }
+
+#[test]
+fn a_sparse_file_takes_no_memory() {
+    // Only there can files be so long on every host.
+    let Ok(file) = tempfile::tempfile_in("/dev/shm") else { return };
+    file.write_all_at(&saved_header(1 << 60), 0).unwrap();
+    file.set_len(1 << 60).unwrap();
+    assert!(Map::open(file).is_err());
+}
+
+/// The first page of a map in a file of so many bytes.
+fn saved_header(len: u64) -> [u8; PAGE] {
+    let mut header = [0; PAGE];
+    saved(&[], 1, 1 << 40).read_exact_at(&mut header, 0).unwrap();
+    header[32..40].copy_from_slice(&((len / PAGE as u64 - 1) * PER_PAGE as u64).to_le_bytes());
+    header
+}

@@ -25,6 +25,8 @@ const MAGIC: [u8; 16] = *b"rvmm overlay\0\0\0\0";
 const VERSION: u32 = 1;
 const SEALED: u32 = 1;
 const FOOTER: u64 = 4096;
+/// Bytes of the largest disk, whose map takes 128 MiB when nothing is in it.
+const LARGEST: u64 = 1 << 50;
 
 /// Where the parts of the file are.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +111,9 @@ pub fn load(file: &File, path: &Path) -> Result<(Layout, Map, bool), Error> {
     // Compared with what the file can hold before anything is computed from it.
     if layout.size > len || layout.footer() != start {
         return Err(invalid("its size is not that of its disk"));
+    }
+    if layout.size > LARGEST {
+        return Err(invalid("its disk is larger than any"));
     }
     let mut map = Map::new(layout.blocks());
     let mut at = layout.page(0);

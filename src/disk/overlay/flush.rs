@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::file::{self, Layout};
 use super::map::{PAGE, Words};
-use super::{Done, FLUSH, Overlay, Request};
+use super::{Disk, Done, FLUSH, Overlay, Request};
 use crate::memory::{Buffers, Pages, allocate};
 use crate::sys::file::sync_directory;
 
@@ -160,6 +160,41 @@ impl Overlay {
     }
 }
 
+impl Drop for Overlay {
+    /// A guest that switches itself off need not flush: a raw file would have what it wrote.
+    fn drop(&mut self) {
+        if self.nameless {
+            return;
+        }
+        self.drain(&mut Vec::new());
+        let saved = match &self.sealing {
+            Some(sealing) => sealing.finish(),
+            None => self.save_map(),
+        };
+        if let Err(error) = saved {
+            log::error!("an overlay lacks what was written to it last: {error}");
+        }
+    }
+}
+
+impl Overlay {
+    /// Writes what the file does not have of the map.
+    fn save_map(&mut self) -> io::Result<()> {
+        let pages = self.map.take_dirty();
+        match self.file() {
+            Some(file) if !pages.is_empty() => write_pages(file, self.layout, &pages),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes blocks durable, and then the pages of the map that tell about them.
+fn write_pages(file: &File, layout: Layout, pages: &[(u64, Box<Words>)]) -> io::Result<()> {
+    file.sync_data()?;
+    layout.write_pages(file, pages)?;
+    file.sync_data()
+}
+
 /// The rest of sealing an overlay, which takes time and can be done on any thread, by everybody who needs it done: who comes
 /// second waits for the first, and does it again if that one failed.
 #[must_use = "the overlay is not durable until it is finished"]
@@ -181,9 +216,7 @@ impl Sealing {
         if self.is_finished() {
             return Ok(());
         }
-        self.file.sync_data()?;
-        self.layout.write_pages(&self.file, &pages)?;
-        self.file.sync_data()?;
+        write_pages(&self.file, self.layout, &pages)?;
         self.layout.write_footer(&self.file, true)?;
         self.file.sync_all()?;
         *pages = Vec::new();

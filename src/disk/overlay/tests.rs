@@ -133,18 +133,33 @@ fn sealed_is_sealed() {
 }
 
 #[test]
-fn what_was_not_flushed_is_as_it_was() {
+fn what_was_not_flushed_is_as_it_was_after_a_crash_and_there_after_an_end() {
     let fixture = Fixture::new(None);
     let mut overlay = fixture.create("top");
     write(&mut overlay, 0, &[1; 8192]);
     ask(&mut overlay, Request::Flush).unwrap();
     write(&mut overlay, 8192, &[2; 8192]);
     ask(&mut overlay, Request::WriteZeroes { offset: 4096, len: 4096, unmap: true }).unwrap();
-    // As after a crash: nobody flushes.
+    // The file as it is when its process is killed now.
+    std::fs::copy(fixture.path("top"), fixture.path("killed")).unwrap();
     drop(overlay);
-    let mut overlay = fixture.open("top");
-    assert_eq!(read(&mut overlay, 0, 4096), [1; 4096]);
-    assert_eq!(read(&mut overlay, 8192, 8192), fixture.content[8192..16384]);
+    let mut killed = fixture.open("killed");
+    assert_eq!(read(&mut killed, 0, 4096), [1; 4096]);
+    assert_eq!(read(&mut killed, 8192, 8192), fixture.content[8192..16384]);
+    let mut ended = fixture.open("top");
+    assert_eq!(read(&mut ended, 4096, 12288), [[0; 4096], [2; 4096], [2; 4096]].concat());
+}
+
+#[test]
+fn what_was_sealed_and_never_finished_is_there_after_an_end() {
+    let fixture = Fixture::new(None);
+    let mut lower = fixture.create("lower");
+    write(&mut lower, 0, &[1; 4096]);
+    // The capture came to nothing.
+    drop(lower.seal().unwrap());
+    let upper = Fresh::create(&fixture.path("upper"), SIZE as u64, None).unwrap();
+    drop(upper.over_written(Box::new(lower)));
+    assert_eq!(fixture.open_alone("lower"), [(0..4096, State::Data)]);
 }
 
 #[test]
@@ -330,6 +345,15 @@ fn refuses_files_that_are_not_overlays() {
         .set_len(SIZE as u64 + 512)
         .unwrap();
     refuse(&|_| (), "it is for a disk of 2098688 bytes, this one has 2099200");
+}
+
+#[test]
+fn a_sparse_file_takes_no_memory() {
+    // Only there can files be so long on every host.
+    let Ok(file) = tempfile::tempfile_in("/dev/shm") else { return };
+    Layout { size: 1 << 60 }.format(&file).unwrap();
+    let error = changes_of(&file, Path::new("long")).unwrap_err().to_string();
+    assert_eq!(error, "Overlay long is not valid: its disk is larger than any");
 }
 
 /// A base that fails.

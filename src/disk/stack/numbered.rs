@@ -5,9 +5,10 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::disk::overlay::State;
 use crate::disk::overlay::file::load;
@@ -39,8 +40,17 @@ pub fn kept(directory: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
 
 /// Path of the overlay number `number` of a user's disk.
 pub(super) fn beside(path: &Path, number: u32) -> PathBuf {
+    named(path, &number.to_string())
+}
+
+/// Path of the file that is beside a user's disk while overlays are merged into it.
+fn marker(path: &Path) -> PathBuf {
+    named(path, "merging")
+}
+
+fn named(path: &Path, end: &str) -> PathBuf {
     let mut name = OsString::from(path);
-    name.push(format!(".overlay-{number}"));
+    name.push(format!(".overlay-{end}"));
     name.into()
 }
 
@@ -78,6 +88,14 @@ impl Below {
         }
     }
 
+    /// When the disk was written to, if the host tells it: an image's file is also written to when its machine flushes.
+    fn modified(&self) -> Option<SystemTime> {
+        match self {
+            Below::Raw(target) => target.file().metadata().ok()?.modified().ok(),
+            Below::Qcow2(_) => None,
+        }
+    }
+
     fn copy(&mut self, from: &File, range: Range<u64>) -> io::Result<()> {
         match self {
             Below::Raw(target) => {
@@ -100,13 +118,47 @@ impl Below {
     }
 }
 
+/// Merges all overlays that an earlier machine has left beside a user's disk into it, unless somebody else has written to the disk since.
+pub(super) fn merge_left(disk: &mut Below, path: &Path) -> Result<(), Error> {
+    if !marker(path).exists()
+        && let Some(changed) = disk.modified()
+    {
+        overlays(path).iter().try_for_each(|overlay| check(overlay, changed))?;
+    }
+    merge_all(disk, path)
+}
+
+/// Refuses an overlay whose disk was written to at `changed`, after it was.
+fn check(path: &Path, changed: SystemTime) -> Result<(), Error> {
+    let written = fs::metadata(path).and_then(|found| found.modified());
+    let written = written.map_err(|source| Error::Io { action: "look at", path: path.into(), source })?;
+    if changed <= written {
+        return Ok(());
+    }
+    let reason = format!(
+        "its disk was written to after it: remove it, or `touch {}` if it belongs to the disk as that is now",
+        path.display()
+    );
+    Err(Error::Overlay { path: path.into(), reason })
+}
+
 /// Merges all overlays that stand beside a user's disk into it, the oldest first. It can be broken off at any moment and done again.
 pub(super) fn merge_all(disk: &mut Below, path: &Path) -> Result<(), Error> {
-    for overlay in overlays(path) {
+    let (overlays, mark, directory) = (overlays(path), marker(path), file::directory_of(path));
+    if overlays.is_empty() && !mark.exists() {
+        return Ok(());
+    }
+    // From here on the disk is younger than they are. (Nothing is said in them: snapshots have them, too.)
+    let failed = |action| move |source| Error::Io { action, path: marker(path), source };
+    match File::options().write(true).create_new(true).mode(0o600).open(&mark) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed("create")(error)),
+        _ => file::sync_directory(directory).map_err(failed("create"))?,
+    }
+    for overlay in overlays {
         log::info!("merging {} into {}", overlay.display(), path.display());
         merge(disk, &overlay)?;
     }
-    Ok(())
+    fs::remove_file(&mark).map_err(failed("remove"))
 }
 
 fn merge(disk: &mut Below, path: &Path) -> Result<(), Error> {

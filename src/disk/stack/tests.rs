@@ -59,6 +59,21 @@ fn a_capture_that_came_to_nothing_does_not_harm_the_next() {
 }
 
 #[test]
+fn the_users_disk_has_what_its_machine_never_flushed() {
+    let (_directory, path, config) = world();
+    let mut disk = open(&config).unwrap();
+    write(disk.as_mut(), 0, 1);
+    // The first capture comes to nothing, and so does the second.
+    for number in 1..3 {
+        drop(disk.freeze().unwrap());
+        write(disk.as_mut(), number * 4096, 1 + number as u8);
+    }
+    drop(disk);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!([0, 4096, 8192, 12288].map(|at: usize| bytes[at]), [1, 2, 3, 0xa5]);
+}
+
+#[test]
 fn what_was_never_written_is_frozen_like_the_rest() {
     let (directory, _, config) = world();
     let overlay = Some(Place::Nameless(directory.path().into()));
@@ -144,8 +159,43 @@ fn overlays_stand_beside_the_file_itself() {
     fs::copy(directory.path().join("disk.overlay-1"), &aside).unwrap();
     drop(disk);
     fs::write(&path, vec![0xa5; SIZE]).unwrap();
-    fs::rename(aside, directory.path().join("disk.overlay-1")).unwrap();
+    fs::copy(aside, directory.path().join("disk.overlay-1")).unwrap();
     assert_eq!(byte(open(&Config::new(&path)).unwrap().as_mut(), 0), 7);
+}
+
+#[test]
+fn what_a_killed_machine_wrote_goes_into_no_other_disk() {
+    let (directory, path, config) = world();
+    let mut disk = open(&config).unwrap();
+    for number in 1..3u8 {
+        drop(disk.freeze().unwrap());
+        write(disk.as_mut(), u64::from(number) * 4096, number);
+        ask(disk.as_mut(), Request::Flush).unwrap();
+    }
+    // As after a kill, and before anything is merged.
+    let killed = |number: u32| directory.path().join(format!("killed-{number}"));
+    let beside = |number: u32| directory.path().join(format!("disk.overlay-{number}"));
+    for number in [1, 2] {
+        fs::copy(beside(number), killed(number)).unwrap();
+    }
+    drop(disk);
+    [1, 2].iter().for_each(|&number| fs::rename(killed(number), beside(number)).unwrap());
+    // Whoever wrote to it since means what is in it now.
+    fs::write(&path, vec![0x5a; SIZE]).unwrap();
+    let error = open(&config).err().unwrap().to_string();
+    assert!(error.contains("disk.overlay-1") && error.contains("touch"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), [0x5a; SIZE]);
+    // One who knows better says so. It is merged then, also by the next one if that is broken off.
+    for number in [1, 2] {
+        let overlay = File::options().write(true).open(beside(number)).unwrap();
+        overlay.set_modified(std::time::SystemTime::now()).unwrap();
+    }
+    fs::write(beside(3), "none").unwrap();
+    assert!(open(&config).is_err() && !beside(1).exists());
+    fs::remove_file(beside(3)).unwrap();
+    let mut disk = open(&config).unwrap();
+    assert_eq!([0, 4096, 8192].map(|at| byte(disk.as_mut(), at)), [0x5a, 1, 2]);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 
 #[test]

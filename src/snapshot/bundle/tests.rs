@@ -130,6 +130,25 @@ fn a_bundle_stands_only_on_what_it_was_made_on() {
 }
 
 #[test]
+fn what_names_no_identity_stands_only_on_what_had_none() {
+    let root = tempfile::tempdir().unwrap();
+    let (one, two) = (sample(root.path()), root.path().join("two"));
+    on(&one, &two);
+    let first = |path: &Path| {
+        let mut manifest = Bundle::open(path).unwrap().manifest;
+        (manifest.format, manifest.parent_identity) = (1, None);
+        let text = serde_json::to_string(&manifest).unwrap();
+        let digest = blake3::hash(text.as_bytes()).to_hex();
+        fs::write(path.join(MANIFEST), format!(r#"{{"digest":"{digest}","bundle":{text}}}"#)).unwrap();
+    };
+    // Else somebody's bundle of format 1 would have the memory of any other that is here.
+    first(&two);
+    assert!(matches!(Bundle::open(&two).unwrap().memory(&[], true), Err(Error::Parent { .. })));
+    first(&one);
+    assert_eq!(Bundle::open(&two).unwrap().memory(&[], true).unwrap().depth(), 2);
+}
+
+#[test]
 fn memory_is_the_bundles_own() {
     let root = tempfile::tempdir().unwrap();
     let (one, two) = (sample(root.path()), root.path().join("two"));

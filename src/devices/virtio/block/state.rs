@@ -48,7 +48,8 @@ impl Persist for Block {
             return changed("it was writable and is read-only now".into());
         }
         let modified = self.disk.modified();
-        if self.source == Source::User && state.modified.is_some() && state.modified != modified {
+        // Who knows it has seen the disk: a snapshot of somebody else may name any.
+        if self.source == Source::User && state.modified != modified {
             let name = &self.name;
             return changed(format!(
                 "it has changed since the snapshot was made (`--disk {name}=PATH` takes another one, or this one as it is)"
