@@ -30,7 +30,7 @@ mod qcow2;
 #[cfg(feature = "registry")]
 pub mod registry;
 mod store;
-pub mod tar;
+pub(crate) mod tar;
 #[cfg(test)]
 mod tests;
 pub mod time;

@@ -87,8 +87,7 @@ fn group_entry(line: &str) -> Option<(&str, u32, &str)> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:34::/srv:\n7:x:1007:8::/:/bin/false\napp:x:10:5::/app\nfew:x:11:6\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:34::/srv:\n7:x:1007:8::/:/bin/false\napp:x:10:5::/app\nfew:x:11:6\n";
     const GROUP: &str = "root:x:0:\nweb:x:34:\nlog:x:4:root,web\nodd:x:x:web\nwheel:x:10:web\n";
 
     #[test]
