@@ -394,6 +394,9 @@ fn the_api_speaks_http() {
     let chunked = ["-X", "PUT", "-H", "Transfer-Encoding: chunked", "-d", "{}", "http://localhost/actions"];
     assert_eq!(curl(&chunked).unwrap().0, "501");
     assert_eq!(action("{\"action_type\":\"SendCtrlAltDel\"}"), "204");
-    assert_eq!(action("{\"action_type\":\"Kill\"}"), "204");
+    let (status, body) =
+        curl(&["-X", "PUT", "-d", "{\"action_type\":\"Kill\"}", "http://localhost/actions"]).unwrap();
+    assert_eq!(status, "200");
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["stopped"], true);
     assert_eq!(web.end().0, Some(130));
 }

@@ -212,15 +212,18 @@ impl Service {
     }
 
     fn act(&self, body: &[u8]) -> Result<Response, Response> {
-        self.ask(match parse::<Actions>(body)?.action_type {
+        let request = match parse::<Actions>(body)?.action_type {
             ActionType::SendCtrlAltDel | ActionType::PowerButton => Request::PowerButton,
             ActionType::Stop => Request::Stop { force: false },
             ActionType::Kill => Request::Stop { force: true },
             ActionType::InstanceStart => {
                 return Err(Response::fault(409, "The machine runs since its start"));
             }
-        })?;
-        Ok(Response::done())
+        };
+        let ends = matches!(request, Request::Stop { .. });
+        let answer = self.ask(request)?;
+        // Whoever ends it hears whether that was it.
+        Ok(if ends { Response::ok(answer) } else { Response::done() })
     }
 }
 
@@ -293,15 +296,16 @@ pub(super) mod tests {
     #[test]
     fn passes_requests_on() {
         let (service, asked) = service();
-        for (method, path, body) in [
-            ("PATCH", "/vm", r#"{"state":"Paused"}"#),
-            ("PATCH", "/vm", r#"{"state":"Resumed"}"#),
-            ("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
-            ("PUT", "/actions", r#"{"action_type":"PowerButton"}"#),
-            ("PUT", "/actions", r#"{"action_type":"Stop"}"#),
-            ("PUT", "/actions", r#"{"action_type":"Kill"}"#),
+        for (answer, method, path, body) in [
+            (204, "PATCH", "/vm", r#"{"state":"Paused"}"#),
+            (204, "PATCH", "/vm", r#"{"state":"Resumed"}"#),
+            (204, "PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+            (204, "PUT", "/actions", r#"{"action_type":"PowerButton"}"#),
+            // What they ended is in the body.
+            (200, "PUT", "/actions", r#"{"action_type":"Stop"}"#),
+            (200, "PUT", "/actions", r#"{"action_type":"Kill"}"#),
         ] {
-            assert_eq!(status(&service, method, path, body), 204, "{body}");
+            assert_eq!(status(&service, method, path, body), answer, "{body}");
         }
         let stop = |force| Request::Stop { force };
         use Request::{Pause, PowerButton, Resume};
