@@ -32,7 +32,7 @@ pub struct Man {
 }
 
 /// Commands that take names of machines.
-const ON_MACHINES: [&str; 4] = ["stop", "pause", "resume", "inspect"];
+const ON_MACHINES: [&str; 5] = ["stop", "wait", "pause", "resume", "inspect"];
 
 /// What gives these names in every shell.
 const NAMES: &str = "$(rvmm ps -q 2>/dev/null)";

@@ -215,9 +215,14 @@ pub struct Bundle {
 impl Bundle {
     /// Opens the bundle at `path` and checks what it says of itself.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Bundle::of(Directory::open(path).map_err(failed("open", path))?, path)
+    }
+
+    /// The bundle in an open directory, which was at `path`.
+    fn of(directory: Directory, path: &Path) -> Result<Self, Error> {
         let file = path.join(MANIFEST);
-        let directory = Directory::open(path).map_err(failed("open", path))?;
         let text = directory.read(MANIFEST, LARGEST).map_err(|source| match source.kind() {
+            _ if !directory.is_in_place() => Error::Replaced { path: path.into() },
             io::ErrorKind::NotFound => Error::NotBundle { path: path.into() },
             _ => failed("read", &file)(source),
         })?;

@@ -245,7 +245,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let work = |thread: u32| {
-            for number in 0..200 {
+            for number in 0..50 {
                 let path = directory.path().join(format!("{thread}-{number}"));
                 let _listener = Listener::bind(&path).unwrap();
                 fs::create_dir(path.with_extension("d")).unwrap();

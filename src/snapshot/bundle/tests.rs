@@ -30,6 +30,18 @@ fn reads_what_it_wrote() {
 }
 
 #[test]
+fn one_that_is_rewritten_before_its_manifest_is_read_is_told_from_none() {
+    let root = tempfile::tempdir().unwrap();
+    let path = sample(root.path());
+    let opened = Directory::open(&path).unwrap();
+    let away = root.path().join("away");
+    fs::rename(&path, &away).unwrap();
+    sample(root.path());
+    fs::remove_dir_all(&away).unwrap();
+    assert!(matches!(Bundle::of(opened, &path), Err(Error::Replaced { .. })));
+}
+
+#[test]
 fn relative_paths_lead_there() {
     let check = |from: &str, to: &str, way: &str| {
         assert_eq!(relative(Path::new(from), Path::new(to)), Path::new(way));
