@@ -90,6 +90,21 @@ fn the_end_of_a_machine_is_waited_for_and_known() {
 }
 
 #[test]
+fn what_is_piped_in_is_not_lost_in_silence() {
+    need!(host::kvm());
+    let world = World::new();
+    world.bare();
+    let file = fs::File::open(world.path("disk.raw")).expect("a file");
+    for (input, words) in [(Stdio::from(file), "exec -i"), (Stdio::null(), "")] {
+        let mut run = world.command(&["run", "-i", "bare:1", "--net", "none", "--cmdline", "test=hello"]);
+        let output = run.stdin(input).output().expect("rvmm");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains(words), "{said}");
+        assert_eq!(said.is_empty(), words.is_empty(), "{said}");
+    }
+}
+
+#[test]
 fn machines_with_names_stay() {
     need!(host::kvm());
     let world = World::new();
@@ -149,6 +164,8 @@ fn what_a_machine_said_stays_as_long_as_it_does() {
     world.does(&["stop", "--force", "web"]);
     said(1);
     assert_eq!(world.does(&["logs", "-f", "web"]), logs("web"), "there is nothing to wait for");
+    let whole = logs("web");
+    assert_eq!(world.does(&["logs", "--tail", "1", "web"]), whole.lines().last().unwrap_or_default());
     // The next start goes on with it, as the next one of a machine that was killed does.
     world.does(&["start", "web"]);
     said(2);

@@ -1,7 +1,12 @@
 //! What users of containers are used to: variables in the environment and in files, and options that machines have not.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+
+use log::warn;
 
 use super::machine::Volume;
 use super::signal;
@@ -98,6 +103,17 @@ pub fn check_volume(volume: &Volume) -> Result<(), Failure> {
             path.display()
         ))),
         false => Ok(()),
+    }
+}
+
+/// Says that what stands on standard input does not reach the command: its input is a terminal, or nothing.
+pub fn warn_of_piped_input() {
+    let input = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    let kind = input.and_then(|input| Ok(input.metadata()?.file_type()));
+    if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_file()) {
+        warn!(
+            "what is piped in does not reach the command: `rvmm run -d` starts a machine, and `rvmm exec -i NAME -- COMMAND` passes it on"
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::habits::{check_volume, stop_signal, variable, variables};
+use super::habits::{check_volume, stop_signal, variable, variables, warn_of_piped_input};
 use super::machine::{Overrides, Runnable, Volume, document};
 use super::stands_on::StandsOn;
 use super::start::runs;
@@ -275,8 +275,11 @@ fn booted(
 ) -> Result<VmConfig, Failure> {
     let plain = container.is_plain();
     let Container { env, env_file, hostname, workdir, user, entrypoint, stop_signal, .. } = container;
-    let Container { volume, publish: ports, command, detach, read_only, .. } = container;
+    let Container { volume, publish: ports, command, interactive, detach, read_only, .. } = container;
     volume.iter().try_for_each(check_volume)?;
+    if interactive && !detach {
+        warn_of_piped_input();
+    }
     let env = [variables(&env_file).map_err(Failure::usage)?, env].concat();
     machine.devices.block.extend(volume.iter().map(|volume| block::Config {
         path_on_host: volume.disk.clone(),
