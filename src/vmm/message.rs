@@ -113,6 +113,19 @@ impl Inbox {
         kept.into_iter().for_each(|message| self.outbox.send(message));
     }
 
+    /// Whether the guest has done what ends or restarts its machine, and nobody has taken that message yet.
+    pub fn has_end(&self) -> bool {
+        let ends = |message: &Message| {
+            let notice = |notice: &Notice| matches!(notice, Notice::Reset | Notice::PowerOff | Notice::Panic);
+            matches!(message, Message::Notice(told, _) if notice(told))
+                || matches!(message, Message::Exit(..) | Message::Failed(_))
+        };
+        let all: Vec<_> = std::iter::from_fn(|| self.take()).collect();
+        let found = all.iter().any(ends);
+        all.into_iter().for_each(|message| self.outbox.send(message));
+        found
+    }
+
     /// Readable when a message may be there.
     pub fn wake(&self) -> &Arc<EventFd> {
         &self.outbox.wake

@@ -25,8 +25,8 @@ fn registers_and_timers_survive() {
 #[test]
 fn cpus_are_saved_in_the_middle_of_their_work() {
     need!(host::kvm());
-    // On a KVM without hardware behind it one try in some hundreds fails, and it is not known why: the machine that is saved ends, or
-    // its copy stands still. What came of each try is shown.
+    // Once, on a KVM without hardware behind it, the machine that is saved had ended, and it is not known why. What came of each try is
+    // shown.
     let tries = (0..3).find(|_| std::panic::catch_unwind(saved_in_the_middle).is_ok());
     let line = match tries {
         Some(0) => return,
