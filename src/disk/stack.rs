@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The overlays of a user's disk stand beside it, so that nothing is lost when the machine is killed: whoever opens the
-//! disk next merges them first, and is refused if the disk was written to since. A user's qcow2 image is handled the same: what it has in it becomes a raw file in a snapshot.
+//! disk next merges them first, and is refused if the disk was written to since. A user's qcow2 image is handled the same:
+//! what it has in it becomes a raw file in a snapshot.
 
 mod contents;
 mod copies;
