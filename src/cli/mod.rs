@@ -7,6 +7,7 @@ mod boot_timer;
 mod clone;
 mod cp;
 mod doctor;
+mod end;
 mod exec;
 mod exit;
 mod guest;

@@ -8,15 +8,15 @@
 //!
 //! A second connection waits for the machine to tell how it ended.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::Common;
+use super::end::{End, gone};
 use super::machines::{self, Error, PATIENCE, Selection, Told, ask};
 use super::output::Failure;
-use crate::api::client::{self, Client};
+use crate::api::client;
 use crate::api::runtime::Machine;
 
 /// How long the end of a machine may take after it was told to end.
@@ -55,12 +55,12 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
         let forced = match stop(machine, args) {
             // A machine that ends by itself meanwhile does not answer any more, and that is what was wanted.
             Err(Error::Client(client::Error::Lost(_) | client::Error::Refused { status: 503, .. })) => {
-                wait(machine, TEARDOWN).map(|()| false)
+                gone(machine, TEARDOWN).map(|()| false)
             }
             Err(_) if machine.is_gone() => Ok(false),
             result => result,
         }?;
-        let forced = if forced { Some(true) } else { end.was_forced() };
+        let forced = if forced { Some(true) } else { was_forced(end) };
         Ok(Stopped { forced, wanted: args.force })
     })?;
     machines::report(common, &results)
@@ -85,32 +85,14 @@ impl Told for Stopped {
     }
 }
 
-/// A connection on which a machine tells how it ends.
-struct End(Result<Client, client::Error>);
-
-impl End {
-    /// Asks for it, before anything is done that ends the machine.
-    fn watch(machine: &Machine) -> Self {
-        let connected = machines::patiently(machine, || Client::connect(&machine.socket, PATIENCE));
-        End(connected.and_then(|mut client| {
-            client.send("GET", "/vm/end", None)?;
-            Ok(client)
-        }))
-    }
-
-    /// Whether a machine that is gone was stopped by force. One that was killed could not tell.
-    fn was_forced(self) -> Option<bool> {
-        let told = self.0.and_then(|mut client| {
-            client.allow(PATIENCE);
-            client.receive()
-        });
-        match told {
-            Ok(outcome) => Some(outcome["cause"] == "stopped"),
-            Err(client::Error::Lost(_)) => Some(true),
-            // It was about to end before it was asked.
-            Err(client::Error::Absent { .. } | client::Error::Refused { status: 503, .. }) => Some(false),
-            Err(_) => None,
-        }
+/// Whether a machine that is gone was stopped by force. One that was killed could not tell.
+fn was_forced(end: End) -> Option<bool> {
+    match end.told(PATIENCE) {
+        Ok(outcome) => Some(outcome["cause"] == "stopped"),
+        Err(client::Error::Lost(_)) => Some(true),
+        // It was about to end before it was asked.
+        Err(client::Error::Absent { .. } | client::Error::Refused { status: 503, .. }) => Some(false),
+        Err(_) => None,
     }
 }
 
@@ -125,7 +107,7 @@ fn stop(machine: &Machine, args: &Args) -> Result<bool, Error> {
                 Err(Error::Client(client::Error::Refused { status: 409, .. })) => {}
                 pressed => {
                     pressed?;
-                    if wait(machine, time).is_ok() {
+                    if gone(machine, time).is_ok() {
                         return Ok(false);
                     }
                 }
@@ -136,7 +118,7 @@ fn stop(machine: &Machine, args: &Args) -> Result<bool, Error> {
             let description = ask(machine, "GET", "/vm", None)?;
             let grace = Duration::from_millis(description["stop_timeout_ms"].as_u64().unwrap_or(0));
             let stopped = act(machine, "Stop")?["stopped"] == true;
-            wait(machine, grace.saturating_add(TEARDOWN)).map(|()| stopped)
+            gone(machine, grace.saturating_add(TEARDOWN)).map(|()| stopped)
         }
     }
 }
@@ -160,21 +142,9 @@ fn force(machine: &Machine) -> Result<bool, Error> {
     let killed = act(machine, "Kill");
     let answers = !matches!(killed, Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })));
     // One that answers may yet hang in its end: nobody may read its standard error.
-    if answers && wait(machine, TEARDOWN).is_ok() {
+    if answers && gone(machine, TEARDOWN).is_ok() {
         return Ok(killed.is_ok_and(|answer| answer["stopped"] == true));
     }
     machine.kill().map_err(Error::Kill)?;
-    wait(machine, TEARDOWN).map(|()| false)
-}
-
-/// Waits until the machine is gone.
-fn wait(machine: &Machine, time: Duration) -> Result<(), Error> {
-    let start = Instant::now();
-    while !machine.is_gone() {
-        if start.elapsed() > time {
-            return Err(Error::StillThere { seconds: time.as_secs() });
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    gone(machine, TEARDOWN).map(|()| false)
 }

@@ -1,22 +1,19 @@
 //! `rvmm wait`: how machines end, for scripts that start them in the background.
 
-use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::end::{End, gone};
 use super::image::ended::Ended;
-use super::machines::{self, Error, PATIENCE, Selection};
+use super::machines::{self, Error, Selection};
 use super::output::{Failure, complain, print, print_json};
 use super::{Common, exit, store};
-use crate::api::client::Client;
 use crate::api::runtime::Machine;
 use crate::vmm::Outcome;
 
 /// A machine may run as long as it likes.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// How often one that has told how it ends is looked at.
-const AGAIN: Duration = Duration::from_millis(5);
 
 // Options of `wait`.
 #[derive(clap::Args)]
@@ -35,7 +32,7 @@ pub struct Args {
 
 /// Waits until machines have ended.
 pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
-    let results = machines::each(common, Selection::Names(&args.names), |machine| Ok(watch(machine)))?;
+    let results = machines::each(common, Selection::Names(&args.names), watch)?;
     let store = store::existing(common)?;
     let kept = |name: &str| {
         let instance = store.as_ref()?.instance(name).ok()??;
@@ -73,19 +70,8 @@ fn line((name, ended): &(String, Ended)) -> Value {
 }
 
 /// How a machine that runs ends, when it is gone; `None` if it does not tell.
-fn watch(machine: &Machine) -> Option<Ended> {
-    let asked = machines::patiently(machine, || {
-        let mut client = Client::connect(&machine.socket, PATIENCE)?;
-        client.send("GET", "/vm/end", None)?;
-        Ok(client)
-    });
-    let told = asked.and_then(|mut client: Client| {
-        client.allow(FOR_EVER);
-        client.receive()
-    });
-    // When it is gone its name can be taken again, and what is known of its end is written.
-    while !machine.is_gone() {
-        thread::sleep(AGAIN);
-    }
-    serde_json::from_value::<Outcome>(told.ok()?).ok().map(Ended::from)
+fn watch(machine: &Machine) -> Result<Option<Ended>, Error> {
+    let told = End::watch(machine).told(FOR_EVER);
+    gone(machine, FOR_EVER)?;
+    Ok(told.ok().and_then(|told| serde_json::from_value::<Outcome>(told).ok()).map(Ended::from))
 }
