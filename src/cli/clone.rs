@@ -207,7 +207,7 @@ fn live(
         grace: Duration::from_secs(10),
         paused: args.paused,
         // The others find it read. The snapshot of a machine that runs is new in the cache, and is removed.
-        ahead: number == 1 && source.stays,
+        ahead: number == 1 && source.stays(),
         another: true,
         entered,
         ready: Some(ready),

@@ -23,11 +23,9 @@ pub struct Source {
     pub config: VmConfig,
     /// Begin of their names, unless the user gives one.
     pub prefix: String,
-    /// It stays when they run, so that it is worth to have it read ahead.
-    pub stays: bool,
     /// The image that they are made of.
     image: Option<StandsOn>,
-    _kept: Kept,
+    kept: Kept,
 }
 
 /// What keeps the files meanwhile.
@@ -64,8 +62,8 @@ impl Source {
 
     fn of_snapshot(path: &Path, prefix: String, kept: Kept, args: &Args) -> Result<Self, Failure> {
         let restore = Restore::open_on(path, args.memory_mode.clone(), &args.base).map_err(Failure::usage)?;
-        let (config, stays) = (restore.config().clone(), matches!(kept, Kept::Nothing));
-        Ok(Source { restore, config, prefix, stays, image: None, _kept: kept })
+        let config = restore.config().clone();
+        Ok(Source { restore, config, prefix, image: None, kept })
     }
 
     fn of_image(store: &Store, image: Descriptor, text: &str, args: &Args) -> Result<Self, Failure> {
@@ -83,14 +81,12 @@ impl Source {
         let last = text.rsplit('/').next().unwrap_or_default();
         let prefix = last.split([':', '@', '~']).next().unwrap_or_default().into();
         let stands_on = StandsOn::new(store, image, runnable.kernel);
-        Ok(Source {
-            restore,
-            config,
-            prefix,
-            stays: true,
-            image: Some(stands_on),
-            _kept: Kept::Lease { _lease: lease },
-        })
+        Ok(Source { restore, config, prefix, image: Some(stands_on), kept: Kept::Lease { _lease: lease } })
+    }
+
+    /// Whether it is there when they run, so that it is worth to have it read ahead.
+    pub fn stays(&self) -> bool {
+        !matches!(self.kept, Kept::Scratch { .. })
     }
 
     /// The image that a clone with this configuration stands on.
