@@ -2,7 +2,9 @@
 
 use std::io;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::sys::event::event;
 
 /// An edge-triggered interrupt line. Devices pull it; whoever builds the machine connects it.
 #[derive(Debug)]
@@ -11,7 +13,7 @@ pub struct Irq(EventFd);
 impl Irq {
     /// A line that is not connected yet: pulls are remembered until it is.
     pub fn new() -> io::Result<Self> {
-        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Irq)
+        event().map(Irq)
     }
 
     /// A second handle on the same line.

@@ -21,11 +21,13 @@ use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Service;
 use super::connection::Connection;
 use super::http::Response;
+
+use crate::sys::event::event;
 
 /// Clients at the same time. For one more, the one that has been silent for the longest time is let go.
 const MAX_CLIENTS: usize = 32;
@@ -55,8 +57,7 @@ impl Server {
     /// # Errors
     /// When the host gives no more descriptors or threads.
     pub fn start(listener: UnixListener, service: Service) -> io::Result<Self> {
-        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
-        let (stop, answered) = (event()?, event()?);
+        let (stop, answered) = (Arc::new(event()?), Arc::new(event()?));
         listener.set_nonblocking(true)?;
         let epoll = Epoll::new()?;
         let watch = |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));

@@ -16,11 +16,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::target::Target;
 use super::{Config, Disk, Done, Engine, Error, Geometry, Request, SECTOR, holder, sync_failed};
 use crate::memory::Buffers;
+use crate::sys::event::event;
 use crate::sys::file::{self, Hole, Lock};
 use crate::sys::uring::{Completed, Operation, Ring};
 
@@ -116,7 +117,7 @@ impl Raw {
             completed: Vec::new(),
         };
         if engine != Some(Engine::Sync) {
-            let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("watch"))?;
+            let event = event().map_err(failed("watch"))?;
             disk.event = Some(Arc::new(event));
             disk.engine = Asynchronous::NotYet;
         }

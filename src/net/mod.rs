@@ -89,6 +89,10 @@ pub enum Received {
 /// It never blocks. An error of [`wake`](Self::wake), [`room`](Self::room), [`receive`](Self::receive) or
 /// [`send`](Self::send) means that the link is down for good; single frames that the other side refuses are dropped.
 pub trait Link: Send {
+    /// Whether it leads anywhere.
+    fn is_up(&self) -> bool {
+        true
+    }
     /// What the other side of the link takes from the guest; the device offers it to the guest's driver.
     fn offloads(&self) -> Offloads;
     /// Largest packet in bytes, without Ethernet header, that the guest should send.

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Link, Offloads, Received};
 use crate::memory::Buffers;
+use crate::sys::event::event;
 
 /// The link; its descriptor never fires.
 pub struct Unplugged(EventFd);
@@ -15,11 +16,15 @@ impl Unplugged {
     /// # Errors
     /// When the process has no more descriptors.
     pub fn new() -> io::Result<Self> {
-        Ok(Unplugged(EventFd::new(EFD_NONBLOCK)?))
+        Ok(Unplugged(event()?))
     }
 }
 
 impl Link for Unplugged {
+    fn is_up(&self) -> bool {
+        false
+    }
+
     /// Whatever the guest does with frames is right.
     fn offloads(&self) -> Offloads {
         Offloads::ALL

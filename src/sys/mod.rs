@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod digest;
 pub mod directory;
+pub mod event;
 pub mod file;
 pub mod frozen;
 pub mod host;

@@ -211,23 +211,33 @@ impl Vmm {
     }
 
     /// Captures what is in the machine, which runs on unless it is to end, or is on reserved huge pages: when it writes to one that
-    /// is shared with the copy and the host has none left, the kernel takes it from the copy.
-    pub(super) fn capture(&mut self, save: Save) -> Result<Capture, Error> {
+    /// is shared with the copy and the host has none left, the kernel takes it from the copy. If the guest has just ended or restarted
+    /// the machine, that comes first: what is to follow is in no state that is saved.
+    pub(super) fn capture(&mut self, save: Save, writer: Sender<Result<Capture, Error>>) {
         let holds = save.stop || self.config.machine_config.huge_pages == HugePages::Size2M;
         // Its file systems are frozen already, if they are to be.
-        Request::Save(Save { freeze: Freeze::No, ..save }).check(self.state)?;
+        if let Err(error) = Request::Save(Save { freeze: Freeze::No, ..save.clone() }).check(self.state) {
+            let _ = writer.send(Err(error.into()));
+            return;
+        }
         // Before the disks are frozen, and on the thread that puts them on another base: what is noted of overlays is of those that
         // are captured.
         let note = self.directory.as_ref().and_then(|directory| std::fs::read(directory.join(NOTE)).ok());
         let pause = Pause { start: Instant::now(), parts: Vec::new() };
         self.machine.pause();
-        let capture = Capture::take(&self.machine, &self.config, note, pause, holds);
-        if holds && capture.is_ok() {
+        let capture = match self.inbox.has_end() {
+            true => None,
+            false => Some(Capture::take(&self.machine, &self.config, note, pause, holds)),
+        };
+        if holds && capture.as_ref().is_some_and(Result::is_ok) {
             (self.before, self.state) = (self.state, RunState::Saving);
         } else if self.state == RunState::Running {
             self.machine.resume();
         }
-        capture
+        match capture {
+            Some(capture) => drop(writer.send(capture)),
+            None => self.outbox().send(Message::Capture(save, writer)),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Error;
 use super::capture::Capture;
@@ -15,6 +15,7 @@ use super::request::{Request, Response, Save};
 use crate::agent::{self, Frozen};
 use crate::kvm::Exit;
 use crate::notice::{Notice, Notifier};
+use crate::sys::event::event;
 
 /// One message.
 pub enum Message {
@@ -83,10 +84,7 @@ impl Inbox {
     pub fn new() -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let receiver = Some(receiver);
-        Ok(Inbox {
-            receiver,
-            outbox: Outbox { sender, wake: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) },
-        })
+        Ok(Inbox { receiver, outbox: Outbox { sender, wake: Arc::new(event()?) } })
     }
 
     /// A way to send here.
@@ -106,24 +104,28 @@ impl Inbox {
 
     /// Drops what devices, vCPUs and memory have sent and keeps the rest.
     pub fn forget_guest(&self) {
-        let inside = |message: &Message| {
-            matches!(message, Message::Notice(..) | Message::Exit(..) | Message::Failed(_))
-        };
-        let kept: Vec<_> = std::iter::from_fn(|| self.take()).filter(|message| !inside(message)).collect();
-        kept.into_iter().for_each(|message| self.outbox.send(message));
+        self.sift(|message| !matches!(message, Message::Notice(..) | Message::Exit(..) | Message::Failed(_)));
     }
 
     /// Whether the guest has done what ends or restarts its machine, and nobody has taken that message yet.
     pub fn has_end(&self) -> bool {
-        let ends = |message: &Message| {
-            let notice = |notice: &Notice| matches!(notice, Notice::Reset | Notice::PowerOff | Notice::Panic);
-            matches!(message, Message::Notice(told, _) if notice(told))
-                || matches!(message, Message::Exit(..) | Message::Failed(_))
-        };
-        let all: Vec<_> = std::iter::from_fn(|| self.take()).collect();
-        let found = all.iter().any(ends);
-        all.into_iter().for_each(|message| self.outbox.send(message));
+        let mut found = false;
+        self.sift(|message| {
+            found |= matches!(
+                message,
+                Message::Notice(Notice::Reset | Notice::PowerOff | Notice::Panic, _)
+                    | Message::Exit(..)
+                    | Message::Failed(_)
+            );
+            true
+        });
         found
+    }
+
+    /// Drops the messages that are not to be kept; the others stay in their order.
+    fn sift(&self, mut keep: impl FnMut(&Message) -> bool) {
+        let kept: Vec<_> = std::iter::from_fn(|| self.take()).filter(|message| keep(message)).collect();
+        kept.into_iter().for_each(|message| self.outbox.send(message));
     }
 
     /// Readable when a message may be there.

@@ -228,17 +228,7 @@ impl Vmm {
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
             Message::Capture(save, writer) => {
-                self.machine.pause();
-                match self.inbox.has_end() {
-                    // The guest has ended or restarted itself, and waits for that in no state that is saved: that comes first.
-                    true => {
-                        if self.state == RunState::Running {
-                            self.machine.resume();
-                        }
-                        self.inbox.outbox().send(Message::Capture(save, writer));
-                    }
-                    false => drop(writer.send(self.capture(save))),
-                }
+                self.capture(save, writer);
                 None
             }
             Message::Written { end: true } => Some(Outcome::Stopped),

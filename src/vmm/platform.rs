@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpus::Buses;
 use crate::arch::x86_64::layout;
@@ -22,6 +22,7 @@ use crate::devices::serial::Serial;
 use crate::irq::Irq;
 use crate::kvm::{self, Vm};
 use crate::notice::Notifier;
+use crate::sys::event::event;
 
 /// Serial port, power, panic and event devices.
 pub struct Platform {
@@ -40,8 +41,7 @@ pub struct Platform {
 impl Platform {
     /// Makes the devices.
     pub fn new(output: Output) -> io::Result<Self> {
-        let (serial_irq, ged_irq, serial_drained) =
-            (Irq::new()?, Irq::new()?, EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let (serial_irq, ged_irq, serial_drained) = (Irq::new()?, Irq::new()?, event()?);
         let vcpus_wanted = Arc::new(AtomicBool::new(true));
         let (irq, drained) = (serial_irq.try_clone()?, serial_drained.try_clone()?);
         Ok(Platform {

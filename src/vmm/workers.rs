@@ -7,7 +7,9 @@ use std::thread::{self, JoinHandle};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use log::error;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::sys::event::event;
 
 /// Anything that an event loop runs.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
@@ -37,7 +39,7 @@ pub struct WorkerThread {
 impl WorkerThread {
     /// Starts a loop that runs `subscriber`.
     pub fn start(name: String, subscriber: Subscriber) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let wake = Arc::new(event()?);
         let stop = Arc::new(AtomicBool::new(false));
         let mut events = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
         events.add_subscriber(Box::new(Wake(Arc::clone(&wake))));

@@ -26,13 +26,14 @@ use virtio_bindings::bindings::virtio_config::{
 };
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::queues::BUDGET;
 use super::{Lent, Violation, VirtioDevice};
 use crate::disk;
 use crate::irq::Irq;
 use crate::memory::Memory;
+use crate::sys::event::event;
 
 /// Features of the transport and the queues, offered for every device.
 const COMMON_FEATURES: u64 =
@@ -108,10 +109,7 @@ impl Function {
             .iter()
             .map(|&size| Queue::new(size).map_err(io::Error::other))
             .collect::<io::Result<Vec<_>>>()?;
-        let kicks = queues
-            .iter()
-            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
-            .collect::<io::Result<Vec<_>>>()?;
+        let kicks = queues.iter().map(|_| event()).collect::<io::Result<Vec<_>>>()?;
         Ok(Function {
             device,
             memory: Arc::clone(memory),

@@ -6,10 +6,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Fresh;
 use crate::disk::{Disk, Done, Engine, Error, Raw};
+use crate::sys::event::event;
 
 /// The file.
 pub(super) enum Top {
@@ -32,7 +33,7 @@ impl Top {
     /// One without a name in `directory`, for a disk of `size` bytes.
     pub fn later(directory: &Path, size: u64, engine: Option<Engine>) -> io::Result<Self> {
         let watched = engine != Some(Engine::Sync);
-        let event = watched.then(|| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).transpose()?.map(Arc::new);
+        let event = watched.then(event).transpose()?.map(Arc::new);
         Ok(Top::Later(Later { directory: directory.into(), size, engine, event }))
     }
 

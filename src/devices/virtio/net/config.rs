@@ -113,8 +113,7 @@ impl virtio::Config for Config {
             _ => return Err(fail("It is on a tap (host_dev_name) or on the user's network (user), not on both".into())),
         };
         let mut net = Net::new(name, mac, link);
-        (net.wanted, net.portable, net.down) = (self.guest_mac, context.portable, self.is_none());
-        net.describe();
+        (net.wanted, net.portable) = (self.guest_mac, context.portable);
         Ok(Box::new(net))
     }
 }
