@@ -241,14 +241,10 @@ fn a_warm_image_has_as_many_instances_as_one_likes() {
     need!(host::kvm());
     let world = World::new();
     world.bare();
-    let console = format!("file={}", world.text("%n.log"));
-    let run =
-        ["run", "-d", "bare:1", "--name", "web", "--net", "none", "--cmdline", "test=counter every=500"];
-    let log = format!("file={}", world.text("web.log"));
-    world.does(&[&run[..], &["--console", &log]].concat());
-    world.has_said("web", "\ncounter ");
+    world.counts("web", &[]);
     world.does(&["commit", "web", "team/bare:warm", "--warm"]);
     world.does(&["rm", "-f", "web"]);
+    let console = format!("file={}", world.text("%n.log"));
     let told = world.json(&["clone", "team/bare:warm", "-n", "3", "--net", "none", "--console", &console]);
     assert_eq!(told["machines"].as_array().map(Vec::len), Some(3), "{told}");
     // What they stand on stays while one of them runs.

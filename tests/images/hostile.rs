@@ -12,10 +12,7 @@ use crate::world::World;
 /// A warm image `bare:warm` of a machine that counts.
 fn warm(world: &World) {
     world.bare();
-    let console = format!("file={}", world.text("source.log"));
-    let run = ["run", "-d", "bare:1", "--name", "source", "--net", "none", "--console", &console];
-    world.does(&[&run[..], &["--cmdline", "test=counter every=500"]].concat());
-    world.has_said("source", "\ncounter ");
+    world.counts("source", &[]);
     world.does(&["commit", "source", "bare:warm", "--warm"]);
     world.does(&["stop", "--force", "source"]);
 }
@@ -81,11 +78,7 @@ fn a_warm_image_says_nothing_of_the_host_that_made_it() {
     assert!(!String::from_utf8_lossy(&state).contains(&world.text("")), "a path of this host");
     // A disk that only this host has is not known to be gone elsewhere.
     world.write("data.raw", vec![1; 1 << 20]);
-    let console = format!("file={}", world.text("data.log"));
-    let run = ["run", "-d", "bare:1", "--name", "data", "--net", "none", "--disk", "data.raw"];
-    let test = ["--console", &console, "--cmdline", "test=counter every=500"];
-    world.does(&[&run[..], &test].concat());
-    world.has_said("data", "\ncounter ");
+    world.counts("data", &["--disk", "data.raw"]);
     world.refuses(&["commit", "data", "bare:data", "--warm"], &["data.raw", "without --warm"]);
     world.does(&["commit", "data", "bare:data"]);
     // What a running guest cannot be given is not dropped in silence.

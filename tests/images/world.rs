@@ -138,6 +138,15 @@ impl World {
         self.has_said(name, "OK blk");
     }
 
+    /// Starts a machine of `bare:1` in the background that counts for ever; returns when it does.
+    #[track_caller]
+    pub fn counts(&self, name: &str, options: &[&str]) {
+        let console = format!("file={}", self.text(&format!("{name}.log")));
+        let run = ["run", "-d", "bare:1", "--name", name, "--net", "none", "--console", &console];
+        self.does(&[&run[..], &["--cmdline", "test=counter every=500"], options].concat());
+        self.has_said(name, "\ncounter ");
+    }
+
     /// Starts a machine in the background with a test of its disk, after which it stands there.
     #[track_caller]
     pub fn starts(&self, image: &str, name: &str, test: &str, options: &[&str]) {

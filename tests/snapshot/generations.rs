@@ -1,7 +1,6 @@
 //! Machines go on exactly where they were, over many generations.
 
 use std::fs;
-use std::io::Write;
 
 use super::counter::{address, counting, goes_on_from, went_on_from};
 use super::world::World;
@@ -25,20 +24,6 @@ fn registers_and_timers_survive() {
 #[test]
 fn cpus_are_saved_in_the_middle_of_their_work() {
     need!(host::kvm());
-    // Once, on a KVM without hardware behind it, the machine that is saved had ended, and it is not known why. What came of each try is
-    // shown.
-    let tries = (0..3).find(|_| std::panic::catch_unwind(saved_in_the_middle).is_ok());
-    let line = match tries {
-        Some(0) => return,
-        Some(more) => {
-            format!("unsteady: cpus_are_saved_in_the_middle_of_their_work passed after {more} that failed\n")
-        }
-        None => panic!("three of three failed"),
-    };
-    let _ = std::io::stderr().write_all(line.as_bytes());
-}
-
-fn saved_in_the_middle() {
     let world = World::new();
     // It starts its CPUs again and again, so that a snapshot has them at any point of it, a restart included.
     let source = world.guest("source", "smp cpus=4 end=reset").cpus(4).start();

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
+use rvmm::sys::user::Process;
+
 use super::counter::{address, counting, goes_on_from};
 use super::world::{World, refused};
 use crate::common::{eventually, host};
@@ -116,13 +118,18 @@ fn the_copy_of_its_memory() {
         // The only child of a machine without a network.
         let mut children = Vec::new();
         assert!(eventually(|| {
-            children = host::children(source.pid());
+            let held = |pid| {
+                let child = Process::open(pid).ok()?;
+                // It is still the one that was meant.
+                host::children(source.pid()).contains(&pid).then_some(child)
+            };
+            children = host::children(source.pid()).into_iter().filter_map(held).collect();
             !children.is_empty() || world.path("one").exists()
         }));
         sleep(Duration::from_millis(wait));
+        // One that has ended since is gone. Its number may be that of anybody now: other tests start hundreds of threads a second.
         for child in children {
-            // SAFETY: a plain call; a child that has been waited for is gone, and its number is not given anew so soon.
-            unsafe { libc::kill(child as libc::pid_t, libc::SIGKILL) };
+            let _ = child.kill();
         }
         let saved = save.finish();
         if world.path("one").exists() {
