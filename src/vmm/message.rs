@@ -133,3 +133,29 @@ impl Inbox {
         &self.outbox.wake
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_a_machine_is_found_and_stays_in_its_place() {
+        let mut inbox = Inbox::new().unwrap();
+        let tell = |inbox: &Inbox, notice| inbox.outbox().send(Message::Notice(notice, Instant::now()));
+        for end in [Notice::Reset, Notice::PowerOff, Notice::Panic] {
+            tell(&inbox, Notice::Milestone(1));
+            inbox.outbox().send(Message::Terminate { force: true });
+            assert!(!inbox.has_end());
+            tell(&inbox, end);
+            assert!(inbox.has_end() && inbox.has_end());
+            assert!(matches!(inbox.take(), Some(Message::Notice(Notice::Milestone(1), _))));
+            assert!(matches!(inbox.take(), Some(Message::Terminate { force: true })));
+            inbox.forget_guest();
+            assert!(!inbox.has_end() && inbox.take().is_none());
+        }
+        inbox.outbox().send(Message::Failed("memory".into()));
+        assert!(inbox.has_end());
+        inbox.close();
+        assert!(!inbox.has_end());
+    }
+}
