@@ -116,7 +116,8 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let names = names.collect::<Result<Vec<_>, crate::api::name::Error>>().map_err(Failure::usage)?;
     // What none of them can have is said once.
     if let Some((number, name)) = names.first() {
-        configure(*number, name, &args, &source)?;
+        let config = configure(*number, name, &args, &source)?;
+        source.restore.check(&config).map_err(Failure::usage)?;
     }
     let start = Instant::now();
     let Started { machines, left_undone, failed } = start_all(&names, &args, &source, common);

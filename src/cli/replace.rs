@@ -23,6 +23,11 @@ pub struct Replacements {
     /// with some of them
     #[arg(long, value_name = "OLD=NEW")]
     rename: Vec<Rename>,
+    /// The snapshot is somebody else's: take only what the guest sees and the disks in it, and nothing of this host that it names
+    /// (kernel, other disks, taps, sockets, ports). Interfaces get the user's network unless `--net` says otherwise, other
+    /// disks come by `--disk`, and a restart of the guest ends the machine
+    #[arg(long, conflicts_with = "rename")]
+    foreign: bool,
 }
 
 /// `ID=PATH[,OPTION]...`
@@ -95,6 +100,10 @@ impl Replacements {
 
     /// Replaces what is to be replaced for one machine.
     pub fn apply(&self, config: &mut VmConfig, marks: &Marks) -> Result<(), Failure> {
+        if self.foreign {
+            let console = std::mem::take(&mut config.console);
+            *config = VmConfig { console, ..config.as_snapshot_holds() };
+        }
         for Rename { old, new } in &self.rename {
             config.rename(old, &marks.fill(new)).map_err(Failure::usage)?;
         }

@@ -28,6 +28,35 @@ impl VmConfig {
             channels.map(|guest_cid| vsock::Config { guest_cid, ..vsock::Config::default() }).collect();
         config
     }
+
+    /// The machine of a snapshot that somebody else has made: as its guest sees it, over the disks that are in the snapshot, its
+    /// devices under the names that they have. Other disks have no path. It has no kernel, so a restart of the guest ends it.
+    #[must_use]
+    pub fn as_snapshot_holds(&self) -> Self {
+        let mut config = self.as_guest_sees();
+        config.no_reboot = true;
+        for (drive, saved) in config.devices.block.iter_mut().zip(&self.devices.block) {
+            let seen = std::mem::take(drive);
+            *drive = match saved.source {
+                block::Source::Snapshot => block::Config {
+                    serial: seen.serial,
+                    io_engine: None,
+                    keep_overlay: false,
+                    ..saved.clone()
+                },
+                _ => block::Config {
+                    drive_id: saved.drive_id.clone(),
+                    is_root_device: saved.is_root_device,
+                    is_read_only: saved.is_read_only,
+                    ..seen
+                },
+            };
+        }
+        for (link, saved) in config.devices.net.iter_mut().zip(&self.devices.net) {
+            link.iface_id = saved.iface_id.clone();
+        }
+        config
+    }
 }
 
 impl block::Config {
@@ -42,6 +71,8 @@ impl block::Config {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -75,5 +106,21 @@ mod tests {
         assert_eq!(devices.net[0].guest_mac, config.devices.net[0].guest_mac);
         assert_eq!((devices.vsock[0].guest_cid, &devices.vsock[0].uds_path), (7, &None));
         assert_eq!(seen.as_guest_sees(), seen);
+        // Nor are a snapshot's own disks, whatever else is said of them.
+        let mut saved = config.clone();
+        saved.devices.block.push(block::Config {
+            path_on_host: "/snapshot/disk-1-0".into(),
+            keep_overlay: true,
+            source: block::Source::Snapshot,
+            ..block::Config::default()
+        });
+        let held = saved.as_snapshot_holds();
+        let [user, own] = &held.devices.block[..] else { panic!("two disks") };
+        assert_eq!((user.drive_id.as_str(), user.path_on_host.as_os_str().len()), ("root", 0));
+        assert_eq!((own.path_on_host.as_path(), own.keep_overlay), (Path::new("/snapshot/disk-1-0"), false));
+        assert_eq!(held.devices.net[0].iface_id, "lan");
+        assert!(held.no_reboot && held.boot_source.initrd_path.is_none());
+        let text = serde_json::to_string(&held).unwrap();
+        assert!(!text.contains("host/") && !text.contains("host-tap") && !text.contains("2222"), "{text}");
     }
 }

@@ -78,7 +78,7 @@ pub enum LoadError {
     },
     /// A disk of the configuration is not in the bundle.
     #[error(
-        "The snapshot has no disk `{name}`, which its machine writes to: say with --disk which one it is to have"
+        "The disk `{name}` of the machine is not in the snapshot: say with --disk which one it is to have"
     )]
     NoDisk {
         /// The disk.
@@ -179,11 +179,13 @@ impl Restore {
         drives.try_for_each(|drive| disk::open(&drive.disk()).map(drop))
     }
 
-    /// Refuses a configuration that lets the machine write to a disk of which only the configuration knows: what it had on
-    /// it is not in the bundle, and nobody here has named it.
-    pub(super) fn check(&self, config: &VmConfig) -> Result<(), LoadError> {
+    /// Refuses a configuration that lets the machine write to a disk of which only the configuration knows, as what it had on
+    /// it is not in the bundle and nobody here has named it; and one with a disk that has no path.
+    pub fn check(&self, config: &VmConfig) -> Result<(), LoadError> {
         let mut drives = config.devices.block.iter().enumerate();
-        let unknown = drives.find(|(_, drive)| drive.source == Source::User && !drive.is_read_only);
+        let is_nowhere = |drive: &block::Config| drive.path_on_host.as_os_str().is_empty();
+        let is_unknown = |drive: &block::Config| !drive.is_read_only || is_nowhere(drive);
+        let unknown = drives.find(|(_, drive)| drive.source == Source::User && is_unknown(drive));
         unknown.map_or(Ok(()), |(index, drive)| Err(LoadError::NoDisk { name: drive.name(index) }))
     }
 

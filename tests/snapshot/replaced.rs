@@ -244,3 +244,61 @@ fn overlays_that_are_kept() {
     has_all(&world, rounds);
     assert_eq!(world.list("disk"), ["disk"], "who opens the disk next merges them");
 }
+
+#[test]
+fn somebody_elses_snapshot_has_nothing_of_this_host() {
+    need!(host::kvm(), world::offered());
+    let world = World::new();
+    let (disk, data) = (world.raw("disk", 1 << 20), world.raw("data", 1 << 20));
+    let source = counting(&world, "source").disk(&disk, "").disk(&data, ",ro,id=data");
+    let source = source.option("--vsock", world.text("channel")).start();
+    let at = address(&source);
+    world.create("source", "one", &["--stop"]);
+    source.finish();
+    let (one, captured) = (world.text("one"), world.captured("one", at));
+    let paths = |name: &str| {
+        let told = world.inspect(name)["config"].clone();
+        let drive = |index: usize| told["drives"][index]["path_on_host"].clone();
+        (
+            drive(0),
+            drive(1),
+            told["vsock"][0]["uds_path"].clone(),
+            told["boot-source"]["kernel_image_path"].clone(),
+        )
+    };
+
+    // It names them, and they are used.
+    let trusted = world.restore("one", "trusted");
+    let (own, named, channel, kernel) = paths("trusted");
+    assert_eq!((named, channel), (world.text("data").into(), world.text("channel").into()));
+    assert!(kernel.as_str().is_some_and(|kernel| kernel.ends_with("bare")), "{kernel}");
+    drop(trusted);
+
+    for command in ["restore", "clone"] {
+        refused(&world.command(&[command, &one, "--foreign"]), &["`data`", "--disk"]);
+        refused(&world.command(&[command, &one, "--foreign", "--rename", "/a=/b"]), &["--rename"]);
+    }
+    let other = world.raw("other", 1 << 20);
+    let replaced = format!("data={}", other.display());
+    let given = ["--foreign", "--disk", &replaced];
+    let copy = world.restore_with("one", "copy", &given);
+    goes_on_from(&copy, captured);
+    let (first, second, channel, kernel) = paths("copy");
+    assert_eq!((&first, second), (&own, world.text("other").into()));
+    assert!(channel.as_str().is_none_or(|channel| !channel.contains("channel")), "{channel}");
+    assert_eq!(kernel, "");
+    drop(copy);
+    world.does(&[&["clone", &one, "--name", "w"], &given[..]].concat());
+    assert_eq!(paths("w-1").3, "");
+    world.does(&["stop", "--all", "--force"]);
+
+    // A restart would need a kernel.
+    let source = world.guest("source", "smp cpus=2 end=reset").cpus(2).start();
+    source.says("OK smp");
+    world.create("source", "two", &["--stop"]);
+    source.finish();
+    let copy = world.restore_with("two", "copy", &["--foreign"]);
+    let ended = copy.finish();
+    assert!(ended.out.matches("OK smp").count() <= 1, "{ended}");
+    assert_eq!(ended.cause(), "reboot");
+}
