@@ -253,12 +253,6 @@ impl Overlay {
         }
     }
 
-    /// What differs from the base: ranges of bytes in order, with [`State::Data`] or [`State::Zero`].
-    /// The last may end after the end of the disk.
-    pub fn changes(&self) -> impl Iterator<Item = (Range<u64>, State)> + '_ {
-        self.map.runs().map(|(blocks, state)| (blocks.start * BLOCK..blocks.end * BLOCK, state))
-    }
-
     fn ask_base(&mut self, tag: u64, request: Request) {
         self.left += 1;
         self.left_of_base += 1;
@@ -302,8 +296,13 @@ pub type Changes = Vec<(Range<u64>, State)>;
 /// When it is no overlay, or cannot be read.
 pub fn changes_of(file: &File, path: &Path) -> Result<(u64, Changes), Error> {
     let (layout, map, _) = file::load(file, path)?;
-    let runs = map.runs().map(|(blocks, state)| (blocks.start * BLOCK..blocks.end * BLOCK, state));
-    Ok((layout.size, runs.collect()))
+    Ok((layout.size, changes(&map).collect()))
+}
+
+/// What differs from the base: ranges of bytes in order, with [`State::Data`] or [`State::Zero`]. The last may end after the end of
+/// the disk.
+fn changes(map: &Map) -> impl Iterator<Item = (Range<u64>, State)> + '_ {
+    map.runs().map(|(blocks, state)| (blocks.start * BLOCK..blocks.end * BLOCK, state))
 }
 
 impl Disk for Overlay {

@@ -12,7 +12,6 @@ use super::Error;
 use super::commit::Commit;
 use super::config::{Machine, Process};
 use super::initramfs::Initramfs;
-use super::lease::Lease;
 use super::manifest::{Descriptor, INITRAMFS, KERNEL, Manifest};
 use super::name::Name;
 use super::refs::Index;
@@ -348,19 +347,6 @@ impl Store {
             Ok(())
         })?;
         self.default_kernel()
-    }
-
-    /// Holds a kernel for this process, which is about to run it.
-    ///
-    /// # Errors
-    /// [`Error::MissingBlob`], or when the host refuses.
-    pub fn hold_kernel(&self, lease: &mut Lease, kernel: &Kernel) -> Result<(), Error> {
-        for digest in [kernel.image.digest, kernel.kernel.digest, kernel.initramfs.digest] {
-            if !lease.hold(&digest)? {
-                return Err(Error::MissingBlob { digest });
-            }
-        }
-        Ok(())
     }
 }
 

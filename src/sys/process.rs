@@ -22,11 +22,6 @@ pub struct Child {
 }
 
 impl Child {
-    /// Its process ID.
-    pub fn id(&self) -> u32 {
-        self.pid.unsigned_abs()
-    }
-
     /// Waits for its end and forgets it.
     pub fn wait(self) -> io::Result<ExitStatus> {
         let mut status = 0;

@@ -85,8 +85,7 @@ pub(super) fn machine(
         let drained = platform.serial_drained.try_clone()?;
         subscribers.push(Box::new(ConsoleInput::new(input, &platform.serial, drained, outbox.clone())));
     }
-    let (memory_of_devices, portable) = (Arc::clone(&memory), config.portable);
-    let context = Context { memory: memory_of_devices, notifier, index: 0, directory, portable };
+    let context = Context { notifier, index: 0, directory, portable: config.portable };
     let devices = config.devices.open(context)?;
     if devices.len() > layout::VIRTIO_MAX {
         return Err(Error::Devices { count: devices.len(), limit: layout::VIRTIO_MAX });

@@ -189,11 +189,6 @@ impl Restore {
         unknown.map_or(Ok(()), |(index, drive)| Err(LoadError::NoDisk { name: drive.name(index) }))
     }
 
-    /// How the machine gets its memory.
-    pub fn mode(&self) -> &Mode {
-        &self.mode
-    }
-
     /// Maps a machine's memory, in host pages of a kind if it can be had for this mode.
     pub(super) fn map(
         &self,

@@ -8,9 +8,6 @@ use super::Function;
 use super::function::Interrupt;
 use crate::bus::BusDevice;
 
-/// Bytes of address space of one device: registers, then configuration space.
-pub const SIZE: u64 = 0x1000;
-
 /// Offset of the register that the driver kicks a queue with: a 32-bit write of the queue's index.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 

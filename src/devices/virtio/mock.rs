@@ -351,8 +351,7 @@ impl Driver {
 
 /// What a device is made in, for tests that make it from its configuration.
 pub fn context() -> Context {
-    let memory = Arc::new(allocate(&[(GuestAddress(0), 0x1000)], Pages::Transparent).unwrap());
-    Context { memory, notifier: Notifier::new(|_| ()), index: 0, directory: None, portable: false }
+    Context { notifier: Notifier::new(|_| ()), index: 0, directory: None, portable: false }
 }
 
 /// Watches `descriptors` for edges.

@@ -24,14 +24,12 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::disk;
-use crate::memory::Memory;
 use crate::notice::Notifier;
 use crate::snapshot::Persist;
 
@@ -113,8 +111,6 @@ pub trait VirtioDevice: Persist + Send {
 /// What a device gets from the machine that it is made for.
 #[derive(Clone)]
 pub struct Context {
-    /// Guest RAM.
-    pub memory: Arc<Memory>,
     /// Where to tell the monitor.
     pub notifier: Notifier,
     /// Place of the device among its kind: 0 for the first disk, 1 for the second.

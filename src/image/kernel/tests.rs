@@ -54,7 +54,7 @@ fn kernels_come_and_go() {
 
     store.gc().unwrap();
     let mut lease = store.lease().unwrap();
-    store.hold_kernel(&mut lease, &two).unwrap();
+    assert!(lease.hold(&two.image.digest).unwrap());
     assert!(store.set_default_kernel("two").unwrap().is_default);
     assert_eq!(store.default_kernel().unwrap().unwrap().name, "two");
     assert_eq!(store.remove_kernel("two").unwrap().unwrap().name, "one");
