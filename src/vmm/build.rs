@@ -13,12 +13,13 @@ use super::snapshot::Restore;
 use super::vcpus::Buses;
 use super::workers::{Subscriber, WorkerThread};
 use crate::arch::x86_64::layout;
-use crate::config::VmConfig;
+use crate::bus::Bus;
+use crate::config::{MachineConfig, VmConfig};
 use crate::console;
-use crate::devices::virtio::{Context, Function, Place, Worker, mmio::Mmio};
+use crate::devices::virtio::{Context, Function, Place, VirtioDevice, Worker, mmio::Mmio};
 use crate::kvm;
-use crate::memory;
 use crate::memory::image::Origin;
+use crate::memory::{self, Memory};
 use crate::sys::signals::Termination;
 
 /// What a monitor gets from the program around it: the library itself reads no environment.
@@ -50,56 +51,31 @@ pub type Lost = Box<dyn FnOnce(&str) + Send>;
 pub(super) fn machine(
     config: &VmConfig,
     restore: Option<&Restore>,
-    kernel_cache: Option<PathBuf>,
-    directory: Option<PathBuf>,
-    log: Option<PathBuf>,
+    environment: Environment,
     outbox: &Outbox,
-    lost: Option<Lost>,
 ) -> Result<(Machine, Vec<Subscriber>), Error> {
+    let Environment { kernel_cache, directory, log, ahead, lost, .. } = environment;
     if let Some(restore) = restore {
         restore.check(config)?;
     }
     let kvm = kvm::open()?;
-    let vcpus = config.machine_config.vcpu_count;
-    kvm::check_vcpus(&kvm, vcpus)?;
+    kvm::check_vcpus(&kvm, config.machine_config.vcpu_count)?;
     let mut guest = Guest::new(config.boot_source.clone(), kernel_cache);
     if restore.is_none() {
         guest.open()?;
     }
-    let ranges = layout::ram_ranges(config.machine_config.mem_size_mib << 20);
-    let pages = config.machine_config.huge_pages.into();
-    let (memory, origin) = match restore {
-        Some(restore) => restore.map(&ranges, pages)?,
-        None => (memory::allocate(&ranges, pages)?, Origin::default()),
-    };
-    let memory = Arc::new(memory);
+    let (memory, origin) = memory(&config.machine_config, restore)?;
     let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();
-    let notifier = outbox.notifier();
     let console = console::open(&config.console, directory.as_deref(), log.as_deref())?;
     let platform = Platform::new(console.output)?;
-    let mut buses = Buses::default();
+    let (mut buses, notifier) = (Buses::default(), outbox.notifier());
     platform.attach(&mut buses, &notifier)?;
-
-    let mut subscribers: Vec<Subscriber> = Vec::new();
+    let context = Context { notifier, index: 0, directory, portable: config.portable };
+    let Virtio { functions, workers, mut subscribers } =
+        Virtio::new(config.devices.open(context)?, &memory, &mut buses.mmio)?;
     if let Some(input) = console.input {
         let drained = platform.serial_drained.try_clone()?;
         subscribers.push(Box::new(ConsoleInput::new(input, &platform.serial, drained, outbox.clone())));
-    }
-    let context = Context { notifier, index: 0, directory, portable: config.portable };
-    let devices = config.devices.open(context)?;
-    if devices.len() > layout::VIRTIO_MAX {
-        return Err(Error::Devices { count: devices.len(), limit: layout::VIRTIO_MAX });
-    }
-    let (mut functions, mut workers) = (Vec::new(), Vec::new());
-    for (slot, (device, place)) in devices.into_iter().enumerate() {
-        let function = Arc::new(Mutex::new(Function::new(device, &memory)?));
-        buses.mmio.insert(registers(slot), layout::VIRTIO_STRIDE, Arc::new(Mmio::new(&function)))?;
-        let worker: Subscriber = Box::new(Worker::new(&function));
-        match place {
-            Place::Shared => subscribers.push(worker),
-            Place::Own => workers.push(WorkerThread::start(format!("virtio{slot}"), worker)?),
-        }
-        functions.push(function);
     }
     let mut machine = Machine {
         powered: None,
@@ -113,7 +89,7 @@ pub(super) fn machine(
         memory,
         origin,
         lazy,
-        working_set: None,
+        working_set: restore.filter(|_| ahead).and_then(Restore::working_set),
         outbox: outbox.clone(),
         console: console.place,
     };
@@ -125,4 +101,48 @@ pub(super) fn machine(
         None => machine.power_on()?,
     }
     Ok((machine, subscribers))
+}
+
+/// RAM that is empty, or what was saved of it, and what of that is mapped.
+fn memory(config: &MachineConfig, restore: Option<&Restore>) -> Result<(Arc<Memory>, Origin), Error> {
+    let ranges = layout::ram_ranges(config.mem_size_mib << 20);
+    let pages = config.huge_pages.into();
+    let (memory, origin) = match restore {
+        Some(restore) => restore.map(&ranges, pages)?,
+        None => (memory::allocate(&ranges, pages)?, Origin::default()),
+    };
+    Ok((Arc::new(memory), origin))
+}
+
+/// The virtio devices, each at its place on the bus.
+struct Virtio {
+    functions: Vec<Arc<Mutex<Function>>>,
+    /// Threads of those that may block.
+    workers: Vec<WorkerThread>,
+    /// The others, for the machine's event loop.
+    subscribers: Vec<Subscriber>,
+}
+
+impl Virtio {
+    fn new(
+        devices: Vec<(Box<dyn VirtioDevice>, Place)>,
+        memory: &Arc<Memory>,
+        mmio: &mut Bus,
+    ) -> Result<Self, Error> {
+        if devices.len() > layout::VIRTIO_MAX {
+            return Err(Error::Devices { count: devices.len(), limit: layout::VIRTIO_MAX });
+        }
+        let mut virtio = Virtio { functions: Vec::new(), workers: Vec::new(), subscribers: Vec::new() };
+        for (slot, (device, place)) in devices.into_iter().enumerate() {
+            let function = Arc::new(Mutex::new(Function::new(device, memory)?));
+            mmio.insert(registers(slot), layout::VIRTIO_STRIDE, Arc::new(Mmio::new(&function)))?;
+            let worker: Subscriber = Box::new(Worker::new(&function));
+            match place {
+                Place::Shared => virtio.subscribers.push(worker),
+                Place::Own => virtio.workers.push(WorkerThread::start(format!("virtio{slot}"), worker)?),
+            }
+            virtio.functions.push(function);
+        }
+        Ok(virtio)
+    }
 }

@@ -28,6 +28,7 @@ mod writers;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -120,7 +121,11 @@ pub struct Vmm {
 
 impl Vmm {
     /// Builds the machine: as it is when it is switched on, or as it was saved. It stands still.
-    pub fn new(config: VmConfig, restore: Option<&Restore>, environment: Environment) -> Result<Self, Error> {
+    pub fn new(
+        config: VmConfig,
+        restore: Option<&Restore>,
+        mut environment: Environment,
+    ) -> Result<Self, Error> {
         // Whoever asks what it is gets all of it as JSON.
         serde_json::to_value(&config).map_err(Error::Name)?;
         let inbox = Inbox::new()?;
@@ -128,22 +133,14 @@ impl Vmm {
         events.add_subscriber(Box::new(Wake(inbox.wake().clone())));
         let deadline = signals::Deadline::new(inbox.outbox().clone())?;
         events.add_subscriber(deadline.subscriber()?);
-        if let Some(termination) = environment.termination {
+        if let Some(termination) = environment.termination.take() {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
-        let Environment { grace, paused, ahead, directory, .. } = environment;
+        let (grace, paused, directory) =
+            (environment.grace, environment.paused, environment.directory.clone());
         let vsock = config.devices.vsock.first().zip(directory.as_ref());
         let agent = vsock.map(|(vsock, directory)| vsock.socket(directory));
-        let (mut machine, subscribers) = build::machine(
-            &config,
-            restore,
-            environment.kernel_cache,
-            directory.clone(),
-            environment.log,
-            inbox.outbox(),
-            environment.lost,
-        )?;
-        machine.working_set = restore.filter(|_| ahead).and_then(Restore::working_set);
+        let (machine, subscribers) = build::machine(&config, restore, environment, inbox.outbox())?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }
@@ -240,30 +237,11 @@ impl Vmm {
                 }
                 None
             }
-            Message::Request(request @ (Request::Save(_) | Request::SaveDisk { .. }), sender) => {
-                match request.check(self.state) {
-                    Err(error) => drop(sender.send(Err(error))),
-                    Ok(()) if self.freezes(&request) => {
-                        let (agent, memory) = (self.agent.clone(), Arc::clone(&self.machine.memory));
-                        freeze::freeze(request, agent, memory, self.outbox(), sender);
-                    }
-                    Ok(()) => self.write(request, None, sender),
-                }
+            Message::Frozen(request, frozen, answer) => {
+                self.write(request, Some(frozen), answer);
                 None
             }
-            Message::Frozen(request, frozen, sender) => {
-                self.write(request, Some(frozen), sender);
-                None
-            }
-            Message::Request(Request::AwaitEnd, sender) => {
-                self.watchers.add(sender);
-                None
-            }
-            Message::Request(request, sender) => {
-                let (response, outcome) = self.request(request);
-                let _ = sender.send(response);
-                outcome
-            }
+            Message::Request(request, answer) => self.request(request, answer),
         }
     }
 
@@ -307,25 +285,45 @@ impl Vmm {
         self.machine.platform.serial.tells_of_a_panic()
     }
 
-    /// The answer, and the end of the machine if that was asked for.
-    fn request(&mut self, request: Request) -> (Response, Option<Outcome>) {
+    /// Does what is asked and answers it. Returns the end of the machine if that was asked for.
+    fn request(&mut self, request: Request, answer: Sender<Response>) -> Option<Outcome> {
         if let Err(error) = request.check(self.state) {
-            return (Err(error), None);
+            let _ = answer.send(Err(error));
+            return None;
         }
-        let mut outcome = None;
+        let (mut response, mut outcome) = (None, None);
         match request {
-            Request::Describe => return (Ok(self.describe()), None),
+            // Answered when it is written, or when the machine has ended.
+            Request::Save(_) | Request::SaveDisk { .. } => {
+                self.begin_to_save(request, answer);
+                return None;
+            }
+            Request::AwaitEnd => {
+                self.watchers.add(answer);
+                return None;
+            }
+            Request::Describe => response = Some(Ok(self.describe())),
+            Request::StandOn { base, above } => response = Some(self.stand_on(base, above)),
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::PowerButton => self.machine.platform.ged.raise(Event::PowerButton),
             Request::Stop { force: false } => outcome = self.press_power_button(),
-            Request::StandOn { base, above } => return (self.stand_on(base, above), None),
-            // Answered when it is written, or when the machine has ended: see `handle`.
-            Request::Save(_) | Request::SaveDisk { .. } | Request::AwaitEnd => {}
             Request::Stop { force: true } => outcome = Some(Outcome::Stopped),
         }
         // Whoever asks hears of its end here: another request, for the machine's end, may come later than this one.
-        (Ok(json!({ "state": self.state, "stopped": outcome.is_some() })), outcome)
+        let told = || json!({ "state": self.state, "stopped": outcome.is_some() });
+        let _ = answer.send(response.unwrap_or_else(|| Ok(told())));
+        outcome
+    }
+
+    /// Saves the machine or its disk, after the guest's file systems were frozen if they are to be.
+    fn begin_to_save(&mut self, request: Request, answer: Sender<Response>) {
+        if self.freezes(&request) {
+            let (agent, memory) = (self.agent.clone(), Arc::clone(&self.machine.memory));
+            freeze::freeze(request, agent, memory, self.outbox(), answer);
+        } else {
+            self.write(request, None, answer);
+        }
     }
 
     fn describe(&self) -> serde_json::Value {
