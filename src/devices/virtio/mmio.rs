@@ -2,6 +2,16 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
+    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
+    VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM,
+    VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
+    VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS,
+    VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+};
 use virtio_queue::QueueT;
 
 use super::Function;
@@ -9,12 +19,12 @@ use super::function::Interrupt;
 use crate::bus::BusDevice;
 
 /// Offset of the register that the driver kicks a queue with: a 32-bit write of the queue's index.
-pub const QUEUE_NOTIFY: u64 = 0x50;
+pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"rvmm");
-const CONFIG: u64 = 0x100;
+const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 
 /// The registers of one function.
 pub struct Mmio {
@@ -29,61 +39,61 @@ impl Mmio {
         Mmio { function: Arc::clone(function), interrupt }
     }
 
-    fn read_register(&self, offset: u64) -> u32 {
-        if offset == 0x060 {
+    fn read_register(&self, register: u32) -> u32 {
+        if register == VIRTIO_MMIO_INTERRUPT_STATUS {
             return self.interrupt.status();
         }
         let mut function = lock(&self.function);
-        match offset {
-            0x000 => MAGIC,
-            0x004 => VERSION,
-            0x008 => function.device().id(),
-            0x00c => VENDOR,
-            0x010 => match function.selectors.device_features {
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => function.device().id(),
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => match function.selectors.device_features {
                 word @ 0..=1 => (function.offered() >> (32 * word)) as u32,
                 _ => 0,
             },
-            0x034 => function.queue().map_or(0, |queue| u32::from(queue.max_size())),
-            0x044 => function.queue().map_or(0, |queue| u32::from(queue.ready())),
-            0x070 => function.status(),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => function.queue().map_or(0, |queue| u32::from(queue.max_size())),
+            VIRTIO_MMIO_QUEUE_READY => function.queue().map_or(0, |queue| u32::from(queue.ready())),
+            VIRTIO_MMIO_STATUS => function.status(),
             // No shared memory regions: a length of all ones says so.
-            0x0b0..=0x0bc => u32::MAX,
-            0x0fc => function.generation(),
+            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            VIRTIO_MMIO_CONFIG_GENERATION => function.generation(),
             _ => 0,
         }
     }
 
-    fn write_register(&self, offset: u64, value: u32) {
-        if offset == 0x064 {
+    fn write_register(&self, register: u32, value: u32) {
+        if register == VIRTIO_MMIO_INTERRUPT_ACK {
             return self.interrupt.acknowledge(value);
         }
         let mut function = lock(&self.function);
-        match offset {
-            0x014 => function.selectors.device_features = value,
-            0x020 => {
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => function.selectors.device_features = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => {
                 let word = function.selectors.driver_features;
                 function.choose_features(word, value);
             }
-            0x024 => function.selectors.driver_features = value,
-            0x030 => function.selectors.queue = value,
-            QUEUE_NOTIFY => {
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => function.selectors.driver_features = value,
+            VIRTIO_MMIO_QUEUE_SEL => function.selectors.queue = value,
+            VIRTIO_MMIO_QUEUE_NOTIFY => {
                 // Kicks arrive through an eventfd in the kernel; this is the way for a driver that kicks oddly.
                 if let Some(kick) = function.kicks().get(value as usize) {
                     let _ = kick.write(1);
                 }
             }
-            0x070 => function.set_status(value),
+            VIRTIO_MMIO_STATUS => function.set_status(value),
             _ if function.configurable() => {
                 let Some(queue) = function.queue() else { return };
-                match offset {
-                    0x038 => queue.set_size(value.min(u32::from(u16::MAX)) as u16),
-                    0x044 => queue.set_ready(value & 1 != 0),
-                    0x080 => queue.set_desc_table_address(Some(value), None),
-                    0x084 => queue.set_desc_table_address(None, Some(value)),
-                    0x090 => queue.set_avail_ring_address(Some(value), None),
-                    0x094 => queue.set_avail_ring_address(None, Some(value)),
-                    0x0a0 => queue.set_used_ring_address(Some(value), None),
-                    0x0a4 => queue.set_used_ring_address(None, Some(value)),
+                match register {
+                    VIRTIO_MMIO_QUEUE_NUM => queue.set_size(value.min(u32::from(u16::MAX)) as u16),
+                    VIRTIO_MMIO_QUEUE_READY => queue.set_ready(value & 1 != 0),
+                    VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+                    VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+                    VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
+                    VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
+                    VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
+                    VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
                     _ => {}
                 }
             }
@@ -97,7 +107,7 @@ impl BusDevice for Mmio {
         if offset < CONFIG {
             match data.len() {
                 4 if offset.is_multiple_of(4) => {
-                    data.copy_from_slice(&self.read_register(offset).to_le_bytes())
+                    data.copy_from_slice(&self.read_register(offset as u32).to_le_bytes())
                 }
                 _ => data.fill(0),
             }
@@ -116,7 +126,7 @@ impl BusDevice for Mmio {
             return lock(&self.function).write_config((offset - CONFIG) as usize, data);
         }
         if let (0, Ok(value)) = (offset % 4, data.try_into()) {
-            self.write_register(offset, u32::from_le_bytes(value));
+            self.write_register(offset as u32, u32::from_le_bytes(value));
         }
     }
 }
