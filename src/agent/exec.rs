@@ -1,7 +1,7 @@
 //! Commands in the guest.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::channel::{self, Channel, Kind, LONGEST_PART};
 use super::{Client, Error, PATIENCE};
+use crate::sys::lock;
 
 /// After so long without progress a command does not take its input.
 const STUCK: Duration = Duration::from_millis(500);
@@ -132,7 +133,7 @@ pub struct Control(Arc<Mutex<Channel>>);
 
 impl Control {
     fn with(&self, act: impl FnOnce(&mut Channel) -> Result<(), Error>) -> Result<(), Error> {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut lock(&self.0))
     }
 
     /// Gives it input.

@@ -1,10 +1,11 @@
 //! Machines in the background: this process forks before it has threads, and hears from the other when the machine runs.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::life::Ready;
 use super::output::Failure;
+use crate::sys::lock;
 use crate::sys::process::{self, Fork};
 use crate::vmm::chain;
 
@@ -31,7 +32,7 @@ pub fn start(live: impl FnOnce(Ready) -> Result<u8, Failure>) -> Result<Started,
             // Taken once: by the machine when it runs, or to say why it does not. The parent waits for its end.
             let news = Arc::new(Mutex::new(Some(writer)));
             let tell = |news: &Mutex<Option<PipeWriter>>, text: &str| {
-                if let Some(mut writer) = news.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                if let Some(mut writer) = lock(news).take() {
                     let _ = writer.write_all(text.as_bytes());
                 }
             };

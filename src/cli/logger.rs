@@ -5,7 +5,7 @@ mod limit;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::output::plain;
 use crate::options;
+use crate::sys::lock;
 use limit::Limit;
 
 struct Logger {
@@ -31,7 +32,7 @@ impl Logger {
             return Some(text);
         }
         let place = (record.file_static(), record.line());
-        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limit = lock(&self.limit);
         Some(match limit.admit(place, Instant::now())? {
             0 => text,
             left_out => format!("{text} (and {left_out} like it before)"),
@@ -88,7 +89,7 @@ impl Log for Logger {
             false => format!("rvmm {time:.3} {level}: {}\n", plain(&message)),
         };
         let _ = match &self.file {
-            Some(file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),
+            Some(file) => lock(file).write_all(line.as_bytes()),
             None => io::stderr().write_all(line.as_bytes()),
         };
     }

@@ -10,11 +10,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use crate::options::{self, Options};
+use crate::sys::lock;
 use crate::sys::socket::Listener;
 use crate::sys::terminal;
 use log::Log;
@@ -217,7 +218,7 @@ impl Write for SocketOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // A full disk must not keep a client from what the guest says.
         let logged = self.log.as_mut().map_or(Ok(()), |log| log.write_all(bytes));
-        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut client = lock(&self.client);
         if let Some(stream) = client.as_mut() {
             match stream.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

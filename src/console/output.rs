@@ -8,9 +8,10 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::sys::lock;
 use crate::sys::poll;
 
 /// How long a vCPU waits for room before it looks again whether it still may. Whoever wants it back sends a signal, too.
@@ -74,10 +75,6 @@ impl Stream {
         waiting.drain(..done);
         waiting.is_empty()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

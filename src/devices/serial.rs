@@ -1,7 +1,7 @@
 //! Serial port, a 16550A UART (vm-superio has its registers): the guest's console.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
@@ -12,6 +12,7 @@ use crate::bus::BusDevice;
 use crate::console::Output;
 use crate::irq::Irq;
 use crate::snapshot::{self, Persist, Saved};
+use crate::sys::lock;
 
 /// Tells the console's input side that the port takes bytes again.
 struct Drained(EventFd);
@@ -87,11 +88,11 @@ impl Serial {
     }
 
     fn last_words(&self) -> MutexGuard<'_, LastWords> {
-        self.last_words.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last_words)
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.uart)
     }
 }
 

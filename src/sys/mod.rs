@@ -25,6 +25,14 @@ pub mod user;
 pub mod userfaultfd;
 pub mod xattr;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Takes a lock. What is behind it is used as it is, also after a panic of whoever had it: that ends the program, and until then
+/// guests keep their devices.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An error with all that led to it, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -23,9 +23,10 @@ pub fn give_back_start() {
 mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::Mutex;
 
     use super::*;
+    use crate::sys::lock;
 
     /// What is given back is the whole program's: one test at a time.
     static ALONE: Mutex<()> = Mutex::new(());
@@ -43,7 +44,7 @@ mod tests {
 
     #[test]
     fn code_is_given_back() {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&ALONE);
         let start = (&raw const __executable_start).addr() / PAGE;
         let pages: Vec<usize> = (start..(&raw const etext).addr() / PAGE).collect();
         // SAFETY: these pages are the program's, and readable.
@@ -58,7 +59,7 @@ mod tests {
 
     #[test]
     fn free_pieces_of_the_heap_are_given_back() {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&ALONE);
         let mut pieces: Vec<Box<[u8]>> = (0..16 << 10).map(|_| vec![1; 1 << 10].into()).collect();
         let mut pages: Vec<usize> = pieces.iter().map(|piece| piece.as_ptr().addr() / PAGE).collect();
         pages.dedup();

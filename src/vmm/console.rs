@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use log::error;
@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::message::{Message, Outbox};
 use crate::console::{Client, Input};
 use crate::devices::serial::Serial;
+use crate::sys::lock;
 use crate::sys::socket::Listener;
 
 /// `Ctrl-A`.
@@ -129,7 +130,7 @@ impl ConsoleInput {
                 }
                 self.source = None;
                 if let Some((_, client)) = &self.listener {
-                    *client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    *lock(client) = None;
                 }
             }
         }
@@ -163,7 +164,7 @@ impl ConsoleInput {
         if let Some(old) = self.source.take().filter(|old| old.watched) {
             let _ = ops.remove(Events::new(&old.file, EventSet::IN));
         }
-        *client.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        *lock(client) = Some(stream);
         self.source = Some(Source { file: fd.into(), watched: false });
         self.watch(ops);
     }

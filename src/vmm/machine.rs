@@ -7,7 +7,7 @@
 //! ```
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::Kvm;
 use log::warn;
@@ -27,6 +27,8 @@ use crate::image::initramfs;
 use crate::kvm::{self, Reserved, Vcpu, Vm};
 use crate::memory::image::{Lazy, Origin, WorkingSet};
 use crate::memory::{self, Memory};
+
+pub(super) use crate::sys::lock;
 
 /// A machine and all that it has on the host.
 ///
@@ -277,7 +279,3 @@ const LINUX_VCPUS: u32 = 255;
 
 /// What Intel's VMX needs below 4 GiB.
 const RESERVED: Reserved = Reserved { tss: layout::TSS, identity_map: layout::IDENTITY_MAP };
-
-pub(super) fn lock(function: &Mutex<Function>) -> MutexGuard<'_, Function> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -11,6 +11,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::message::{Message, Outbox};
 use super::workers::Subscriber;
+use crate::sys::lock;
 use crate::sys::signals::Termination;
 
 /// Turns signals that ask for the end into messages.
@@ -73,7 +74,7 @@ impl Deadline {
 
     /// Sets it.
     pub fn set(&mut self, after: Duration) {
-        let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut timer = lock(&self.timer);
         timer.rest = after.saturating_sub(SILENCE);
         match timer.start(after.min(SILENCE)) {
             Ok(()) => self.set = true,
@@ -99,14 +100,14 @@ struct Expiry {
 
 impl MutEventSubscriber for Expiry {
     fn init(&mut self, ops: &mut EventOps) {
-        let fd = self.timer.lock().unwrap_or_else(PoisonError::into_inner).fd.as_raw_fd();
+        let fd = lock(&self.timer).fd.as_raw_fd();
         if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
             error!("cannot watch a timer: {error}");
         }
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        let mut timer = self.timer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut timer = lock(&self.timer);
         let _ = timer.fd.wait();
         let rest = std::mem::take(&mut timer.rest);
         if rest.is_zero() {

@@ -20,6 +20,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::kvm::{self, Exit, Interrupter, Vcpu};
+use crate::sys::lock;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
@@ -45,7 +46,7 @@ struct Shared {
 
 impl Shared {
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 
     /// A vCPU cannot run on: none is to, until the owner has decided what becomes of the machine.
@@ -137,7 +138,7 @@ impl Vcpus {
 
     /// The vCPUs, to look into while all are paused.
     pub fn each(&self) -> impl Iterator<Item = MutexGuard<'_, Vcpu>> {
-        self.threads.iter().map(|thread| thread.vcpu.lock().unwrap_or_else(PoisonError::into_inner))
+        self.threads.iter().map(|thread| lock(&thread.vcpu))
     }
 
     fn stop(&self, goal: Goal) {
@@ -177,7 +178,7 @@ pub enum StartError {
 /// The life of one vCPU thread.
 fn run(vcpu: &Mutex<Vcpu>, buses: &Buses, shared: &Shared, report: impl Fn(Exit)) {
     while shared.rest() {
-        let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vcpu = lock(vcpu);
         vcpu.acknowledge();
         // The flag may have been raised for a stop that came after the rest and before this moment.
         while !shared.attention.load(Ordering::SeqCst) {

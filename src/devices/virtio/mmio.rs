@@ -1,6 +1,6 @@
 //! The memory-mapped register file of a virtio device (virtio 1.2, section 4.2.2).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
@@ -17,6 +17,7 @@ use virtio_queue::QueueT;
 use super::Function;
 use super::function::Interrupt;
 use crate::bus::BusDevice;
+use crate::sys::lock;
 
 /// Offset of the register that the driver kicks a queue with: a 32-bit write of the queue's index.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -129,9 +130,4 @@ impl BusDevice for Mmio {
             self.write_register(offset as u32, u32::from_le_bytes(value));
         }
     }
-}
-
-/// Takes the lock; a panic elsewhere must not take the guest's devices away.
-pub(super) fn lock(function: &Mutex<Function>) -> MutexGuard<'_, Function> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
 }

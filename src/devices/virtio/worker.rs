@@ -7,7 +7,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use log::error;
 
 use super::Function;
-use super::mmio::lock;
+use crate::sys::lock;
 
 /// The events of one function: first its queues, then the device's own descriptors.
 pub struct Worker {

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -13,6 +13,7 @@ use super::map::{PAGE, Words};
 use super::{Disk, Done, FLUSH, Overlay, Request};
 use crate::memory::{Buffers, Pages, allocate};
 use crate::sys::file::sync_directory;
+use crate::sys::lock;
 
 /// What is being flushed. One flush at a time: what is asked meanwhile is answered by the next.
 #[derive(Default)]
@@ -212,7 +213,7 @@ impl Sealing {
     /// # Errors
     /// The host's, as it was. The overlay can still be read, and is not sealed when it is opened again.
     pub fn finish(&self) -> io::Result<()> {
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pages = lock(&self.pages);
         if self.is_finished() {
             return Ok(());
         }

@@ -11,6 +11,7 @@ use super::contents::Layer;
 use crate::sys::digest::digest;
 use crate::sys::directory::Directory;
 use crate::sys::file;
+use crate::sys::lock;
 
 /// A file that an earlier snapshot has, and the digest of what it had in it when that was made.
 pub type Earlier = (File, String);
@@ -43,7 +44,7 @@ impl Copies {
         path: &Path,
         target: &Path,
     ) -> io::Result<()> {
-        let mut last = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut last = lock(&self.0);
         let linked = last.as_ref().is_some_and(|last| last.link(path)) || link_one_of(earlier, layer, path)?;
         if !linked && let Err(error) = layer.copy(path) {
             // Whoever tries again finds no half of it.

@@ -4,7 +4,7 @@
 //! What opens the registry's door is shown to the registry alone: not to whom it sends us on to, not where it says that an upload goes.
 
 use std::io::{self, Read};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use super::asked::{Asked, Content};
 use super::auth::{Challenge, Credentials, TOKEN_USER, Token};
 use super::tls;
 use crate::image::Error;
+use crate::sys::lock;
 
 /// The largest answer that is read of an error or a token server.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -177,7 +178,7 @@ impl Client {
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && own && !shown {
                 let value = self.authorize(text(header::WWW_AUTHENTICATE).unwrap_or_default())?;
-                *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+                *lock(&self.authorization) = Some(value);
                 shown = true;
                 continue;
             }
@@ -209,7 +210,7 @@ impl Client {
         for (name, value) in asked.headers {
             request = request.header(*name, *value);
         }
-        let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let authorization = lock(&self.authorization).clone();
         if let Some(value) = authorization.filter(|_| own) {
             request = request.header(header::AUTHORIZATION, value);
         }

@@ -24,6 +24,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::manifest::{Descriptor, INDEX, MANIFEST};
 use super::{Digest, Error, Name};
+use crate::sys::lock;
 
 pub use auth::Credentials;
 pub use client::{Access, Client};
@@ -62,11 +63,10 @@ fn at_once(
     let next = AtomicUsize::new(0);
     let (count, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let failed: Mutex<Option<Error>> = Mutex::new(None);
-    let lock = || failed.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(blobs.len()) {
             scope.spawn(|| {
-                while lock().is_none()
+                while lock(&failed).is_none()
                     && let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed))
                 {
                     match each(blob) {
@@ -75,7 +75,7 @@ fn at_once(
                             count.fetch_add(1, Ordering::Relaxed);
                             bytes.fetch_add(moved, Ordering::Relaxed);
                         }
-                        Err(error) => drop(lock().get_or_insert(error)),
+                        Err(error) => drop(lock(&failed).get_or_insert(error)),
                     }
                 }
             });

@@ -10,6 +10,7 @@ use crate::image::import::{Container, Options};
 use crate::image::manifest::{Descriptor, INDEX};
 use crate::image::refs::Index;
 use crate::image::{Digest, Error, Lease, Store, Upload};
+use crate::sys::lock;
 
 /// What a pull brought.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +88,7 @@ impl Store {
         let lease = Mutex::new(lease);
         let moved = at_once(&missing, |blob| {
             let (upload, bytes) = self.download(from, blob, progress)?;
-            let mut lease = lease.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lease = lock(&lease);
             upload.publish_checked(&mut lease, &blob.digest)?;
             Ok(Some(bytes))
         })?;

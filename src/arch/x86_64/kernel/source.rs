@@ -4,11 +4,12 @@ use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::Memory;
+use crate::sys::lock;
 
 /// A file or bytes in memory.
 ///
@@ -115,10 +116,6 @@ fn fill(memory: &Memory, address: GuestAddress, mut file: &File, offset: u64, le
 fn part(bytes: &[u8], offset: u64, len: u64) -> io::Result<&[u8]> {
     let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
     end.and_then(|end| bytes.get(offset as usize..end)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-}
-
-fn lock(file: &Mutex<File>) -> std::sync::MutexGuard<'_, File> {
-    file.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

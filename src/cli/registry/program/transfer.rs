@@ -1,7 +1,7 @@
 //! `rvmm pull` and `rvmm push`: images from and to registries (OCI distribution specification 1.1).
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use serde_json::json;
@@ -13,6 +13,7 @@ use crate::cli::{Common, store};
 use crate::image::import::{DEFAULT_SIZE, Options};
 use crate::image::registry::{Client, Moved, Pulled};
 use crate::image::{Commit, Descriptor, Digest, Lease, Name, STATE, Step, Store};
+use crate::sys::lock;
 
 impl Pull {
     /// Does what is asked.
@@ -133,7 +134,7 @@ impl Line {
 
     fn tell(&self, blob: &Digest, at: u64) {
         let Some(bar) = &self.bar else { return };
-        let mut all = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.at);
         all.insert(*blob, at);
         bar.show(&Step { doing: self.doing, done: all.values().sum(), total: Some(self.total) });
     }
