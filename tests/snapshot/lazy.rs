@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use rvmm::arch::x86_64::layout::{VMCLOCK, VMGENID};
 
@@ -128,6 +128,34 @@ fn memory_of_another_process() {
         &world.command(&["snapshot", "serve", &world.text("s2"), &world.text("memory.sock")]),
         &["memory.sock"],
     );
+}
+
+/// The first page of the top of a chain, which a server has for this client.
+fn first_page(mut client: &UnixStream) -> [u8; 4096] {
+    let (layer, pages, first) = (0_u32.to_le_bytes(), 1_u32.to_le_bytes(), 0_u64.to_le_bytes());
+    client.write_all(&[&layer[..], &pages, &first].concat()).expect("a server");
+    let mut page = [0; 4096];
+    client.read_exact(&mut page).expect("a page");
+    page
+}
+
+#[test]
+fn a_server_that_has_no_room_for_a_client_serves_the_others() {
+    need!(host::kvm());
+    let world = World::new();
+    two(&world);
+    let socket = world.text("memory.sock");
+    let server = world.command_line(&["snapshot", "serve", &world.text("s2"), &socket]);
+    let server = server.soft_limit(libc::RLIMIT_NOFILE, 32).start();
+    server.says("serving");
+    let connect = || UnixStream::connect(&socket).expect("a server");
+    let first = connect();
+    let page = first_page(&first);
+    let crowd: Vec<_> = (0..40).map(|_| connect()).collect();
+    server.complains("finds no room");
+    assert!(first_page(&first) == page);
+    drop(crowd);
+    assert!(first_page(&connect()) == page, "it takes clients again");
 }
 
 /// It ended because its memory could not be had; the guest has seen nothing wrong.

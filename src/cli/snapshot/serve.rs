@@ -1,15 +1,21 @@
 //! `rvmm snapshot serve`: the memory of a snapshot for machines that have only its small files.
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use log::warn;
 
 use super::super::Common;
 use super::super::output::{Failure, print};
-use crate::memory::image;
+use crate::memory::image::{self, Chain};
 use crate::snapshot::bundle::Bundle;
 use crate::sys::socket::Listener;
+
+/// Time between two attempts when the host gives no descriptor or no thread for a client.
+const PAUSE: Duration = Duration::from_millis(100);
 
 // Options of `snapshot serve`.
 #[derive(clap::Args)]
@@ -34,20 +40,28 @@ pub fn run(args: &Serve, common: &Common) -> Result<u8, Failure> {
     let Serve { snapshot, socket } = args;
     let bundle = Bundle::open(snapshot).map_err(Failure::usage)?;
     let chain = bundle.memory(&[], true).map_err(Failure::usage)?;
-    let listening = Listener::bind(socket);
-    let failed = |error| Failure::usage(format!("Cannot listen on {}: {error}", socket.display()));
-    let listener = listening.map_err(failed)?;
+    let listener = Listener::bind(socket)
+        .map_err(|error| Failure::usage(format!("Cannot listen on {}: {error}", socket.display())))?;
     if !common.json {
         print(format!("serving {} on {}", snapshot.display(), socket.display()))?;
     }
     loop {
-        let (client, _) = listener.accept().map_err(failed)?;
-        let chain = chain.clone();
-        let serve = move || {
-            if let Err(error) = image::serve(&chain, &client) {
-                warn!("a client is left: {error}");
-            }
-        };
-        thread::Builder::new().name("client".into()).spawn(serve).map_err(failed)?;
+        let accepted = listener.accept().and_then(|(client, _)| answer(&chain, client));
+        if let Err(error) = accepted {
+            // Machines wait for what is served: those that are here already go on.
+            warn!("a client finds no room: {error}");
+            thread::sleep(PAUSE);
+        }
     }
+}
+
+/// Answers a client on a thread of its own.
+fn answer(chain: &Chain, client: UnixStream) -> io::Result<()> {
+    let chain = chain.clone();
+    let serve = move || {
+        if let Err(error) = image::serve(&chain, &client) {
+            warn!("a client is left: {error}");
+        }
+    };
+    thread::Builder::new().name("client".into()).spawn(serve).map(drop)
 }
