@@ -20,6 +20,7 @@ use super::output::{Failure, complain, print, print_json};
 use super::progress::Bar;
 use super::replace::{Marks, Replacements};
 use super::restore::memory_mode;
+use super::run::STOP_TIMEOUT;
 use super::{Common, background, exit};
 use crate::api::name::Name;
 use crate::config::VmConfig;
@@ -205,7 +206,7 @@ fn live(
     let (entered, _lease) = source.stands_on(&config, common).map(StandsOn::enter).unzip();
     let life = Life {
         name: Some(name),
-        grace: Duration::from_secs(10),
+        grace: Duration::from_secs(STOP_TIMEOUT),
         paused: args.paused,
         // The others find it read. The snapshot of a machine that runs is new in the cache, and is removed.
         ahead: number == 1 && source.stays(),

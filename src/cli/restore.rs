@@ -10,6 +10,7 @@ use super::life::Life;
 use super::output::Failure;
 use super::progress::Bar;
 use super::replace::{Marks, Replacements};
+use super::run::{STOP_TIMEOUT, seconds};
 use crate::api::name::Name;
 use crate::console;
 use crate::image::Step;
@@ -57,7 +58,7 @@ pub struct Args {
     console: console::Config,
     /// How long a guest may take to switch itself off when it is asked to (SIGTERM, SIGINT, `rvmm stop`); a second signal ends
     /// the machine at once
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = super::run::seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT, value_parser = seconds)]
     stop_timeout: u64,
     /// Write when the machine first ran again and when the guest reached each milestone, as `rvmm run` does
     #[arg(long, value_name = "FILE")]

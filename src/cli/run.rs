@@ -22,6 +22,9 @@ use crate::options;
 /// driver yet.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=conf1,noearly 8250.nr_uarts=1";
 
+/// Seconds that a guest may take to switch itself off when nobody says otherwise.
+pub const STOP_TIMEOUT: u64 = 10;
+
 // Options of a machine.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Machine")]
@@ -75,7 +78,7 @@ pub struct Args {
     keep_overlay: bool,
     /// How long a guest may take to switch itself off when it is asked to (SIGTERM, SIGINT, `rvmm stop`); a second signal ends
     /// the machine at once
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT, value_parser = seconds)]
     pub(super) stop_timeout: u64,
     /// Write when the machine first ran and when the guest reached each milestone (boot-timer port 0x3e9), as JSON lines
     /// with the time of CLOCK_MONOTONIC
@@ -190,9 +193,10 @@ fn set<T>(value: &mut T, new: Option<T>) {
     }
 }
 
-/// A number of seconds.
+/// A number of seconds. One that does not fit 32 bits would be cut where it is told in milliseconds.
 pub fn seconds(text: &str) -> Result<u64, options::Error> {
-    text.parse().map_err(|_| options::bad_value("timeout", text, "a number of seconds, such as 10"))
+    let takes = "a number of seconds up to 4294967295, such as 10";
+    text.parse::<u32>().map(u64::from).map_err(|_| options::bad_value("timeout", text, takes))
 }
 
 /// A number of vCPUs.

@@ -94,7 +94,9 @@ fn bad_usage_is_told_in_one_line() {
     user.is_refused(&["--kernel", "x", "--append", "quiet"], 125, &["`--append` is `--cmdline STRING` here"]);
     user.is_refused(&["kill", "web"], 125, &["`kill` is `stop --force NAME` here"]);
     user.is_refused(&["stop", "-t", "soon", "web"], 125, &["`soon`", "a number of seconds"]);
-    user.is_refused(&["start", "--stop-timeout", "-1", "web"], 125, &["-1"]);
+    for timeout in ["-1", "4294967296", "18446744073709552"] {
+        user.is_refused(&["start", "--stop-timeout", timeout, "web"], 125, &[timeout]);
+    }
     user.is_refused(&["ps", "--foo"], 125, &["--foo"]);
     user.is_refused(&["stop"], 125, &["NAME"]);
     user.is_refused(&["stop", "a", "--all"], 125, &["--all"]);

@@ -6,7 +6,7 @@ use super::machine::root_drive;
 use super::run::{Prepared, allow};
 use crate::api::name::Name;
 use crate::cli::output::{Failure, print, print_json};
-use crate::cli::run::seconds;
+use crate::cli::run::{STOP_TIMEOUT, seconds};
 use crate::cli::{Common, exit, machines, stop, store};
 use crate::config::VmConfig;
 use crate::console;
@@ -30,7 +30,7 @@ pub struct Start {
     attach: bool,
     /// How long a guest may take to switch itself off when it is asked to (SIGTERM, SIGINT, `rvmm stop`); a second signal ends
     /// the machine at once
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT, value_parser = seconds)]
     stop_timeout: u64,
 }
 
