@@ -118,7 +118,7 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     // What none of them can have is said once.
     if let Some((number, name)) = names.first() {
         let config = configure(*number, name, &args, &source)?;
-        source.restore.check(&config).map_err(Failure::usage)?;
+        source.restore.check_user_disks(&config).map_err(Failure::usage)?;
     }
     let start = Instant::now();
     let Started { machines, left_undone, failed } = start_all(&names, &args, &source, common);
@@ -207,10 +207,10 @@ fn live(
     let life = Life {
         name: Some(name),
         grace: Duration::from_secs(STOP_TIMEOUT),
-        paused: args.paused,
+        start_paused: args.paused,
         // The others find it read. The snapshot of a machine that runs is new in the cache, and is removed.
-        ahead: number == 1 && source.stays(),
-        another: true,
+        read_ahead: number == 1 && source.stays(),
+        new_identity: true,
         entered,
         ready: Some(ready),
         ..Life::default()

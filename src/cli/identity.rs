@@ -13,16 +13,20 @@ use crate::config::VmConfig;
 use crate::net::{Claim, Mac};
 use crate::vmm::snapshot::Restore;
 
-/// Decides the address of every interface and takes it; it is this machine's as long as what is returned lives. `renew`:
-/// a saved machine does not go on as itself but as another one.
-pub fn decide(config: &mut VmConfig, restore: Option<&Restore>, renew: bool) -> Result<Vec<Claim>, Failure> {
+/// Decides the address of every interface and takes it; it is this machine's as long as what is returned lives. With
+/// `new_identity`, a saved machine does not go on as itself but as another one.
+pub fn decide(
+    config: &mut VmConfig,
+    restore: Option<&Restore>,
+    new_identity: bool,
+) -> Result<Vec<Claim>, Failure> {
     let saved = restore.map(|restore| &restore.config().devices.net);
     let mut claims = Vec::new();
     for (index, interface) in config.devices.net.iter_mut().enumerate() {
         let name = interface.name(index);
         let before = saved.and_then(|saved| saved.get(index)?.guest_mac);
         let told = interface.guest_mac.filter(|&mac| Some(mac) != before);
-        let kept = if renew { None } else { before };
+        let kept = if new_identity { None } else { before };
         let claim = match (told, kept.and_then(|mac| Some((mac, mac.claim()?)))) {
             (Some(mac), _) => {
                 let claim = mac.claim();

@@ -20,7 +20,7 @@ use crate::sys::signals::Termination;
 use crate::sys::terminal;
 use crate::sys::{host, process};
 use crate::vmm::snapshot::Restore;
-use crate::vmm::{Environment, Lost, Outcome, SILENT_RESTARTS, Vmm, chain};
+use crate::vmm::{Environment, OnMemoryLost, Outcome, SILENT_RESTARTS, Vmm, chain};
 
 /// What is to be done in a machine's own directory.
 pub type Entered = Box<dyn FnOnce(&Path) -> Result<(), Failure>>;
@@ -33,11 +33,11 @@ pub struct Life {
     /// How long the guest may take to switch itself off when it is asked to.
     pub grace: Duration,
     /// It stands still at first.
-    pub paused: bool,
+    pub start_paused: bool,
     /// What it uses of a snapshot's memory is read before it is used, and recorded there.
-    pub ahead: bool,
+    pub read_ahead: bool,
     /// It was saved and does not go on as itself, but as another machine.
-    pub another: bool,
+    pub new_identity: bool,
     /// Where the log of its console is kept, and how it ended, if not in the machine's own directory only.
     pub log: Option<PathBuf>,
     /// Where its milestones are written.
@@ -69,7 +69,7 @@ impl Life {
             // It has no place for its socket.
             config.devices.vsock.retain(|vsock| vsock.uds_path.is_some());
         }
-        let _addresses = identity::decide(&mut config, restore, self.another)?;
+        let _addresses = identity::decide(&mut config, restore, self.new_identity)?;
         let kept = self.log.clone();
         kept.iter().for_each(|kept| Ended::forget(kept));
         let environment = Environment {
@@ -79,9 +79,9 @@ impl Life {
             grace: self.grace,
             directory: entry.as_ref().map(|entry| entry.path().to_path_buf()),
             log: self.log.take(),
-            paused: self.paused,
-            ahead: self.ahead,
-            lost: Some(lost(entry.as_ref(), common)),
+            start_paused: self.start_paused,
+            read_ahead: self.read_ahead,
+            on_memory_lost: Some(end_without_memory(entry.as_ref(), common)),
         };
         let outcome = self.run(config, restore, environment, entry.as_ref());
         terminal::restore();
@@ -102,7 +102,7 @@ impl Life {
         let listener = entry.map(Entry::listen).transpose().map_err(Failure::usage)?;
         let news = restore.zip(entry).and_then(|(restore, entry)| {
             let name = self.name.as_ref().map(Name::as_str);
-            News::of(restore, &config, entry.path(), name, self.paused)
+            News::of(restore, &config, entry.path(), name, self.start_paused)
         });
         let MachineConfig { mem_size_mib: wanted, vcpu_count: vcpus, .. } = config.machine_config;
         let mut vmm = Vmm::new(config, restore, environment).map_err(Failure::usage)?;
@@ -127,7 +127,7 @@ impl Life {
         let service = entry.map(|entry| Service::new(entry.name(), vmm.outbox()));
         let server = listener.zip(service).map(|(listener, service)| Server::start(listener, service));
         let server = server.transpose().map_err(Failure::usage)?;
-        let teller = announce(news, self.ready, self.paused)?;
+        let teller = announce(news, self.ready, self.start_paused)?;
         let outcome = vmm.run();
         if let Some(boot_timer) = self.boot_timer {
             boot_timer.write(vmm.milestones());
@@ -183,7 +183,7 @@ fn enter(name: Option<&Name>, common: &Common) -> Result<Option<Entry>, Failure>
 }
 
 /// Ends the program when the machine's memory is lost.
-fn lost(entry: Option<&Entry>, common: &Common) -> Lost {
+fn end_without_memory(entry: Option<&Entry>, common: &Common) -> OnMemoryLost {
     let (name, json) = (entry.map(|entry| entry.name().to_string()), common.json);
     Box::new(move |reason| {
         terminal::restore();

@@ -82,7 +82,7 @@ pub fn memory_mode(text: &str) -> Result<Mode, options::Error> {
 pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let boot_timer = args.boot_timer.as_deref().map(BootTimer::create).transpose().map_err(Failure::usage)?;
     let restore = Restore::open_on(&args.snapshot, args.memory_mode, &args.base).map_err(Failure::usage)?;
-    let restore = restore.watched(Bar::new(common).map(|bar| -> Progress {
+    let restore = restore.with_progress(Bar::new(common).map(|bar| -> Progress {
         Box::new(move |done, total| match done < total {
             true => bar.show(&Step { doing: "reading memory", done, total: Some(total) }),
             // Before the guest writes there.
@@ -97,8 +97,8 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let life = Life {
         name: args.name,
         grace,
-        paused: args.paused,
-        ahead: true,
+        start_paused: args.paused,
+        read_ahead: true,
         boot_timer,
         entered,
         ..Life::default()

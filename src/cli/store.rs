@@ -35,7 +35,7 @@ pub fn at(place: &Path, common: &Common) -> Result<Store, Failure> {
     }
     let store = Store::open(place).map_err(Failure::refused)?;
     Ok(match Bar::new(common) {
-        Some(bar) => store.watched(Arc::new(move |step| bar.show(&step))),
+        Some(bar) => store.with_progress(Arc::new(move |step| bar.show(&step))),
         None => store,
     })
 }

@@ -212,8 +212,8 @@ impl Vm {
     }
 
     /// Gives a fresh machine this state. Its clock goes on later by the time that has passed since it was saved: by the host's
-    /// wall clock if KVM has told it and takes it, else by `ahead` nanoseconds.
-    pub fn load(&self, state: &VmState, ahead: u64) -> Result<(), Error> {
+    /// wall clock if KVM has told it and takes it, else by `passed` nanoseconds.
+    pub fn load(&self, state: &VmState, passed: u64) -> Result<(), Error> {
         let doing = "set the interrupt chip";
         let chips = [
             (&state.pic_master, KVM_IRQCHIP_PIC_MASTER),
@@ -236,7 +236,7 @@ impl Vm {
                 realtime,
                 ..Default::default()
             },
-            None => kvm_clock_data { clock: state.clock.clock.wrapping_add(ahead), ..Default::default() },
+            None => kvm_clock_data { clock: state.clock.clock.wrapping_add(passed), ..Default::default() },
         };
         self.fd.set_clock(&clock).map_err(ioctl("set the clock"))
     }

@@ -35,16 +35,16 @@ pub struct Environment {
     /// Where the console's log is kept, if that is not the machine's own directory: one that stays when it ends.
     pub log: Option<PathBuf>,
     /// The machine stands still until it is told to go on.
-    pub paused: bool,
+    pub start_paused: bool,
     /// What is mapped from a snapshot is read ahead of its use, and what is used recorded there for the next one.
-    pub ahead: bool,
+    pub read_ahead: bool,
     /// Called on another thread when the memory of a machine that gets it while it runs is lost, with the reason. The program
     /// should end at once: threads may wait for that memory for ever, and its pages cannot be touched any more.
-    pub lost: Option<Lost>,
+    pub on_memory_lost: Option<OnMemoryLost>,
 }
 
-/// What is done when memory is lost.
-pub type Lost = Box<dyn FnOnce(&str) + Send>;
+/// See [`Environment::on_memory_lost`].
+pub type OnMemoryLost = Box<dyn FnOnce(&str) + Send>;
 
 /// Builds a machine and switches it on, or gives it what was saved; its vCPUs stand still. Also returns what is to run
 /// on the machine's event loop.
@@ -54,9 +54,9 @@ pub(super) fn machine(
     environment: Environment,
     outbox: &Outbox,
 ) -> Result<(Machine, Vec<Subscriber>), Error> {
-    let Environment { kernel_cache, directory, log, ahead, lost, .. } = environment;
+    let Environment { kernel_cache, directory, log, read_ahead, on_memory_lost, .. } = environment;
     if let Some(restore) = restore {
-        restore.check(config)?;
+        restore.check_user_disks(config)?;
     }
     let kvm = kvm::open()?;
     kvm::check_vcpus(&kvm, config.machine_config.vcpu_count)?;
@@ -65,7 +65,7 @@ pub(super) fn machine(
         guest.open()?;
     }
     let (memory, origin) = memory(&config.machine_config, restore)?;
-    let lazy = restore.map(|restore| restore.fill(&memory, outbox, lost)).transpose()?.flatten();
+    let lazy = restore.map(|restore| restore.fill(&memory, outbox, on_memory_lost)).transpose()?.flatten();
     let console = console::open(&config.console, directory.as_deref(), log.as_deref())?;
     let platform = Platform::new(console.output)?;
     let (mut buses, notifier) = (Buses::default(), outbox.notifier());
@@ -89,7 +89,7 @@ pub(super) fn machine(
         memory,
         origin,
         lazy,
-        working_set: restore.filter(|_| ahead).and_then(Restore::working_set),
+        working_set: restore.filter(|_| read_ahead).and_then(Restore::working_set),
         outbox: outbox.clone(),
         console: console.place,
     };

@@ -43,7 +43,7 @@ use crate::notice::Notice;
 use crate::sys::program;
 
 pub use crate::sys::chain;
-pub use build::{Environment, Lost};
+pub use build::{Environment, OnMemoryLost};
 pub use error::Error;
 use machine::Machine;
 use message::{Inbox, Message, Outbox};
@@ -104,7 +104,7 @@ pub struct Vmm {
     stalled: Option<String>,
     deadline: signals::Deadline,
     grace: Duration,
-    paused: bool,
+    start_paused: bool,
     /// Whether it is booted here. Machines that are restored share with each other what the program has touched.
     boots: bool,
     /// The socket that leads to the guest's agent.
@@ -136,8 +136,8 @@ impl Vmm {
         if let Some(termination) = environment.termination.take() {
             events.add_subscriber(Box::new(signals::Signals::new(termination, inbox.outbox().clone())));
         }
-        let (grace, paused, directory) =
-            (environment.grace, environment.paused, environment.directory.clone());
+        let (grace, start_paused, directory) =
+            (environment.grace, environment.start_paused, environment.directory.clone());
         let vsock = config.devices.vsock.first().zip(directory.as_ref());
         let agent = vsock.map(|(vsock, directory)| vsock.socket(directory));
         let (machine, subscribers) = build::machine(&config, restore, environment, inbox.outbox())?;
@@ -156,7 +156,7 @@ impl Vmm {
             stalled: None,
             deadline,
             grace,
-            paused,
+            start_paused,
             boots: restore.is_none(),
             agent,
             directory,
@@ -192,7 +192,7 @@ impl Vmm {
     }
 
     fn run_machine(&mut self) -> Outcome {
-        if !self.paused {
+        if !self.start_paused {
             self.resume();
         }
         if self.boots {

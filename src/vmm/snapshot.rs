@@ -9,7 +9,7 @@ use vm_memory::GuestAddress;
 
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
-use super::{Error, Lost};
+use super::{Error, OnMemoryLost};
 use crate::arch::x86_64::cpuid;
 use crate::config::VmConfig;
 use crate::devices::virtio::block::{self, Source};
@@ -163,8 +163,8 @@ impl Restore {
         })
     }
 
-    /// Has it told how far the reading of memory is.
-    pub fn watched(self, progress: Option<Progress>) -> Self {
+    /// Calls `progress` while memory is read at once ([`Mode::Copy`]).
+    pub fn with_progress(self, progress: Option<Progress>) -> Self {
         Restore { progress, ..self }
     }
 
@@ -181,7 +181,7 @@ impl Restore {
 
     /// Refuses a configuration that lets the machine write to a disk of which only the configuration knows, as what it had on
     /// it is not in the bundle and nobody here has named it; and one with a disk that has no path.
-    pub fn check(&self, config: &VmConfig) -> Result<(), LoadError> {
+    pub fn check_user_disks(&self, config: &VmConfig) -> Result<(), LoadError> {
         let mut drives = config.devices.block.iter().enumerate();
         let is_nowhere = |drive: &block::Config| drive.path_on_host.as_os_str().is_empty();
         let is_unknown = |drive: &block::Config| !drive.is_read_only || is_nowhere(drive);
@@ -209,15 +209,15 @@ impl Restore {
         &self,
         memory: &Arc<Memory>,
         outbox: &Outbox,
-        lost: Option<Lost>,
+        on_memory_lost: Option<OnMemoryLost>,
     ) -> Result<Option<Lazy>, LoadError> {
         let Mode::Lazy(from) = &self.mode else { return Ok(None) };
         let source = from.as_deref().map_or(Ok(PagesFrom::Files), PagesFrom::connect)?;
         let outbox = outbox.clone();
         let failed = move |error: &image::Error| {
             let reason = super::chain(error);
-            if let Some(lost) = lost {
-                lost(&reason);
+            if let Some(tell) = on_memory_lost {
+                tell(&reason);
             }
             outbox.send(Message::Failed(reason));
         };
@@ -302,10 +302,10 @@ impl Machine {
                 return Err(LoadError::Cpu { missing: missing.join(", ") }.into());
             }
         }
-        let ahead = now().saturating_sub(state.time);
-        powered.vm.load(&state.vm, ahead)?;
+        let passed = now().saturating_sub(state.time);
+        powered.vm.load(&state.vm, passed)?;
         for (mut vcpu, state) in powered.vcpus.each().zip(&state.vcpus) {
-            let cycles = u128::from(ahead) * u128::from(state.tsc_khz()) / 1_000_000;
+            let cycles = u128::from(passed) * u128::from(state.tsc_khz()) / 1_000_000;
             vcpu.load(state, cycles as u64)?;
         }
         // Devices last: what they still owe the guest is an edge that goes through the chips as they are now.

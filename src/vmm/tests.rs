@@ -28,9 +28,9 @@ fn paused(directory: &Path, outside: impl FnOnce(&Outbox) + Send + 'static) -> O
         grace: Duration::ZERO,
         directory: None,
         log: None,
-        paused: true,
-        ahead: false,
-        lost: None,
+        start_paused: true,
+        read_ahead: false,
+        on_memory_lost: None,
     };
     let mut vmm = Vmm::new(config, None, environment).unwrap();
     let outbox = vmm.outbox();

@@ -98,9 +98,9 @@ pub fn try_restore(path: &Path) -> Result<(), String> {
         termination: None,
         log: None,
         grace: Duration::ZERO,
-        paused: true,
-        ahead: false,
-        lost: None,
+        start_paused: true,
+        read_ahead: false,
+        on_memory_lost: None,
     };
     Vmm::new(config, Some(&restore), environment).map(drop).map_err(|error| error.to_string())
 }

@@ -154,7 +154,7 @@ impl Prepared {
             log,
             grace: self.grace,
             boot_timer: self.boot_timer,
-            ahead: true,
+            read_ahead: true,
             entered: Some(Box::new(move |directory: &Path| {
                 stands_on.write(directory)?;
                 drop(self.lock);
@@ -162,7 +162,7 @@ impl Prepared {
             })),
             ready,
             // Others go on from the same moment: it is somebody else.
-            another: self.warm.is_some(),
+            new_identity: self.warm.is_some(),
             ..Life::default()
         };
         life.live(self.config, self.warm.as_ref(), common)

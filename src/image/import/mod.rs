@@ -127,7 +127,7 @@ impl Store {
         for (number, (part, diff_id)) in (1..).zip(layers) {
             let store = self.clone();
             let told = move |bytes| store.tell("reading", before + bytes, Some(total));
-            let opened = part.open_watched(told).map_err(Error::io("read", upload.path()))?;
+            let opened = part.open_with_progress(told).map_err(Error::io("read", upload.path()))?;
             before += part.size();
             let mut hashed = Hashed::new(opened);
             layer::apply(&mut fs, &mut hashed, limit)?;

@@ -197,7 +197,7 @@ impl Part {
 
     /// The bytes, decompressed when they are compressed.
     pub fn open(&self) -> io::Result<Box<dyn Read>> {
-        self.open_watched(|_| {})
+        self.open_with_progress(|_| {})
     }
 
     /// As [`Part::open`], and what unpacks to far more than its size is an error.
@@ -206,7 +206,7 @@ impl Part {
     }
 
     /// As [`Part::open`]; `told` hears how many bytes of the file have been read.
-    pub fn open_watched(&self, told: impl FnMut(u64) + 'static) -> io::Result<Box<dyn Read>> {
+    pub fn open_with_progress(&self, told: impl FnMut(u64) + 'static) -> io::Result<Box<dyn Read>> {
         compression::open(self.reader(told)?)
     }
 

@@ -21,7 +21,7 @@ pub type Progress = Arc<dyn Fn(Step) + Send + Sync>;
 impl Store {
     /// The same store; `progress` hears of work that takes long.
     #[must_use]
-    pub fn watched(mut self, progress: Progress) -> Self {
+    pub fn with_progress(mut self, progress: Progress) -> Self {
         self.progress = Some(progress);
         self
     }
