@@ -8,11 +8,8 @@ use std::thread;
 use super::Common;
 use super::machines;
 use super::output::Failure;
-use crate::console;
+use crate::console::{self, Escapes};
 use crate::sys::{socket, terminal};
-
-/// `Ctrl-A`.
-const ESCAPE: u8 = 1;
 
 const HELP: &[u8] = b"\r\n  Ctrl-A d   leave; the machine runs on\r\n  \
     Ctrl-A h   this help\r\n  Ctrl-A Ctrl-A   send Ctrl-A to the guest\r\n";
@@ -48,11 +45,11 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     };
     let mut stream = stream.map_err(|error| refused(&error.to_string()))?;
     let keys = stream.try_clone().map_err(Failure::refused)?;
-    let escapes = terminal::is_terminal(io::stdin().as_fd());
-    if escapes {
+    let is_terminal = terminal::is_terminal(io::stdin().as_fd());
+    if is_terminal {
         terminal::make_raw(io::stdin().as_fd()).map_err(Failure::refused)?;
     }
-    thread::spawn(move || type_on(keys, escapes));
+    thread::spawn(move || type_on(keys, is_terminal.then(Escapes::default)));
     let shown = show(&mut stream);
     terminal::restore();
     match shown {
@@ -76,26 +73,43 @@ fn show(stream: &mut UnixStream) -> io::Result<()> {
     }
 }
 
+/// What a key after `Ctrl-A` asks for.
+#[derive(PartialEq)]
+enum Command {
+    Leave,
+    Help,
+}
+
+impl Command {
+    fn of(key: u8) -> Option<Self> {
+        match key {
+            b'd' | b'D' => Some(Command::Leave),
+            b'h' | b'H' | b'?' => Some(Command::Help),
+            _ => None,
+        }
+    }
+}
+
 /// Gives the guest what is typed. The end of input that is no terminal leaves the console open: the guest may still speak.
-fn type_on(mut stream: UnixStream, escapes: bool) {
+fn type_on(mut stream: UnixStream, mut escapes: Option<Escapes>) {
     let mut stdin = io::stdin().lock();
-    let (mut keys, mut guest, mut pending) = ([0; 4096], Vec::new(), false);
+    let (mut keys, mut guest) = ([0; 4096], Vec::new());
     while let Ok(count @ 1..) = stdin.read(&mut keys) {
         guest.clear();
-        let mut leave = false;
-        for &key in &keys[..count] {
-            match (std::mem::replace(&mut pending, false), key) {
-                (false, ESCAPE) if escapes => pending = true,
-                (false, key) | (true, key @ ESCAPE) => guest.push(key),
-                (true, b'd' | b'D') => leave = true,
-                (true, b'h' | b'H' | b'?') => drop(io::stderr().write_all(HELP)),
-                (true, key) => guest.extend([ESCAPE, key]),
+        let commands = match &mut escapes {
+            Some(escapes) => escapes.filter(&keys[..count], &mut guest, Command::of),
+            None => {
+                guest.extend(&keys[..count]);
+                Vec::new()
             }
+        };
+        if commands.contains(&Command::Help) {
+            let _ = io::stderr().write_all(HELP);
         }
         if stream.write_all(&guest).is_err() {
             return;
         }
-        if leave {
+        if commands.contains(&Command::Leave) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
             return;
         }

@@ -1,5 +1,6 @@
 //! Host side of the guest's console: where its output goes and where its input comes from.
 
+mod escapes;
 pub mod log;
 mod output;
 
@@ -20,6 +21,7 @@ use crate::sys::socket::Listener;
 use crate::sys::terminal;
 use log::Log;
 
+pub use escapes::Escapes;
 pub use output::Output;
 
 /// Where the console is.

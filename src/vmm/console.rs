@@ -11,13 +11,10 @@ use log::error;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::message::{Message, Outbox};
-use crate::console::{Client, Input};
+use crate::console::{Client, Escapes, Input};
 use crate::devices::serial::Serial;
 use crate::sys::lock;
 use crate::sys::socket::Listener;
-
-/// `Ctrl-A`.
-const ESCAPE: u8 = 1;
 
 const HELP: &[u8] = b"\r\n  Ctrl-A x   end the machine at once\r\n  Ctrl-A p   press the power button\r\n  \
     Ctrl-A h   this help\r\n  Ctrl-A Ctrl-A   send Ctrl-A to the guest\r\n";
@@ -29,27 +26,14 @@ enum Command {
     Help,
 }
 
-/// Takes escape sequences out of a stream of keys.
-#[derive(Default)]
-struct Escapes {
-    pending: bool,
-}
-
-impl Escapes {
-    /// Appends what is for the guest to `guest`; returns what is for the monitor.
-    fn filter(&mut self, keys: &[u8], guest: &mut Vec<u8>) -> Vec<Command> {
-        let mut commands = Vec::new();
-        for &key in keys {
-            match (std::mem::replace(&mut self.pending, false), key) {
-                (false, ESCAPE) => self.pending = true,
-                (false, key) | (true, key @ ESCAPE) => guest.push(key),
-                (true, b'x' | b'X') => commands.push(Command::End),
-                (true, b'p' | b'P') => commands.push(Command::PowerButton),
-                (true, b'h' | b'H' | b'?') => commands.push(Command::Help),
-                (true, key) => guest.extend([ESCAPE, key]),
-            }
+impl Command {
+    fn of(key: u8) -> Option<Self> {
+        match key {
+            b'x' | b'X' => Some(Command::End),
+            b'p' | b'P' => Some(Command::PowerButton),
+            b'h' | b'H' | b'?' => Some(Command::Help),
+            _ => None,
         }
-        commands
     }
 }
 
@@ -113,7 +97,7 @@ impl ConsoleInput {
         match source.file.read(&mut keys) {
             Ok(count) if count > 0 => {
                 let commands = match &mut self.escapes {
-                    Some(escapes) => escapes.filter(&keys[..count], &mut self.waiting),
+                    Some(escapes) => escapes.filter(&keys[..count], &mut self.waiting, Command::of),
                     None => {
                         self.waiting.extend(&keys[..count]);
                         Vec::new()
@@ -192,21 +176,5 @@ impl MutEventSubscriber for ConsoleInput {
         } else {
             self.read(ops);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn escapes_are_taken_out() {
-        let mut escapes = Escapes::default();
-        let mut guest = Vec::new();
-        let first = escapes.filter(b"ab\x01", &mut guest);
-        let second = escapes.filter(b"x\x01\x01c\x01z\x01h", &mut guest);
-        assert!(first.is_empty());
-        assert!(matches!(second[..], [Command::End, Command::Help]));
-        assert_eq!(guest, b"ab\x01c\x01z");
     }
 }
