@@ -27,6 +27,10 @@ use super::name::Name;
 use crate::sys::file::is_at;
 use crate::sys::{socket, user};
 
+/// Names of files in a machine's directory.
+const LOCK: &str = "lock";
+const SOCKET: &str = "api.sock";
+
 /// How often a lock is asked for while its machine's process is there before the name counts as taken, how often in all, and
 /// the time between. Whoever only looks whether a machine lives holds a free lock for a moment, too.
 const ATTEMPTS: u32 = 20;
@@ -181,12 +185,12 @@ impl Directory {
 }
 
 fn open_lock(path: &Path, create: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(create).mode(0o600).open(path.join("lock"))
+    OpenOptions::new().read(true).write(true).create(create).mode(0o600).open(path.join(LOCK))
 }
 
 /// Whether `lock` is the lock that others would find in the entry at `path`.
 fn is_lock_of(lock: &File, path: &Path) -> bool {
-    is_at(lock, &path.join("lock"))
+    is_at(lock, &path.join(LOCK))
 }
 
 fn read_pid(mut lock: &File) -> Option<u32> {
@@ -199,7 +203,7 @@ fn read_pid(mut lock: &File) -> Option<u32> {
 /// Removes all but the lock.
 fn clear(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_name() != "lock" {
+        if entry.file_name() != LOCK {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -208,7 +212,7 @@ fn clear(path: &Path) {
 /// Removes the entry at `path`, whose lock the caller holds. The lock goes last: until then nobody else can claim the name.
 fn remove(path: &Path) {
     clear(path);
-    let _ = fs::remove_file(path.join("lock"));
+    let _ = fs::remove_file(path.join(LOCK));
     // Not when somebody has claimed the name in this moment: a directory that is not empty stays.
     let _ = fs::remove_dir(path);
 }
@@ -246,7 +250,7 @@ impl Entry {
     /// # Errors
     /// When the host refuses, for example because the path is too long.
     pub fn listen(&self) -> Result<UnixListener, Error> {
-        let path = self.path.join("api.sock");
+        let path = self.path.join(SOCKET);
         let listener = socket::check_path(&path).and_then(|()| UnixListener::bind(&path));
         listener.map_err(host("listen at", &path))
     }
@@ -287,7 +291,7 @@ impl Machine {
             return None;
         }
         let pid = read_pid(&lock);
-        Some(Machine { name: name.to_string(), pid, socket: path.join("api.sock"), lock })
+        Some(Machine { name: name.to_string(), pid, socket: path.join(SOCKET), lock })
     }
 
     /// Its own directory.

@@ -42,7 +42,7 @@ pub fn at(place: &Path, common: &Common) -> Result<Store, Failure> {
 
 /// Whether there is a store at a place.
 pub fn is_at(place: &Path) -> bool {
-    place.join("oci-layout").is_file()
+    Store::is_at(place)
 }
 
 /// Opens the store if there is one.

@@ -7,7 +7,7 @@ use super::lease::Lease;
 use super::manifest::Descriptor;
 use super::name::Name;
 use super::refs::Index;
-use super::store::{LAYOUT, MAX_DOCUMENT, Store};
+use super::store::{LAYOUT, MARKER, MAX_DOCUMENT, Store};
 use super::tar::{self, Archive, Kind};
 use super::{Digest, Error, compression, kernel};
 
@@ -31,7 +31,7 @@ impl Store {
         blobs.sort();
         blobs.dedup();
         let index = index.bytes();
-        entry(to, "oci-layout", LAYOUT.len() as u64, &mut LAYOUT.as_bytes())?;
+        entry(to, MARKER, LAYOUT.len() as u64, &mut LAYOUT.as_bytes())?;
         entry(to, "index.json", index.len() as u64, &mut index.as_slice())?;
         for digest in blobs {
             let blob = self.open_blob(&digest)?;

@@ -12,7 +12,7 @@ use super::ext4::{Bounds, Inode, Kind, Reader};
 use super::layer::BLOCK;
 use super::manifest::{Descriptor, MANIFEST};
 use super::refs::Index;
-use super::store::LAYOUT;
+use super::store::{LAYOUT, MARKER};
 use super::tar;
 use super::time::parse_rfc3339;
 use super::view::{ReadAt, View};
@@ -123,7 +123,7 @@ impl Store {
             tar::Entry::file(path.as_bytes(), size).write(&mut { content }, to).map_err(writing)
         };
         let blob = |found: &Descriptor| format!("blobs/sha256/{}", found.digest.hex());
-        entry("oci-layout", LAYOUT.len() as u64, &mut LAYOUT.as_bytes())?;
+        entry(MARKER, LAYOUT.len() as u64, &mut LAYOUT.as_bytes())?;
         entry("index.json", index.len() as u64, &mut index.as_slice())?;
         entry(&blob(&whole), whole.size, &mut manifest.as_slice())?;
         entry(&blob(&about), about.size, &mut document.as_slice())?;

@@ -53,6 +53,8 @@ pub use progress::{Progress, Step};
 pub use refs::Index;
 pub use upload::Upload;
 
+/// The file that makes a directory an OCI layout, which a store is, and what is in it.
+pub(super) const MARKER: &str = "oci-layout";
 pub(super) const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// The largest document that is read into memory: manifests, configs, the index.
@@ -83,11 +85,16 @@ impl Store {
         Self::open_with(path, Files::default())
     }
 
+    /// Whether there is a store, or the OCI layout of somebody else, at `path`.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(MARKER).is_file()
+    }
+
     /// An OCI layout of somebody else, which is only read.
     pub(super) fn read_only(path: &Path) -> Result<Self, Error> {
-        match path.join("oci-layout").is_file() {
+        match Self::is_at(path) {
             true => Self::open(path),
-            false => Err(Error::NotStore { path: path.into(), reason: "it has no file `oci-layout`".into() }),
+            false => Err(Error::NotStore { path: path.into(), reason: format!("it has no file `{MARKER}`") }),
         }
     }
 
@@ -96,7 +103,7 @@ impl Store {
         let path = std::path::absolute(path).map_err(Error::io("find", path))?;
         let path = path.as_path();
         let store = Store { path: path.into(), files, progress: None };
-        let marker = store.path.join("oci-layout");
+        let marker = store.path.join(MARKER);
         match std::fs::read_to_string(&marker) {
             Ok(text) => {
                 let version = serde_json::from_str::<serde_json::Value>(&text).ok();
@@ -116,7 +123,7 @@ impl Store {
     fn create(&self) -> Result<(), Error> {
         let made = |path: &Path| self.files.make_directories(path).map_err(Error::io("make", path));
         made(&self.path)?;
-        let known = ["blobs", "lock", "leases", "uploads", "cache", "oci-layout", "index.json"];
+        let known = ["blobs", "lock", "leases", "uploads", "cache", MARKER, "index.json"];
         let foreign = std::fs::read_dir(&self.path)
             .map_err(Error::io("read", &self.path))?
             .flatten()
@@ -137,7 +144,7 @@ impl Store {
         if !self.index().exists() {
             put("index.json", &refs::Index::default().bytes())?;
         }
-        put("oci-layout", LAYOUT.as_bytes())
+        put(MARKER, LAYOUT.as_bytes())
     }
 
     /// Where the store is.

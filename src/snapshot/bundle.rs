@@ -158,6 +158,11 @@ fn is_one(count: &usize) -> bool {
     *count == 1
 }
 
+/// Whether there is a bundle at `path`, whole or damaged.
+pub fn is_at(path: &Path) -> bool {
+    path.join(MANIFEST).is_file()
+}
+
 /// What a bundle says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

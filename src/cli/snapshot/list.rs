@@ -12,7 +12,7 @@ use super::super::output::{Failure, print, print_json};
 use super::super::table::{binary_size, table};
 use crate::image::time::rfc3339;
 use crate::memory::image::PAGES_FILE;
-use crate::snapshot::bundle::Bundle;
+use crate::snapshot::bundle::{self, Bundle};
 use crate::vmm::chain;
 
 // Options of `snapshot ls`.
@@ -47,7 +47,7 @@ struct Line {
 pub fn run(args: &List, common: &Common) -> Result<u8, Failure> {
     let mut lines = Vec::new();
     for place in &args.places {
-        if is_bundle(place) {
+        if bundle::is_at(place) {
             lines.push(Line::new(place));
             continue;
         }
@@ -56,7 +56,7 @@ pub fn run(args: &List, common: &Common) -> Result<u8, Failure> {
         let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         // Those that begin with a dot are still being written.
         found.retain(|path| {
-            is_bundle(path) && path.file_name().is_none_or(|name| name.as_encoded_bytes()[0] != b'.')
+            bundle::is_at(path) && path.file_name().is_none_or(|name| name.as_encoded_bytes()[0] != b'.')
         });
         found.sort();
         let here = Path::new(".");
@@ -67,10 +67,6 @@ pub fn run(args: &List, common: &Common) -> Result<u8, Failure> {
         false => print(text(&lines))?,
     }
     Ok(0)
-}
-
-fn is_bundle(path: &Path) -> bool {
-    path.join("bundle.json").is_file()
 }
 
 impl Line {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::source::{MAX_DOCUMENT, Part, is_saved};
 use crate::image::tar::{self, Archive};
-use crate::image::{Error, compression};
+use crate::image::{Error, Store, compression};
 
 /// The form of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Format {
     pub fn detect(path: &Path) -> Result<Self, Error> {
         let reading = || Error::io("read", path);
         if path.is_dir() {
-            return Ok(if path.join("oci-layout").is_file() { Format::Oci } else { Format::Rootfs });
+            return Ok(if Store::is_at(path) { Format::Oci } else { Format::Rootfs });
         }
         let file = File::open(path).map_err(Error::io("open", path))?;
         let what = path.display().to_string();
