@@ -34,6 +34,7 @@ use serde_json::value::RawValue;
 use crate::memory::image::{self, Chain, INDEX_FILE};
 use crate::sys::directory::Directory;
 
+pub use disks::DiskFiles;
 pub use draft::{Draft, written};
 
 /// Format of `bundle.json`.

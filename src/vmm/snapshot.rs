@@ -19,7 +19,7 @@ use crate::kvm;
 use crate::kvm::state::{VcpuState, VmState};
 use crate::memory::image::{self, Chain, Lazy, Mode, Origin, Source as PagesFrom, WorkingSet};
 use crate::memory::{Memory, Pages};
-use crate::snapshot::bundle::{self, Bundle};
+use crate::snapshot::bundle::{self, Bundle, DiskFiles};
 use crate::snapshot::{Persist, Saved};
 use crate::sys::directory::Directory;
 use crate::sys::host;
@@ -127,19 +127,17 @@ impl Restore {
         let form = |file| move |source| LoadError::Form { file, path: path.into(), source };
         let mut config: VmConfig = serde_json::from_slice(&bundle.read(CONFIG)?).map_err(form(CONFIG))?;
         for (index, drive) in config.devices.block.iter_mut().enumerate() {
-            let found = bundle.disk(&drive.name(index));
-            if let Some((Some((disk, base)), above)) =
-                found.as_ref().map(|(base, above)| (base.split_first(), above))
-            {
-                drive.path_on_host = disk.clone();
-                (drive.base, drive.layers) = (base.to_vec(), above.clone());
-                drive.keep_overlay &= drive.base.is_empty();
-                drive.format = Some(Format::Raw);
-                (drive.source, drive.backing) = (Source::Snapshot, None);
-                drive.overlay = Some(block::scratch(path));
-                drive.digests = bundle.digests(&drive.name(index)).to_vec();
-                drive.opened = Opened(bundle.open_disk(&drive.name(index))?);
-            }
+            let name = drive.name(index);
+            let Some(DiskFiles { base, overlays }) = bundle.disk(&name) else { continue };
+            let Some((disk, layers)) = base.split_first() else { continue };
+            drive.path_on_host = disk.clone();
+            (drive.base, drive.layers) = (layers.to_vec(), overlays);
+            drive.keep_overlay &= drive.base.is_empty();
+            drive.format = Some(Format::Raw);
+            (drive.source, drive.backing) = (Source::Snapshot, None);
+            drive.overlay = Some(block::scratch(path));
+            drive.digests = bundle.digests(&name).to_vec();
+            drive.opened = Opened(bundle.open_disk(&name)?);
         }
         // A file gives the same bytes again, and a snapshot of somebody else may name any.
         config

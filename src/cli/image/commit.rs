@@ -77,8 +77,23 @@ fn stands_on(machine: &Machine) -> Result<StandsOn, Failure> {
     })
 }
 
-/// The overlays of a machine, what else goes into the version, and what the machine said.
-type Saved = (Vec<PathBuf>, Vec<Descriptor>, Value);
+/// What a machine has saved for a version.
+struct Saved {
+    /// Its overlays, the lowest first.
+    overlays: Vec<PathBuf>,
+    /// What else goes into the version.
+    blobs: Vec<Descriptor>,
+    warm: Option<Warm>,
+    /// What the machine answered.
+    answer: Value,
+}
+
+/// The snapshot that a warm version was made of.
+struct Warm {
+    bundle: Bundle,
+    /// What others may know of its configuration, as JSON.
+    seen: Vec<u8>,
+}
 
 /// Has the machine stand on the layers of the version. Where that cannot be, it goes on as it is.
 fn put_on(store: &Store, machine: &Machine, stands_on: &StandsOn) -> Result<bool, Failure> {
@@ -97,9 +112,6 @@ fn put_on(store: &Store, machine: &Machine, stands_on: &StandsOn) -> Result<bool
     Ok(done.unwrap_or(false))
 }
 
-/// The snapshot that a warm version was made of, and what others may know of its configuration.
-type Warm = (Bundle, Vec<u8>);
-
 /// Has the machine save what it is asked for. The guest's agent, where there is one, brings its file systems to rest first: what
 /// a guest without it commits is what its disk has after a power failure.
 fn ask(machine: &Machine, path: &str, body: Value) -> Result<Value, Failure> {
@@ -112,24 +124,26 @@ fn ask(machine: &Machine, path: &str, body: Value) -> Result<Value, Failure> {
 
 /// The disk alone.
 fn disk(machine: &Machine, to: &Path) -> Result<Saved, Failure> {
-    let said = ask(machine, "/disk/save", json!({ "path": to, "freeze": true }))?;
-    let layers = said["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    Ok((layers.map(|name| to.join(name)).collect(), Vec::new(), said))
+    let answer = ask(machine, "/disk/save", json!({ "path": to, "freeze": true }))?;
+    let layers = answer["layers"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let overlays = layers.map(|name| to.join(name)).collect();
+    Ok(Saved { overlays, blobs: Vec::new(), warm: None, answer })
 }
 
 /// Disk, memory and state. The disk is whole without the memory, too, for `--cold`, `export` and `diff`; a guest that goes on
 /// finds that whoever froze its file systems is gone, and thaws them.
-fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Result<(Saved, Warm), Failure> {
+fn memory(store: &Store, lease: &mut Lease, machine: &Machine, to: &Path) -> Result<Saved, Failure> {
     has_no_other_disks(&machines::config(machine)?)?;
-    let said = ask(machine, "/snapshot/create", json!({ "path": to, "freeze": "if-possible" }))?;
+    let answer = ask(machine, "/snapshot/create", json!({ "path": to, "freeze": "if-possible" }))?;
     let restore = Restore::open(to).map_err(Failure::refused)?;
     let bundle = Bundle::open(to).map_err(Failure::refused)?;
     let seen = serde_json::to_vec(&restore.config().as_guest_sees()).map_err(Failure::refused)?;
     // The disk that stands on an image is the one that has several files below its overlays.
     let disk = bundle.manifest().disks.iter().find(|disk| disk.base > 1);
-    let above = disk.and_then(|disk| bundle.disk(&disk.id)).map(|(_, above)| above);
+    let overlays =
+        disk.and_then(|disk| bundle.disk(&disk.id)).map(|files| files.overlays).unwrap_or_default();
     let blobs = store.put_warm(lease, &bundle, &seen).map_err(Failure::refused)?;
-    Ok(((above.unwrap_or_default(), blobs, said), (bundle, seen)))
+    Ok(Saved { overlays, blobs, warm: Some(Warm { bundle, seen }), answer })
 }
 
 /// What a version has that its parent has not.
@@ -255,22 +269,18 @@ impl Commit {
             )));
         }
         let scratch = store.scratch().map_err(Failure::refused)?;
-        let ((layers, blobs, said), warm) = match self.warm {
-            true => {
-                let to = scratch.path().join("snapshot");
-                let (saved, warm) = memory(store, &mut lease, machine, &to)?;
-                (saved, Some(warm))
-            }
-            false => (disk(machine, scratch.path())?, None),
+        let Saved { overlays, blobs, warm, answer } = match self.warm {
+            true => memory(store, &mut lease, machine, &scratch.path().join("snapshot"))?,
+            false => disk(machine, scratch.path())?,
         };
-        let new = layers.get(stands_on.covered..).unwrap_or_default();
+        let new = overlays.get(stands_on.covered..).unwrap_or_default();
         let packed = self.pack(store, &mut lease, &stands_on.image, new, &blobs)?;
         let image = packed.image.clone();
-        if let Some((bundle, seen)) = warm {
+        if let Some(Warm { bundle, seen }) = warm {
             // Else it is made of what was packed.
             let _ = store.keep_warm(&image, &bundle, &seen);
         }
-        (stands_on.image, stands_on.covered) = (image.clone(), layers.len());
+        (stands_on.image, stands_on.covered) = (image.clone(), overlays.len());
         if let Some(lease) = &stands_on.lease {
             store.extend_lease(lease, &image.digest).map_err(Failure::refused)?;
         }
@@ -278,7 +288,7 @@ impl Commit {
             true => store.instance(&machine.name).map_err(Failure::refused)?,
             false => None,
         };
-        if let (Some(kept), Some(next)) = (&mut kept, said["next_overlay"].as_u64()) {
+        if let (Some(kept), Some(next)) = (&mut kept, answer["next_overlay"].as_u64()) {
             kept.record.image = image.clone();
             kept.record.first = next as u32;
             store.update_instance(kept).map_err(Failure::refused)?;
@@ -289,8 +299,8 @@ impl Commit {
         {
             store.drop_covered(kept).map_err(Failure::refused)?;
         }
-        let pause = said["pause_us"].as_u64().map(Duration::from_micros);
-        Ok(Committed { packed, pause, frozen: said["frozen"].clone() })
+        let pause = answer["pause_us"].as_u64().map(Duration::from_micros);
+        Ok(Committed { packed, pause, frozen: answer["frozen"].clone() })
     }
 
     /// An instance that does not run.

@@ -8,17 +8,26 @@ use std::sync::Arc;
 use super::{Bundle, Disk, Error, failed};
 use crate::sys::digest;
 
+/// Files of a disk, the lowest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFiles {
+    /// What the overlays stand on: a raw disk, or the map of an image's layers and the layers.
+    pub base: Vec<PathBuf>,
+    /// The overlays.
+    pub overlays: Vec<PathBuf>,
+}
+
 impl Bundle {
     fn described(&self, id: &str) -> Option<&Disk> {
         self.manifest.disks.iter().find(|disk| disk.id == id)
     }
 
-    /// The layers of a disk, the lowest first: what it stands on, and overlays.
-    pub fn disk(&self, id: &str) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
+    /// The files of a disk, if it is in the bundle.
+    pub fn disk(&self, id: &str) -> Option<DiskFiles> {
         let disk = self.described(id)?;
-        let mut layers: Vec<_> = disk.layers.iter().map(|layer| self.path().join(layer)).collect();
-        let above = layers.split_off(disk.base.min(layers.len()));
-        Some((layers, above))
+        let mut base: Vec<_> = disk.layers.iter().map(|layer| self.path().join(layer)).collect();
+        let overlays = base.split_off(disk.base.min(base.len()));
+        Some(DiskFiles { base, overlays })
     }
 
     /// Opens the layers of a disk, which must be regular files in it. If one is missing, the disk may be replaced by another one.

@@ -24,7 +24,8 @@ fn reads_what_it_wrote() {
     let root = tempfile::tempdir().unwrap();
     let bundle = Bundle::open(&sample(root.path())).unwrap();
     assert_eq!(bundle.read("state.json").unwrap(), b"{\"a\":1}");
-    assert_eq!(bundle.disk("vda").unwrap(), (vec![root.path().join("one/disk-vda-0")], vec![]));
+    let files = DiskFiles { base: vec![root.path().join("one/disk-vda-0")], overlays: vec![] };
+    assert_eq!((bundle.disk("vda"), bundle.disk("vdb")), (Some(files), None));
     assert!(bundle.memory(&[], true).unwrap().directories().eq([root.path().join("one")]));
     assert!(matches!(Draft::new(bundle.path()), Err(Error::Exists { .. })));
 }
