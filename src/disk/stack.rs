@@ -33,7 +33,7 @@ pub use contents::Contents;
 use contents::Layer;
 pub use copies::Earlier;
 pub use numbered::kept;
-use numbered::{Below, beside, merge_all, merge_left, overlays};
+use numbered::{Below, beside, kept_path, merge_all, merge_left, overlays};
 
 /// The disk of a machine.
 pub struct Stack {
@@ -158,28 +158,8 @@ impl Stack {
                 (Overlay::nameless(&directory, below, engine)?, Next::Nameless(directory))
             }
             Above::Kept(directory) => {
-                let mut kept = kept(&directory)?;
-                let last = kept.pop();
-                for (_, path) in kept {
-                    let overlay = sealed_overlay(&path, below, engine)?;
-                    layers.extend(overlay.file().cloned().map(Layer::from));
-                    below = Box::new(overlay);
-                }
-                let (top, number) = match last {
-                    Some((number, path)) => {
-                        let overlay = Overlay::open(&path, below, engine)?;
-                        match overlay.geometry().read_only {
-                            true => {
-                                layers.extend(overlay.file().cloned().map(Layer::from));
-                                let path = directory.join(format!("overlay-{}", number + 1));
-                                (Overlay::create(&path, Box::new(overlay), engine)?, number + 2)
-                            }
-                            false => (overlay, number + 1),
-                        }
-                    }
-                    None => (Overlay::create(&directory.join("overlay-1"), below, engine)?, 2),
-                };
-                (top, Next::Kept(directory, number))
+                let (top, number) = top_of_kept(&directory, below, engine, &mut layers)?;
+                (top, Next::Kept(directory, number + 1))
             }
         };
         let top = Top::Overlay(Box::new(top));
@@ -226,7 +206,7 @@ impl Stack {
                 Ok(fresh)
             }
             Next::Kept(directory, number) => {
-                let fresh = Fresh::create(&directory.join(format!("overlay-{number}")), size, engine)?;
+                let fresh = Fresh::create(&kept_path(directory, *number), size, engine)?;
                 *number += 1;
                 Ok(fresh)
             }
@@ -358,6 +338,33 @@ fn warn_of_overlays(path: &Path) {
             path.display()
         );
     }
+}
+
+/// Opens the overlays that are kept in `directory`, or makes the next one if none of them can be written. Returns the one that is
+/// written, with its number; those below it are appended to `layers`.
+fn top_of_kept(
+    directory: &Path,
+    mut below: Box<dyn Disk>,
+    engine: Option<Engine>,
+    layers: &mut Vec<Layer>,
+) -> Result<(Overlay, u32), Error> {
+    let mut kept = kept(directory)?;
+    let last = kept.pop();
+    for (_, path) in kept {
+        let overlay = sealed_overlay(&path, below, engine)?;
+        layers.extend(overlay.file().cloned().map(Layer::from));
+        below = Box::new(overlay);
+    }
+    let mut next = 1;
+    if let Some((number, path)) = last {
+        let overlay = Overlay::open(&path, below, engine)?;
+        if !overlay.geometry().read_only {
+            return Ok((overlay, number));
+        }
+        layers.extend(overlay.file().cloned().map(Layer::from));
+        (below, next) = (Box::new(overlay), number + 1);
+    }
+    Ok((Overlay::create(&kept_path(directory, next), below, engine)?, next))
 }
 
 /// Opens an overlay that others stand on.

@@ -17,6 +17,9 @@ use crate::disk::target::Target;
 use crate::disk::{Disk, Done, Error, Qcow2, Request, raw};
 use crate::sys::file;
 
+/// How the names of overlays in a directory of their own begin.
+const KEPT: &str = "overlay-";
+
 /// The files in a directory whose names are `prefix` and a number, in the order of their numbers.
 fn numbered(directory: &Path, prefix: &OsStr) -> io::Result<Vec<(u32, PathBuf)>> {
     let number = |name: &OsStr| {
@@ -35,7 +38,12 @@ fn numbered(directory: &Path, prefix: &OsStr) -> io::Result<Vec<(u32, PathBuf)>>
 /// The overlays in a directory, in the order in which they were made.
 pub fn kept(directory: &Path) -> Result<Vec<(u32, PathBuf)>, Error> {
     let failed = |source| Error::Io { action: "look for overlays in", path: directory.into(), source };
-    numbered(directory, "overlay-".as_ref()).map_err(failed)
+    numbered(directory, KEPT.as_ref()).map_err(failed)
+}
+
+/// Path of the overlay number `number` in a directory.
+pub(super) fn kept_path(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("{KEPT}{number}"))
 }
 
 /// Path of the overlay number `number` of a user's disk.

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
+use std::path::PathBuf;
 
 use super::asked::Part;
 use super::client::{ATTEMPTS, Client};
@@ -96,72 +97,128 @@ impl Store {
             self.checked_blob(&blob.digest)?;
             return Err(Error::WrongSize { digest: blob.digest, wanted: blob.size, found: size });
         }
-        let mut seen = Seen { file: &file, hasher: Hasher::default(), at: 0 };
-        let place = self.blob(&blob.digest);
-        let hashing = || Error::io("read", &place);
         let name = Digest::of(format!("{}/{} {}", to.host, to.repository, blob.digest).as_bytes()).hex();
         let mut note = Note(self.resume(&format!("session-{name}"))?);
-        let told = |at| progress(&blob.digest, at, size);
-        let part = |start, end| Part { file: &file, start, end, progress: &told };
-        let mut session = match note.read() {
+        let session = match note.read() {
             // The registry may have forgotten it.
             Some(session) => to.patiently(|| to.stand(&session)).ok().filter(|stand| stand.have <= size),
             None => None,
         };
-        let (mut sent, mut failed, mut whole) = (0, 0, false);
+        let sending = Sending {
+            to,
+            blob,
+            from,
+            place: self.blob(&blob.digest),
+            file: &file,
+            size,
+            told: &|at| progress(&blob.digest, at, size),
+            seen: Seen { file: &file, hasher: Hasher::default(), at: 0 },
+            note,
+            session,
+            sent: 0,
+            failed: 0,
+            whole: false,
+        };
+        sending.finish().map(|sent| Some(sent).filter(|&sent| sent > 0))
+    }
+}
+
+/// A blob on its way.
+struct Sending<'a> {
+    to: &'a Client,
+    blob: &'a Descriptor,
+    /// A repository of the registry that should have it.
+    from: Option<&'a str>,
+    /// Where it is, for messages.
+    place: PathBuf,
+    file: &'a File,
+    /// Its bytes.
+    size: u64,
+    /// Told how many bytes are there.
+    told: &'a dyn Fn(u64),
+    seen: Seen<'a>,
+    note: Note,
+    session: Option<Session>,
+    /// Bytes that were sent.
+    sent: u64,
+    /// Attempts in a row that came to nothing.
+    failed: u32,
+    /// The registry takes no pieces.
+    whole: bool,
+}
+
+impl Sending<'_> {
+    /// Tries until the registry has it; returns how many bytes that took.
+    fn finish(mut self) -> Result<u64, Error> {
         loop {
-            let result = (|| {
-                let mut at = match session.take() {
-                    Some(session) => session,
-                    None => match to.begin(&blob.digest, from)? {
-                        Some(session) => session,
-                        None => return Ok(()),
-                    },
-                };
-                session = Some(at.clone());
-                let piece = PIECE.max(at.smallest.min(size));
-                while !whole && size - at.have > piece {
-                    let end = at.have + piece;
-                    seen.up_to(end).map_err(hashing())?;
-                    let next = to.piece(&at, part(at.have, end))?;
-                    sent += end - at.have;
-                    failed = 0;
-                    at = next;
-                    note.write(&at)?;
-                    session = Some(at.clone());
-                }
-                // The registry would find it out, too, and be blamed for it.
-                seen.up_to(size).map_err(hashing())?;
-                let found = seen.hasher.clone().digest();
-                if found != blob.digest {
-                    return Err(Error::Corrupt { digest: blob.digest, found });
-                }
-                to.end(&at, &blob.digest, part(at.have, size))?;
-                sent += size - at.have;
+            match self.attempt() {
+                Ok(()) => return Ok(self.sent),
+                Err(error) => self.recover(error)?,
+            }
+        }
+    }
+
+    fn part(&self, start: u64, end: u64) -> Part<'_> {
+        Part { file: self.file, start, end, progress: self.told }
+    }
+
+    /// Sends what the registry has not yet.
+    fn attempt(&mut self) -> Result<(), Error> {
+        let (to, size) = (self.to, self.size);
+        let mut at = match self.session.take() {
+            Some(session) => session,
+            None => match to.begin(&self.blob.digest, self.from)? {
+                Some(session) => session,
+                None => return Ok(()),
+            },
+        };
+        self.session = Some(at.clone());
+        let piece = PIECE.max(at.smallest.min(size));
+        while !self.whole && size - at.have > piece {
+            let end = at.have + piece;
+            self.seen.up_to(end).map_err(Error::io("read", &self.place))?;
+            let next = to.piece(&at, self.part(at.have, end))?;
+            self.sent += end - at.have;
+            self.failed = 0;
+            at = next;
+            self.note.write(&at)?;
+            self.session = Some(at.clone());
+        }
+        // The registry would find it out, too, and be blamed for it.
+        self.seen.up_to(size).map_err(Error::io("read", &self.place))?;
+        let found = self.seen.hasher.clone().digest();
+        if found != self.blob.digest {
+            return Err(Error::Corrupt { digest: self.blob.digest, found });
+        }
+        to.end(&at, &self.blob.digest, self.part(at.have, size))?;
+        self.sent += size - at.have;
+        Ok(())
+    }
+
+    /// Finds out how to go on after an attempt that failed.
+    ///
+    /// # Errors
+    /// The same, if it is of no use to try again.
+    fn recover(&mut self, error: Error) -> Result<(), Error> {
+        self.failed += 1;
+        let stands = self.session.take();
+        match &error {
+            // A registry that does not take pieces may take the whole.
+            Error::Registry { .. } if !self.whole && stands.as_ref().is_some_and(|stand| stand.have == 0) => {
+                self.whole = true;
                 Ok(())
-            })();
-            let error = match result {
-                Ok(()) => return Ok(Some(sent).filter(|&sent| sent > 0)),
-                Err(error) => error,
-            };
-            failed += 1;
-            let stands = session.take();
-            match &error {
-                // A registry that does not take pieces may take the whole.
-                Error::Registry { .. } if !whole && stands.as_ref().is_some_and(|stand| stand.have == 0) => {
-                    whole = true;
+            }
+            passing if passing.is_passing() && self.failed < ATTEMPTS => {
+                self.to.wait(self.failed, passing);
+                let stand = stands.and_then(|stand| self.to.stand(&stand).ok());
+                self.session = stand.filter(|stand| stand.have <= self.size);
+                Ok(())
+            }
+            _ => {
+                if error.is_passing() {
+                    self.note.0.keep();
                 }
-                error if error.is_passing() && failed < ATTEMPTS => {
-                    to.wait(failed, error);
-                    let stand = stands.and_then(|stand| to.stand(&stand).ok());
-                    session = stand.filter(|stand| stand.have <= size);
-                }
-                _ => {
-                    if error.is_passing() {
-                        note.0.keep();
-                    }
-                    return Err(error);
-                }
+                Err(error)
             }
         }
     }

@@ -14,6 +14,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::{CONFIG_CHANGE, DRIVER_OK, Function, Selectors};
+use crate::memory::Memory;
 use crate::snapshot::{self, Persist, Saved};
 
 const KIND: &str = "virtio";
@@ -43,6 +44,45 @@ struct SavedQueue {
     used: u64,
     next_available: u16,
     next_used: u16,
+}
+
+impl SavedQueue {
+    /// The queue, whose rings must be in guest memory if the driver has made it ready.
+    fn queue(&self, max_size: u16, event_idx: bool, memory: &Memory) -> Result<Queue, String> {
+        let queue = Queue::try_from(QueueState {
+            max_size,
+            next_avail: self.next_available,
+            next_used: self.next_used,
+            event_idx_enabled: event_idx,
+            size: self.size,
+            ready: self.ready,
+            desc_table: self.descriptors,
+            avail_ring: self.available,
+            used_ring: self.used,
+        })
+        .map_err(|error| error.to_string())?;
+        match queue.ready() && !queue.is_valid(memory) {
+            true => Err("a queue lies outside guest memory".into()),
+            false => Ok(queue),
+        }
+    }
+}
+
+impl Function {
+    /// Refuses features that the device does not offer here.
+    fn check_features(&self, features: u64) -> Result<(), snapshot::Error> {
+        let missing = features & !self.offered();
+        if missing == 0 {
+            return Ok(());
+        }
+        let bits = (0..u64::BITS).filter(|bit| missing & 1 << bit != 0);
+        let names = bits.map(|bit| match self.device.feature(bit) {
+            Some(name) => name.into(),
+            None => format!("feature {bit}"),
+        });
+        let features = names.collect::<Vec<_>>().join(", ");
+        Err(snapshot::Error::Features { device: self.device.label(), features })
+    }
 }
 
 /// Whether a driver in the guest uses the device that this is the state of, and the device is of this type.
@@ -81,16 +121,7 @@ impl Persist for Function {
         if state.id != self.device.id() {
             return Err(invalid(format!("it has device {} where {} stands", state.id, self.device.id())));
         }
-        let missing = state.features & !self.offered();
-        if missing != 0 {
-            let bits = (0..u64::BITS).filter(|bit| missing & 1 << bit != 0);
-            let names = bits.map(|bit| match self.device.feature(bit) {
-                Some(name) => name.into(),
-                None => format!("feature {bit}"),
-            });
-            let features = names.collect::<Vec<_>>().join(", ");
-            return Err(snapshot::Error::Features { device: self.device.label(), features });
-        }
+        self.check_features(state.features)?;
         if state.queues.len() != self.queues.len() {
             return Err(invalid(format!(
                 "it has {} queues instead of {}",
@@ -99,25 +130,11 @@ impl Persist for Function {
             )));
         }
         let event_idx = state.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let mut queues = Vec::with_capacity(state.queues.len());
-        for (saved, queue) in state.queues.iter().zip(&self.queues) {
-            let state = QueueState {
-                max_size: queue.max_size(),
-                next_avail: saved.next_available,
-                next_used: saved.next_used,
-                event_idx_enabled: event_idx,
-                size: saved.size,
-                ready: saved.ready,
-                desc_table: saved.descriptors,
-                avail_ring: saved.available,
-                used_ring: saved.used,
-            };
-            let queue = Queue::try_from(state).map_err(|error| invalid(error.to_string()))?;
-            if queue.ready() && !queue.is_valid(self.memory.as_ref()) {
-                return Err(invalid("a queue lies outside guest memory".into()));
-            }
-            queues.push(queue);
-        }
+        let queues =
+            state.queues.iter().zip(&self.queues).map(|(saved, queue)| {
+                saved.queue(queue.max_size(), event_idx, &self.memory).map_err(invalid)
+            });
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
         self.device.load(&state.device)?;
         if state.status & DRIVER_OK != 0 {
             self.device.start(state.features).map_err(|error| invalid(error.to_string()))?;
