@@ -2,12 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Claim;
 use crate::sys::random;
 
 /// The address of one network interface.
@@ -25,16 +24,9 @@ impl Mac {
         Ok(Mac(bytes))
     }
 
-    /// Takes the address for a machine of this process, so that another one on this network namespace of the host knows that
-    /// it is in use: the kernel forgets it with the process. `None` if one has it.
+    /// Takes the address for a machine of this process; `None` if another one has it.
     pub fn claim(self) -> Option<Claim> {
-        let name = SocketAddr::from_abstract_name(format!("rvmm/mac/{self}"));
-        match name.and_then(|name| UnixDatagram::bind_addr(&name)) {
-            Ok(socket) => Some(Claim(Some(socket))),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
-            // It is a help, not a condition.
-            Err(_) => Some(Claim(None)),
-        }
+        Claim::take(&format!("mac/{self}"))
     }
 
     /// Whether one interface can have this address: it is neither zero nor that of a group.
@@ -42,10 +34,6 @@ impl Mac {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
 }
-
-/// An address that is taken as long as this value lives.
-#[derive(Debug)]
-pub struct Claim(#[expect(dead_code, reason = "it is held, not used")] Option<UnixDatagram>);
 
 /// The text is no address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

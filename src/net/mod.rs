@@ -8,6 +8,7 @@
 //!     /dev/net/tun   framed: frames on a stream socket of passt, a process that turns them into sockets of the host
 //! ```
 
+mod claim;
 mod framed;
 mod mac;
 pub mod publish;
@@ -23,8 +24,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
+pub use claim::Claim;
 pub use framed::Framed;
-pub use mac::{Claim, Mac, NotMac};
+pub use mac::{Mac, NotMac};
 pub use publish::{NotPublish, Protocol, Publish};
 
 use crate::memory::Buffers;

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Claim;
+
 /// Whose ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
@@ -47,14 +49,20 @@ pub struct Publish {
 pub struct NotPublish;
 
 impl Publish {
-    /// Takes the port for as long as the result lives, so that a port that is not free is known early.
-    pub fn probe(&self) -> Result<OwnedFd, (SocketAddr, io::Error)> {
+    /// Takes the port, so that one that is not free is known early: against everybody while the socket lives, against other
+    /// machines while the claim does, which can go on when the port is listened at.
+    pub fn take(&self) -> Result<(OwnedFd, Claim), (SocketAddr, io::Error)> {
         let bind = |ip: IpAddr| {
             let address = SocketAddr::new(ip, self.host);
-            let result = match self.protocol {
-                Protocol::Tcp => TcpListener::bind(address).map(OwnedFd::from),
-                Protocol::Udp => UdpSocket::bind(address).map(OwnedFd::from),
-            };
+            let claim = Claim::take(&format!("port/{}/{address}", self.protocol));
+            let claim = claim.ok_or_else(|| io::Error::from_raw_os_error(libc::EADDRINUSE));
+            let result = claim.and_then(|claim| {
+                let socket = match self.protocol {
+                    Protocol::Tcp => TcpListener::bind(address).map(OwnedFd::from),
+                    Protocol::Udp => UdpSocket::bind(address).map(OwnedFd::from),
+                };
+                Ok((socket?, claim))
+            });
             result.map_err(|error| (address, error))
         };
         match self.address {
@@ -169,8 +177,13 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let publish: Publish = format!("127.0.0.1:{port}:80").parse().unwrap();
-        assert_eq!(publish.probe().unwrap_err().1.kind(), io::ErrorKind::AddrInUse);
+        let is_taken = || publish.take().unwrap_err().1.kind() == io::ErrorKind::AddrInUse;
+        assert!(is_taken());
         drop(taken);
-        publish.probe().unwrap();
+        let (socket, claim) = publish.take().unwrap();
+        drop(socket);
+        assert!(is_taken());
+        drop(claim);
+        publish.take().unwrap();
     }
 }

@@ -2,7 +2,7 @@
 //! host (`passt(1)`). It answers ARP, DHCP and neighbour discovery, so the guest configures itself.
 //!
 //! ```text
-//!   open ──► socketpair, ports probed ── start ──► passt runs ── it ends ──► link down
+//!   open ──► socketpair, ports taken ── start ──► passt runs ── it ends ──► link down
 //!                                                      │
 //!                                 this process ends, however ──► its end of the socketpair closes, passt ends
 //! ```
@@ -25,7 +25,7 @@ use std::time::Instant;
 use log::{debug, error, warn};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Framed, Link, Offloads, Protocol, Publish, Received, resolver, window::Windows};
+use super::{Claim, Error, Framed, Link, Offloads, Protocol, Publish, Received, resolver, window::Windows};
 use crate::memory::Buffers;
 use crate::sys::process::{self, Child, GIVEN_FD};
 use crate::sys::socket;
@@ -61,18 +61,21 @@ pub struct User {
     /// The other end, until passt has it.
     theirs: Option<UnixStream>,
     windows: Windows,
+    _ports: Vec<Claim>,
 }
 
 impl User {
-    /// Finds passt and checks that the ports are free. It is not started yet.
+    /// Finds passt and takes the ports, if they are free. It is not started yet: another machine must know meanwhile.
     pub fn open(config: &Config) -> Result<Self, Error> {
         let passt = process::find("passt").ok_or(Error::NoPasst)?;
         // All at once: one port cannot lead to two.
         let ports = config.publish.iter().map(|publish| {
             let protocol = publish.protocol;
-            publish.probe().map_err(|(address, source)| Error::Publish { address, protocol, source })
+            publish.take().map_err(|(address, source)| Error::Publish { address, protocol, source })
         });
-        drop(ports.collect::<Result<Vec<_>, _>>()?);
+        let (sockets, ports) = ports.collect::<Result<(Vec<_>, Vec<_>), _>>()?;
+        // passt listens there.
+        drop(sockets);
         let (ours, theirs) = UnixStream::pair().map_err(Error::Socket)?;
         // The kernel counts its own expenses too.
         let room = socket::enlarge(&theirs, ROOM).map_err(Error::Socket)? / 4 * 3;
@@ -80,7 +83,7 @@ impl User {
         socket::enlarge(&ours, ROOM).map_err(Error::Socket)?;
         let framed = Framed::new(ours).map_err(Error::Socket)?;
         let windows = Windows::new(room);
-        Ok(User { framed, config: config.clone(), passt, theirs: Some(theirs), windows })
+        Ok(User { framed, config: config.clone(), passt, theirs: Some(theirs), windows, _ports: ports })
     }
 
     fn arguments(&self) -> Vec<String> {

@@ -8,7 +8,7 @@
 //!    image.json      what is noted of the image that it stands on, if that is one
 //!    memory          guest RAM (memory/image), whole or what differs from the parent's
 //!    memory.index
-//!    disk-ID-N       layers of the disks, those that the parent does not have
+//!    disk-I-L        layers of the disks, those that the parent does not have
 //!    memory.used     what restored machines have left there for the next one, if they did: no part of the snapshot
 //! ```
 //!

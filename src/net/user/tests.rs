@@ -230,6 +230,11 @@ fn taken_ports_are_found_early() {
     assert_eq!(error.to_string(), "Cannot publish tcp port [::]:7080");
     User::open(&config(r#"{"publish": ["7080:80/udp", "198.51.100.1:7080:80"]}"#)).unwrap();
     drop(taken);
+    // Of two that have not begun, one has it.
+    let first = User::open(&config(r#"{"publish": ["7080:80"]}"#)).unwrap();
+    assert!(User::open(&config(r#"{"publish": ["7080:80"]}"#)).is_err());
+    drop(first);
+    User::open(&config(r#"{"publish": ["7080:80"]}"#)).unwrap();
 }
 
 /// Processes of passt that have `parent`.
