@@ -18,7 +18,7 @@ use super::table::binary_size as size;
 use crate::image::Step;
 use crate::snapshot::bundle::{self, Bundle};
 use crate::vmm::snapshot::Restore;
-use crate::vmm::{chain, rebase};
+use crate::vmm::{self, chain, rebase};
 
 /// How long writing a snapshot may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -200,7 +200,8 @@ fn rebase(args: &Rebase, common: &Common) -> Result<u8, Failure> {
 fn inspect(path: &Path) -> Result<u8, Failure> {
     let bundle = Bundle::open(path).map_err(Failure::refused)?;
     let restore = Restore::open(path).map_err(Failure::refused)?;
-    let config = serde_json::to_value(restore.config()).map_err(Failure::refused)?;
+    let config =
+        serde_json::to_value(restore.config()).map_err(vmm::Error::Name).map_err(Failure::refused)?;
     print_json(&json!({
         "bundle": bundle.manifest(),
         "config": config,

@@ -105,9 +105,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Another bundle is where the parent was.
-    #[error(
-        "{path} stands on another snapshot than the one at {parent}: say with --base where that one is now"
-    )]
+    #[error("{path} stands on another snapshot than the one at {parent}: {}", elsewhere(.path))]
     Parent {
         /// The bundle.
         path: PathBuf,
@@ -115,7 +113,7 @@ pub enum Error {
         parent: PathBuf,
     },
     /// Nothing is where the parent was.
-    #[error("Cannot open {parent}, which {path} stands on: say with --base where it is now")]
+    #[error("Cannot open {parent}, which {path} stands on: {}", elsewhere(.path))]
     NoParent {
         /// The bundle.
         path: PathBuf,
@@ -133,6 +131,14 @@ pub enum Error {
         /// The bundle.
         path: PathBuf,
     },
+}
+
+/// What helps when the parent of the bundle at `path` is not where it was. Not every command has `--base`.
+fn elsewhere(path: &Path) -> String {
+    format!(
+        "`rvmm snapshot rebase {} --onto DIR` takes it from where it is now, as restore and clone do with --base DIR",
+        path.display()
+    )
 }
 
 /// A disk in a bundle.

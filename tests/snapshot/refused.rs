@@ -98,7 +98,23 @@ fn a_base_that_has_gone_since() {
     fs::rename(world.path("one"), world.path("elsewhere")).expect("a directory");
     refused(&world.command(&["restore", &world.text("two")]), &["/one"]);
     refused(&world.command(&["clone", &world.text("two")]), &["/one"]);
-    refused(&world.command(&["snapshot", "verify", &world.text("two")]), &["/one"]);
+    let (two, elsewhere) = (world.text("two"), world.text("elsewhere"));
+    let remedy = format!("`rvmm snapshot rebase {two} --onto DIR`");
+    refused(&world.command(&["snapshot", "verify", &two]), &["/one", &remedy]);
+    // Nor is it of use to one that stands on it, and both say so in a list.
+    world.does(&["snapshot", "rebase", &two, "--onto", &elsewhere]);
+    world.create("source", "three", &["--base", &two]);
+    let unusable = || {
+        let list = world.does(&["snapshot", "ls", &world.text(""), "--json"]);
+        let list: Vec<serde_json::Value> = serde_json::from_str(&list).expect("JSON");
+        list.iter().filter(|line| line["error"].is_string()).count()
+    };
+    assert_eq!(unusable(), 0);
+    fs::rename(&elsewhere, world.path("one")).expect("a directory");
+    assert_eq!(unusable(), 2);
+    world.does(&["snapshot", "rebase", &two, "--onto", &world.text("one")]);
+    assert_eq!(unusable(), 0);
+    world.does(&["snapshot", "verify", &world.text("three")]);
 }
 
 #[test]
@@ -311,7 +327,7 @@ fn names_that_are_not_utf8() {
     let name = |directory: &str| world.path(directory).join(OsStr::from_bytes(b"\xff"));
     fs::create_dir(world.path("kernels")).expect("a directory");
     fs::copy(kernel(), name("kernels")).expect("a kernel");
-    let source = counting(&world, "source").start();
+    let source = counting(&world, "source").disk(&world.raw("disk", 4096), "").start();
     address(&source);
     let create = || world.command_line(&["snapshot", "create", "source"]);
     refused(&create().arg(name("")).run(), &["UTF-8"]);
@@ -319,6 +335,20 @@ fn names_that_are_not_utf8() {
     refused(&world.command_line(&["clone", "source"]).option("--store", name("")).run(), &["UTF-8"]);
     // It runs on.
     source.says_times("\ncounter ", 5);
+    // One that was given such a name later can be looked at, and is in no way of others.
+    world.create("source", "one", &[]);
+    world.create("source", "two", &[]);
+    fs::rename(world.path("one"), name("")).expect("a snapshot");
+    let list = world.does(&["snapshot", "ls", &world.text(""), "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+    assert_eq!((&list[0]["path"], list[1]["path"].is_string()), (&world.text("two").into(), true), "{list}");
+    for (words, status) in
+        [(&["snapshot", "verify"][..], 0), (&["snapshot", "inspect"], 1), (&["restore"], 125)]
+    {
+        let ended = world.command_line(words).arg(name("")).run();
+        assert_eq!(ended.status, status, "{ended}");
+        assert!(status == 0 || ended.err.contains("UTF-8: rename it"), "{ended}");
+    }
     // Nothing is started that ends when somebody asks what runs.
     let other = Machine::rvmm().option("--kernel", name("kernels")).option("--net", "none");
     other.run().refused(&["UTF-8"]);

@@ -29,13 +29,13 @@ pub struct List {
 /// What is told of a snapshot.
 #[derive(Debug, Serialize)]
 struct Line {
-    path: PathBuf,
+    path: String,
     /// Bytes of RAM.
     ram_bytes: Option<u64>,
     /// Bytes that it takes on disk. Layers of disks that snapshots share are counted in each.
     disk_bytes: u64,
     /// The snapshot that its memory is a difference to.
-    parent: Option<PathBuf>,
+    parent: Option<String>,
     format: Option<u32>,
     /// When it was taken, in UTC.
     created: Option<String>,
@@ -74,8 +74,10 @@ impl Line {
         let files = fs::read_dir(path).into_iter().flatten().flatten();
         let disk_bytes = files.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum();
         let ram_bytes = fs::metadata(path.join(PAGES_FILE)).ok().map(|memory| memory.len());
+        // Others are listed whatever the bytes of a name are.
+        let text = |path: &Path| path.to_string_lossy().into_owned();
         let mut line = Line {
-            path: path.into(),
+            path: text(path),
             ram_bytes,
             disk_bytes,
             parent: None,
@@ -83,23 +85,23 @@ impl Line {
             created: None,
             error: None,
         };
-        match Bundle::open(path) {
-            Ok(bundle) => {
-                let manifest = bundle.manifest();
-                line.parent = manifest.parent.as_ref().map(|parent| path.join(parent));
-                line.format = Some(manifest.format);
-                line.created = UNIX_EPOCH.checked_add(Duration::from_secs(manifest.created)).map(rfc3339);
-            }
-            Err(error) => line.error = Some(chain(&error)),
-        }
+        let opened = Bundle::open(path).and_then(|bundle| {
+            let manifest = bundle.manifest();
+            line.parent = manifest.parent.as_ref().map(|parent| text(&path.join(parent)));
+            line.format = Some(manifest.format);
+            line.created = UNIX_EPOCH.checked_add(Duration::from_secs(manifest.created)).map(rfc3339);
+            // All that it stands on is there. Its own pages may be elsewhere (`snapshot serve`).
+            bundle.memory(&[], false)
+        });
+        line.error = opened.err().map(|error| chain(&error));
         line
     }
 
     fn cells(&self) -> [String; 6] {
         let or_dash = |text: Option<String>| text.unwrap_or("-".into());
-        let parent = self.parent.as_ref().and_then(|parent| parent.file_name());
+        let parent = self.parent.as_ref().and_then(|parent| Path::new(parent).file_name());
         [
-            self.path.display().to_string(),
+            self.path.clone(),
             or_dash(self.ram_bytes.map(binary_size)),
             binary_size(self.disk_bytes),
             or_dash(parent.map(|name| name.to_string_lossy().into_owned())),
