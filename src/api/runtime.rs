@@ -49,7 +49,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// The name is taken.
-    #[error("A machine with the name `{name}` runs already{}", process(.pid))]
+    #[error("A machine with the name `{name}` runs already{}: choose another name or stop it", process(.pid))]
     Taken {
         /// The name.
         name: String,

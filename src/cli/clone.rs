@@ -114,7 +114,11 @@ pub fn run(args: Args, common: &Common) -> Result<u8, Failure> {
     let source = Source::open(&args, common)?;
     let prefix = args.name.as_ref().unwrap_or(&source.prefix);
     let names = (1..=args.count).map(|number| Ok((number, format!("{prefix}-{number}").parse::<Name>()?)));
-    let names = names.collect::<Result<Vec<_>, crate::api::name::Error>>().map_err(Failure::usage)?;
+    let names = names.collect::<Result<Vec<_>, crate::api::name::Error>>();
+    let names = names.map_err(|error| match args.name {
+        Some(_) => Failure::usage(error),
+        None => Failure::usage(format!("{error}; --name gives another one")),
+    })?;
     // What none of them can have is said once.
     if let Some((number, name)) = names.first() {
         let config = configure(*number, name, &args, &source)?;

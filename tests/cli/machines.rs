@@ -152,7 +152,7 @@ fn a_name_belongs_to_one_machine() {
     let Some(mut web) = Running::start(&user, "web") else { return };
     let (status, text) = Running::launch(&user, &["--name", "web"]).unwrap().end();
     assert_eq!(status, Some(125));
-    assert!(text.contains("`web` runs already"), "{text}");
+    assert!(text.contains("`web` runs already") && text.contains("choose another name"), "{text}");
     assert_eq!(state(&user, "web"), "Running");
     // A killed machine leaves its name to the next.
     web.process.kill().unwrap();

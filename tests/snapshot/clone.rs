@@ -153,6 +153,11 @@ fn names_and_numbers_that_cannot_be() {
     refused(&world.command(&["clone", &world.text("one"), "--name", "a/b"]), &["a/b"]);
     refused(&world.command(&["clone", &world.text("one"), "-n", "0"]), &["0"]);
     refused(&world.command(&["clone", &world.text("one"), "-n", "30000000"]), &["30000000", "memory for"]);
+    // The name of a directory need not be one of a machine.
+    fs::rename(world.path("one"), world.path("one and only")).expect("a snapshot");
+    let clone = ["clone", &world.text("one and only")];
+    refused(&world.command(&clone), &["one and only-1", "--name"]);
+    world.does(&[&clone[..], &["--name", "w"]].concat());
 }
 
 #[test]

@@ -121,9 +121,11 @@ fn memory_of_another_process() {
     let gone = world.command(&["restore", &world.text("near/s2"), "--memory-mode", &mode]);
     refused(&gone, &["memory.sock"]);
     // The socket of a dead one is replaced, that of one that lives is not.
-    let again =
-        world.command_line(&["snapshot", "serve", &world.text("s2"), &world.text("memory.sock")]).start();
-    again.says("serving");
+    let socket = world.text("memory.sock");
+    let again = world.command_line(&["snapshot", "serve", &world.text("s2"), &socket, "--json"]).start();
+    again.says("}");
+    let said: serde_json::Value = serde_json::from_str(&again.said()).expect("a report");
+    assert_eq!(said["socket"], socket);
     refused(
         &world.command(&["snapshot", "serve", &world.text("s2"), &world.text("memory.sock")]),
         &["memory.sock"],

@@ -7,9 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use log::warn;
+use serde_json::json;
 
 use super::super::Common;
-use super::super::output::{Failure, print};
+use super::super::output::{Failure, print, print_json};
 use crate::memory::image::{self, Chain};
 use crate::snapshot::bundle::Bundle;
 use crate::sys::socket::Listener;
@@ -42,8 +43,11 @@ pub fn run(args: &Serve, common: &Common) -> Result<u8, Failure> {
     let chain = bundle.memory(&[], true).map_err(Failure::usage)?;
     let listener = Listener::bind(socket)
         .map_err(|error| Failure::usage(format!("Cannot listen on {}: {error}", socket.display())))?;
-    if !common.json {
-        print(format!("serving {} on {}", snapshot.display(), socket.display()))?;
+    match common.json {
+        true => {
+            print_json(&json!({ "path": snapshot.to_string_lossy(), "socket": socket.to_string_lossy() }))?
+        }
+        false => print(format!("serving {} on {}", snapshot.display(), socket.display()))?,
     }
     loop {
         let accepted = listener.accept().and_then(|(client, _)| answer(&chain, client));
