@@ -20,7 +20,7 @@ const HELP: &[u8] = b"\r\n  Ctrl-A d   leave; the machine runs on\r\n  \
   rvmm clone snap1 --name web
   rvmm attach web-1
 
-Ctrl-A d leaves the console, and the machine runs on; Ctrl-A h shows the keys. A second client takes the console from the
+Ctrl-A d leaves the console, and the machine runs on; Ctrl-A h shows the keys. A second client takes the console from the \
 first. `rvmm logs` shows what was said before.")]
 pub struct Args {
     /// The machine, as `rvmm ps` names it

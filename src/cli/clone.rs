@@ -47,10 +47,10 @@ const LEAST_MIB: u64 = 1;
   rvmm ps
   rvmm stop --all
 
-Clones run in the background and share memory and disks with the snapshot or image until they write. Each has a generation
-identifier of its own, so that its kernel makes other random numbers than the others, and new addresses for its network
-interfaces. Where rvmm-agent runs in the guest, it has set hostname (the machine's name), machine id, clock and these addresses
-and mixed in fresh random numbers before a clone counts as running. In --net, --disk, --rename and --console, %n stands for a
+Clones run in the background and share memory and disks with the snapshot or image until they write. Each has a generation \
+identifier of its own, so that its kernel makes other random numbers than the others, and new addresses for its network \
+interfaces. Where rvmm-agent runs in the guest, it has set hostname (the machine's name), machine id, clock and these addresses \
+and mixed in fresh random numbers before a clone counts as running. In --net, --disk, --rename and --console, %n stands for a \
 machine's name and %i for its number.")]
 pub struct Args {
     /// A snapshot, a machine that runs, as `rvmm ps` names it, or a warm image

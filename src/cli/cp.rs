@@ -30,8 +30,8 @@ const IS_DIRECTORY: i32 = libc::EISDIR;
   rvmm cp config/ web:/etc/app
   pg_dump shop | rvmm cp - db:/root/shop.sql
 
-Files keep their permissions; `-` is standard input or output. A file appears whole or not at all. Directories go through
-`tar` on both sides; what comes to the host belongs to you and has no devices and no set-user-ID programs in it, and what goes to
+Files keep their permissions; `-` is standard input or output. A file appears whole or not at all. Directories go through \
+`tar` on both sides; what comes to the host belongs to you and has no devices and no set-user-ID programs in it, and what goes to \
 the guest belongs to its root. rvmm-agent must run in the guest.")]
 pub struct Args {
     /// What is copied: NAME:PATH in a machine, or PATH on the host

@@ -24,8 +24,8 @@ const NOT_EXECUTABLE: u8 = 126;
   rvmm exec -e LANG=C -w /srv -u www web -- ls -l
   echo hello | rvmm exec -i web sh -c 'cat >/root/hello'
 
-The command ends with the guest's status, or 128 and the number of the signal that ended it; 127 when the guest has no such
-program, 126 when it may not run it, 125 when the guest could not be asked. rvmm-agent must run in the
+The command ends with the guest's status, or 128 and the number of the signal that ended it; 127 when the guest has no such \
+program, 126 when it may not run it, 125 when the guest could not be asked. rvmm-agent must run in the \
 guest; one that does not answer yet is waited for until the machine has been there for 30 s.")]
 pub struct Args {
     /// Pass standard input on

@@ -19,7 +19,7 @@ use crate::vmm::chain;
   rvmm inspect alpine:3 | jq '.[].config.history'
   rvmm inspect web db | jq -r '.[].config.\"boot-source\".kernel_image_path'
 
-The output is an array, with one object for each machine or image that was found; machines come before images of
+The output is an array, with one object for each machine or image that was found; machines come before images of \
 the same name. Of a machine that does not run, it is what will run when it is started.")]
 pub struct Args {
     /// Machines, as `rvmm ps` names them, and images

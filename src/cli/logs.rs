@@ -24,8 +24,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
   rvmm logs -f web
   rvmm logs -n 20 web
 
-The log of a machine in the background has what its console said, the last 1 to 2 MiB of it. A machine that stays when it ends keeps
-its log until `rvmm rm`, and goes on with it when it is started again; of others it goes with the machine. A machine started with
+The log of a machine in the background has what its console said, the last 1 to 2 MiB of it. A machine that stays when it ends keeps \
+its log until `rvmm rm`, and goes on with it when it is started again; of others it goes with the machine. A machine started with \
 --console file=PATH keeps all of it there.")]
 pub struct Args {
     /// The machine, as `rvmm ps -a` names it

@@ -179,7 +179,7 @@ const RUN_EXAMPLES: &str = "Examples:
   rvmm run --kernel vmlinuz --disk root.ext4 --name web --console file=web.log --memory 1G --cpus 2
   rvmm run --config machine.json --memory 512M
 
-A machine of an image is gone when it ends, unless it has a name: then `rvmm start` starts it again and `rvmm rm` removes
+A machine of an image is gone when it ends, unless it has a name: then `rvmm start` starts it again and `rvmm rm` removes \
 it. IMAGE is a name, a digest or its first digits; with ~N it is the version N commits before.
 
 On the console, Ctrl-A h shows the keys that are for rvmm; Ctrl-A x ends the machine.";

@@ -27,12 +27,12 @@ use crate::vmm::snapshot::{Progress, Restore};
   rvmm restore snap1 --rename tap0=tap7 --rename /old/images=/images
   rvmm restore --foreign download --net none
 
-The machine has its memory copy-on-write from the snapshot, which stays as it is: it can be restored any number of
-times. It gets a new generation identifier, so that its kernel makes new random numbers, and the right time. Its interfaces
-keep their addresses unless a machine that runs here has them. Where rvmm-agent runs in the guest, it sets the clock and mixes in
+The machine has its memory copy-on-write from the snapshot, which stays as it is: it can be restored any number of \
+times. It gets a new generation identifier, so that its kernel makes new random numbers, and the right time. Its interfaces \
+keep their addresses unless a machine that runs here has them. Where rvmm-agent runs in the guest, it sets the clock and mixes in \
 fresh random numbers, and with --name it makes another machine of it: hostname and machine id.
 
-Of the host it has what the snapshot names: kernel, disks that it only reads, taps, sockets, ports. With --foreign it has nothing of
+Of the host it has what the snapshot names: kernel, disks that it only reads, taps, sockets, ports. With --foreign it has nothing of \
 that: say so for a snapshot of somebody else.")]
 pub struct Args {
     /// The snapshot

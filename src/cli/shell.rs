@@ -108,4 +108,20 @@ mod tests {
         }
         assert!(script(Shell::Elvish).contains("inspect"));
     }
+
+    /// Lines are broken where the terminal is at its end, and not before as well.
+    #[test]
+    fn paragraphs_of_help_are_one_line() {
+        fn look(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let is_text = |line: &str| !line.is_empty() && !line.starts_with(' ');
+            for (line, next) in help.lines().zip(help.lines().skip(1)) {
+                assert!(!is_text(line) || !is_text(next), "{}: {line}", command.get_name());
+            }
+            command.get_subcommands().for_each(look);
+        }
+        let mut command = Cli::command();
+        command.build();
+        look(&command);
+    }
 }

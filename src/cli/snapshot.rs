@@ -93,7 +93,7 @@ pub struct Verify {
   rvmm snapshot rebase snap2                 snap1 is not needed any more
   rvmm snapshot rebase snap2 --onto other    only what differs from `other` stays in snap2
 
-What the snapshot describes stays the same. It is checked first, written anew beside its place, and takes its place at once:
+What the snapshot describes stays the same. It is checked first, written anew beside its place, and takes its place at once: \
 killed at any moment, it is there as it was or as it is to be.")]
 pub struct Rebase {
     /// The snapshot

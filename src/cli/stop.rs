@@ -29,8 +29,8 @@ const TEARDOWN: Duration = Duration::from_secs(10);
   rvmm stop --timeout 60 web     give the guest a minute
   rvmm stop --force --all        end all machines at once, as if their power failed
 
-The init of an image ends its command when the machine's --stop-timeout is over, however long is waited here.
-The command waits until the machines are gone: their disks are free and their names can be taken again. It says of which guests
+The init of an image ends its command when the machine's --stop-timeout is over, however long is waited here. \
+The command waits until the machines are gone: their disks are free and their names can be taken again. It says of which guests \
 it did not switch off; with --json, `forced` tells whether force was needed, or null where nobody knows.")]
 pub struct Args {
     /// Machines, as `rvmm ps` names them

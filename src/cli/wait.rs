@@ -22,7 +22,7 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
   test $(rvmm wait job) = 0 && rvmm cp job:/out .
   rvmm wait --json job | jq -r '.[].cause'
 
-It prints the exit status of each machine, as `rvmm run` would have had it in the foreground, when all have ended. Of a named machine of
+It prints the exit status of each machine, as `rvmm run` would have had it in the foreground, when all have ended. Of a named machine of \
 an image it is known until the machine is started again or removed, of any other only while the machine runs.")]
 pub struct Args {
     /// Machines, as `rvmm ps -a` names them

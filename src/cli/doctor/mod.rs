@@ -16,7 +16,7 @@ use super::{Common, exit};
   rvmm doctor --json | jq '.checks[] | select(.status != \"ok\")'
   rvmm doctor > /dev/null && echo Linux guests run here
 
-ok: as it should be. warn: machines run, but something is slower, smaller or not offered. missing: Linux guests
+ok: as it should be. warn: machines run, but something is slower, smaller or not offered. missing: Linux guests \
 do not run directly here. The exit status is 0 only if nothing is missing.")]
 pub struct Args {}
 

@@ -12,7 +12,7 @@ use crate::image::Name;
   rvmm checkout web~2 web:good
   rvmm checkout 3f2a9c1d04be web
 
-Without a name for it the version runs, and the machine is gone when it ends; with one, the name leads to it from now on,
+Without a name for it the version runs, and the machine is gone when it ends; with one, the name leads to it from now on, \
 as after `rvmm tag`. `rvmm history` shows the versions.")]
 pub struct Checkout {
     /// The version

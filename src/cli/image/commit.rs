@@ -36,8 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
   rvmm commit web nginx:warm --warm; rvmm run -d nginx:warm
   rvmm history nginx:configured
 
-The machine runs on; it stands still for milliseconds. A named machine that does not run can be committed as well. The
-new version knows the one that it came from: `rvmm history` shows both, and `IMAGE~1` means it. If another image has the
+The machine runs on; it stands still for milliseconds. A named machine that does not run can be committed as well. The \
+new version knows the one that it came from: `rvmm history` shows both, and `IMAGE~1` means it. If another image has the \
 name already, it goes on without.")]
 pub struct Commit {
     /// The machine, as `rvmm ps -a` names it

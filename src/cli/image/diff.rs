@@ -14,8 +14,8 @@ use crate::image::{Fate, FileChange};
   rvmm diff web~1 web
   rvmm diff web:v1 web:v2 --blocks
 
-Files are told as docker tells them: A was added, C changed, D deleted, with all below it. They are read from ext4 file
-systems without root; of other disks only blocks are compared. Of a version of the same image, the empty places are left out that
+Files are told as docker tells them: A was added, C changed, D deleted, with all below it. They are read from ext4 file \
+systems without root; of other disks only blocks are compared. Of a version of the same image, the empty places are left out that \
 the init makes for its mounts: /run, /etc/hosts and the like.")]
 pub struct Diff {
     /// The image before

@@ -16,7 +16,7 @@ use crate::image::Name;
   rvmm export web --format oci web.tar; skopeo copy oci-archive:web.tar docker://registry.example/web
   rvmm export web --format tar - | tar -t
 
-raw and qcow2 are the whole disk in one file, as `--disk` takes it. tar is its root file system, oci a container image of it with one layer; both need an
+raw and qcow2 are the whole disk in one file, as `--disk` takes it. tar is its root file system, oci a container image of it with one layer; both need an \
 ext4 file system. To move images between rvmm's, see `rvmm save` and `rvmm push`: those keep layers.")]
 pub struct Export {
     /// The image

@@ -19,7 +19,7 @@ use crate::image::{Kernel, Name, Store, kernel};
   rvmm save web db | ssh other rvmm load
   rvmm save web --with-kernel | zstd >web.tar.zst      for a machine without a network
 
-The file is an OCI layout in an archive, the same bytes for the same images. Older versions are not in it: name them as well.
+The file is an OCI layout in an archive, the same bytes for the same images. Older versions are not in it: name them as well. \
 Kernels are images, too: `rvmm save rvmm/kernel:NAME`.")]
 pub struct Save {
     /// Images
@@ -39,7 +39,7 @@ pub struct Save {
   rvmm load -i web.tar.zst
   ssh other rvmm save web | rvmm load
 
-The archive may be compressed with gzip, bzip2, xz or zstd. A kernel in it is the default one where there is none yet. For images of
+The archive may be compressed with gzip, bzip2, xz or zstd. A kernel in it is the default one where there is none yet. For images of \
 containers, see `rvmm import`.")]
 pub struct Load {
     /// Read this [default: standard input]

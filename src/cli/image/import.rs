@@ -24,9 +24,9 @@ use crate::sys::user;
   docker save web | rvmm import - web
   rvmm import disk.qcow2 old:server --kernel vmlinuz --initrd initrd.img
 
-SOURCE is a container image (docker-archive, or an OCI layout: a directory or an archive), a root file system (a
-directory or an archive), a disk (raw or qcow2). Archives may be compressed with gzip, bzip2, xz or zstd. Root is not needed. A container image gets one disk
-layer for each of its layers, so images that share layers share blobs. In a directory that is imported without root, the
+SOURCE is a container image (docker-archive, or an OCI layout: a directory or an archive), a root file system (a \
+directory or an archive), a disk (raw or qcow2). Archives may be compressed with gzip, bzip2, xz or zstd. Root is not needed. A container image gets one disk \
+layer for each of its layers, so images that share layers share blobs. In a directory that is imported without root, the \
 user's own files become root's.")]
 pub struct Import {
     /// What is imported; - is standard input

@@ -14,7 +14,7 @@ use crate::vmm::chain;
   rvmm gc
   rvmm gc --cache
 
-What a name, a machine or a command under way leads to is never touched, older versions included. Nothing is removed while
+What a name, a machine or a command under way leads to is never touched, older versions included. Nothing is removed while \
 what leads there is damaged or cannot be read: `rvmm verify` says what it is.")]
 pub struct Gc {
     /// Remove unpacked layers, too, that no machine uses: they are made again when they are needed

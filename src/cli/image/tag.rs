@@ -31,7 +31,7 @@ pub struct Tag {
   rvmm rmi web:v1
   rvmm rmi $(rvmm images -q old)
 
-A name is taken away; with its last name the image goes, and what no other image shares. An image that a machine uses
+A name is taken away; with its last name the image goes, and what no other image shares. An image that a machine uses \
 keeps its last name, unless --force says otherwise: its blobs then stay until the machine is gone and `rvmm gc` comes.")]
 pub struct Rmi {
     /// Images

@@ -19,8 +19,8 @@ use crate::image::{Kernel, Store, kernel};
   rvmm kernel add --from-package linux-image-6.12.90+deb12-cloud-amd64-unsigned --name newest
   rvmm kernel add vmlinuz --modules tree/lib/modules/6.8.0 --name mine
 
-Modules are looked for in /lib/modules/VERSION unless --modules names their directory. A kernel
-that has all drivers built in needs none. With --from-package, apt downloads the package into a
+Modules are looked for in /lib/modules/VERSION unless --modules names their directory. A kernel \
+that has all drivers built in needs none. With --from-package, apt downloads the package into a \
 scratch directory, which needs no root, and nothing is installed.")]
 pub struct Add {
     /// A kernel: ELF or bzImage, also a distribution's /boot/vmlinuz-*

@@ -43,7 +43,7 @@ pub struct Connection {
   rvmm pull docker.io/library/alpine:3 --as alpine:3
   rvmm pull localhost:5000/team/web@sha256:... --as web:pinned
 
-Layers that are here already are not fetched again, and a pull that broke off goes on where it ended. An image of containers
+Layers that are here already are not fetched again, and a pull that broke off goes on where it ended. An image of containers \
 becomes the image of a machine; its own layers stay until `rvmm gc`.")]
 pub struct Pull {
     /// The image: REGISTRY/REPO[:TAG], or with @DIGEST instead of a tag
@@ -65,7 +65,7 @@ pub struct Pull {
   rvmm push web:1 registry.example.org/team/web:1
   rvmm push localhost:5000/team/web:1          the image that has this name here
 
-Only layers that the registry has not yet are sent, and a push that broke off goes on where it ended. A warm image carries the
+Only layers that the registry has not yet are sent, and a push that broke off goes on where it ended. A warm image carries the \
 memory of its machine with all secrets in it.")]
 pub struct Push {
     /// The image
@@ -84,7 +84,7 @@ pub struct Push {
   rvmm login registry.example.org -u me
   pass show registry | rvmm login registry.example.org -u me --password-stdin
 
-What the registry accepts is kept in $XDG_CONFIG_HOME/rvmm/registries.json, for you alone and not encrypted. Logins of Docker
+What the registry accepts is kept in $XDG_CONFIG_HOME/rvmm/registries.json, for you alone and not encrypted. Logins of Docker \
 (~/.docker/config.json, with its credential helpers) are used as well and need no login here.")]
 pub struct Login {
     /// The registry: HOST[:PORT]

@@ -24,8 +24,8 @@ const PAUSE: Duration = Duration::from_millis(100);
   rvmm snapshot serve /srv/snap1 /run/snap1.sock
   rvmm restore snap1 --memory-mode lazy=/run/snap1.sock
 
-The restored snap1 is a copy of /srv/snap1, which may lack its large file `memory`. What is served is the guest's memory with all
-secrets in it: only you can connect. The socket may lead to another host, for example with `ssh -L`. It serves until a
+The restored snap1 is a copy of /srv/snap1, which may lack its large file `memory`. What is served is the guest's memory with all \
+secrets in it: only you can connect. The socket may lead to another host, for example with `ssh -L`. It serves until a \
 signal ends it.")]
 pub struct Serve {
     /// The snapshot
