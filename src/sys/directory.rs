@@ -26,6 +26,11 @@ impl Directory {
         &self.path
     }
 
+    /// The user and the group that it belongs to.
+    pub fn owner(&self) -> io::Result<(u32, u32)> {
+        self.file.metadata().map(|directory| (directory.uid(), directory.gid()))
+    }
+
     /// Whether it is still what is at its path.
     pub fn is_in_place(&self) -> bool {
         let (here, there) = (self.file.metadata(), fs::metadata(&self.path));

@@ -10,13 +10,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Bundle, Disk, Error, FORMAT, MANIFEST, Manifest, Parent, Sealed, failed};
 use crate::sys::file::{self, directory_of};
 use crate::sys::scratch::Scratch;
+use crate::sys::user;
 
 /// A bundle that is being written. Dropped before [`publish`](Self::publish), it leaves nothing.
 pub struct Draft {
@@ -118,9 +119,27 @@ impl Draft {
     pub fn replace(mut self, parent: Option<Parent>, old: &Bundle) -> Result<(), Error> {
         let Manifest { disks, created, .. } = old.manifest();
         self.seal(parent, disks.clone(), *created, Some(old.identity().into()))?;
+        self.give_to(old).map_err(failed("write", self.path()))?;
         file::exchange(self.path(), &self.target).map_err(failed("replace", &self.target))?;
         self.sync_place(file::exchange)
         // The old one has the draft's name now, and goes with it.
+    }
+
+    /// What a user has stays his when root rewrites it.
+    fn give_to(&self, old: &Bundle) -> io::Result<()> {
+        let (user, group) = old.directory().owner()?;
+        if user == user::effective() {
+            return Ok(());
+        }
+        let give = |path: &Path| lchown(path, Some(user), Some(group));
+        for file in fs::read_dir(self.path())? {
+            let file = file?;
+            // What is linked was there, and is also somebody else's.
+            if file.metadata()?.nlink() == 1 {
+                give(&file.path())?;
+            }
+        }
+        give(self.path())
     }
 
     /// Makes the new name durable. If that fails, `rename` takes the bundle out of its place again, and it goes with the draft:

@@ -1,6 +1,9 @@
 use super::*;
 
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, lchown};
+
+use crate::testing::skip;
 
 /// A draft with 2 MiB of memory, all of them zero.
 fn draft(target: &Path) -> Draft {
@@ -113,6 +116,28 @@ fn a_bundle_that_is_its_own_parent_is_refused() {
     draft.add(INDEX_FILE, &old.read(INDEX_FILE).unwrap()).unwrap();
     draft.replace(Some(Parent { path: "../one".into(), identity: old.identity().into() }), &old).unwrap();
     assert!(matches!(Bundle::open(&target).unwrap().memory(&[], true), Err(Error::Depth { .. })));
+}
+
+#[test]
+fn what_root_rewrites_stays_its_users() {
+    let root = tempfile::tempdir().unwrap();
+    let target = sample(root.path());
+    let all = || {
+        let files = fs::read_dir(&target).unwrap().map(|file| file.unwrap().path());
+        files.chain([target.clone()]).collect::<Vec<_>>()
+    };
+    if all().iter().any(|path| lchown(path, Some(65_534), Some(65_534)).is_err()) {
+        return skip("only root gives files away");
+    }
+    let old = Bundle::open(&target).unwrap();
+    let mut draft = Draft::replacing(&old).unwrap();
+    draft.add(INDEX_FILE, &old.read(INDEX_FILE).unwrap()).unwrap();
+    draft.replace(None, &old).unwrap();
+    assert_ne!(Bundle::open(&target).unwrap().manifest(), old.manifest());
+    for path in all() {
+        let found = path.metadata().unwrap();
+        assert_eq!((found.uid(), found.gid()), (65_534, 65_534), "{}", path.display());
+    }
 }
 
 #[test]
