@@ -195,7 +195,7 @@ fn a_disk_that_only_the_configuration_knows() {
     let config = serde_json::to_vec(&config).expect("JSON");
     forge(&one, &world.path("forged"), &[("config.json", config), ("state.json", read("state.json"))]);
     let forged = world.text("forged");
-    refused(&world.command(&["restore", &forged]), &["no disk `other`", "--disk"]);
+    refused(&world.command(&["restore", &forged]), &["disk `other`", "not in the snapshot", "--disk"]);
     // Whoever names one gets it.
     let replaced = format!("other={}", world.text("victim"));
     let copy = world.restore_with("forged", "copy", &["--disk", &replaced]);
