@@ -1,9 +1,13 @@
 //! Memory that is frozen by fork, and the images made of it. In a process of its own: a forked child holds copies of
 //! every descriptor for a moment, and with them the locks that other tests look at.
 
+#[path = "common/mod.rs"]
+mod common;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use common::{eventually, host};
 use rvmm::memory::image::{Chain, Error, Mode, Origin, PAGES_FILE, Written, write};
 use rvmm::memory::{Memory, Pages, allocate};
 use rvmm::sys::directory::Directory;
@@ -117,6 +121,49 @@ fn damaged_pages_are_found() {
         assert!(matches!(error, Error::Pages { offset: 0x20_0000, .. }), "{at}: {error}");
         pages.write_all_at(&[whole], (3 << 20) + at).unwrap();
     }
+}
+
+/// Ends a copy, as a host does that has no memory left.
+fn kill(frozen: &Frozen) {
+    // SAFETY: a plain call; the child has not been waited for, so the number is its own.
+    unsafe { libc::kill(frozen.id() as libc::pid_t, libc::SIGKILL) };
+    assert!(eventually(|| !host::runs(frozen.id())));
+}
+
+/// A host without memory ends a process and takes what it has before it is gone: no page is there, and it can be asked all the same.
+#[test]
+fn a_copy_that_the_host_has_ended_is_not_taken_for_an_empty_one() {
+    let memory = allocate(&RANGES, Pages::Transparent).unwrap();
+    memory.write_slice(&[1; 8192], GuestAddress(3 << 20)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let frozen = Frozen::fork().unwrap();
+    let (pid, none) = (frozen.id() as libc::pid_t, 0usize);
+    // SAFETY: plain calls; the child has not been waited for, so the number is its own. It stops on its way out until it is killed again.
+    let taken = unsafe {
+        assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, pid, none, libc::PTRACE_O_TRACEEXIT), 0);
+        libc::kill(pid, libc::SIGKILL);
+        let mut told = std::mem::zeroed::<libc::siginfo_t>();
+        libc::waitid(libc::P_PID, frozen.id(), &mut told, libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT);
+        let process = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        libc::syscall(libc::SYS_process_mrelease, process, 0)
+    };
+    assert_eq!(taken, 0, "{}", std::io::Error::last_os_error());
+    let written = write(&frozen, &memory, &Origin::default(), None, directory.path(), &mut |_, _| {});
+    assert!(matches!(&written, Err(Error::Memory(why)) if why.to_string().contains("ended")), "{written:?}");
+}
+
+#[test]
+fn a_copy_is_read_after_it_was_found_whole() {
+    let bytes = vec![7u8; 2 * PAGE];
+    let frozen = Frozen::fork().unwrap();
+    let mut copy = vec![0; bytes.len()];
+    for _ in 0..2 {
+        frozen.check().unwrap();
+        frozen.read(bytes.as_ptr() as usize, &mut copy).unwrap();
+        assert!(copy == bytes);
+    }
+    kill(&frozen);
+    frozen.check().unwrap_err();
 }
 
 #[test]

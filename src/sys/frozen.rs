@@ -59,6 +59,29 @@ impl Frozen {
         self.memory.read_exact_at(to, address as u64)
     }
 
+    /// Makes sure that nobody has ended the copy, be it the host for want of memory: of one that has ended, the kernel says that no
+    /// page is its own. If this succeeds, all that was read before is right.
+    pub fn check(&self) -> io::Result<()> {
+        // No process is deaf to this, and one that is to end does not stop any more.
+        // SAFETY: as for `end`; the kernel fills in the structure, and leaves the child to be waited for.
+        let mut told = unsafe {
+            libc::kill(self.pid, libc::SIGSTOP);
+            std::mem::zeroed::<libc::siginfo_t>()
+        };
+        let which = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+        // SAFETY: as above.
+        while unsafe { libc::waitid(libc::P_PID, self.id(), &mut told, which) } != 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        match told.si_code {
+            libc::CLD_STOPPED => Ok(()),
+            _ => Err(io::Error::other("the copy of it was ended before it was read")),
+        }
+    }
+
     /// The pages in a range of addresses that are the process's own, in order.
     pub fn own(&self, range: Range<usize>) -> io::Result<Vec<Range<usize>>> {
         self.pagemap.find(range, Pages::Own)

@@ -62,6 +62,7 @@ pub fn write(
             progress(number * PAGE as u64, ram);
         }
     }
+    frozen.check().map_err(Error::Memory)?;
     writer.finish()
 }
 
