@@ -123,6 +123,44 @@ fn damaged_pages_are_found() {
     }
 }
 
+/// A machine that has its memory from two images, of which the upper one has a few single pages, which are copied. The base is not
+/// what the machine comes from: another image below, or another one in the place of the upper one, perhaps under the number (inode)
+/// that the file system has given out again.
+#[test]
+fn a_base_that_only_looks_like_the_origin() {
+    let machine = |value: u8| {
+        let memory = allocate(&RANGES, Pages::Transparent).unwrap();
+        memory.write_slice(&vec![value; 1 << 20], GuestAddress(0)).unwrap();
+        memory
+    };
+    let fresh = Origin::default();
+    let memory = machine(1);
+    let lower = capture(&memory, &fresh, None);
+    memory.write_slice(&[2; PAGE], GuestAddress(3 << 20)).unwrap();
+    let upper = capture(&memory, &fresh, Some(&chain([&lower])));
+    let origin = chain([&upper, &lower]);
+    let (restored, origin) = origin.map(&RANGES, &Mode::Cow, Pages::Transparent, &mut |_, _| {}).unwrap();
+    assert_eq!(origin.mapped, [(0, 256)]);
+    let is_right = |base: &[&Image]| {
+        let top = capture(&restored, &origin, Some(&chain(base.iter().copied())));
+        let all = chain([&[&top], base].concat());
+        let (memory, _) = all.map(&RANGES, &Mode::Copy, Pages::Transparent, &mut |_, _| {}).unwrap();
+        assert!(contents(&memory) == contents(&restored));
+        top.1.data
+    };
+    assert_eq!(is_right(&[&upper, &lower]), 0);
+
+    let other = capture(&machine(3), &fresh, None);
+    assert_eq!(is_right(&[&upper, &other]), 1 << 20);
+
+    memory.write_slice(&[4; PAGE], GuestAddress(0)).unwrap();
+    let later = capture(&memory, &fresh, Some(&chain([&lower])));
+    let path = |image: &Image| image.0.path().join(PAGES_FILE);
+    std::fs::write(path(&upper), std::fs::read(path(&later)).unwrap()).unwrap();
+    let in_its_place = Image(upper.0, later.1);
+    assert_eq!(is_right(&[&in_its_place, &lower]), PAGE as u64);
+}
+
 /// Ends a copy, as a host does that has no memory left.
 fn kill(frozen: &Frozen) {
     // SAFETY: a plain call; the child has not been waited for, so the number is its own.

@@ -20,6 +20,9 @@ const MAGIC: &[u8; 8] = b"rvmm-mem";
 const FORMAT: u32 = 1;
 const HEADER: usize = 24;
 const RUN: usize = 16;
+
+/// A BLAKE3 digest.
+pub type Digest = [u8; DIGEST];
 const DIGEST: usize = 32;
 
 /// Pages in a piece of RAM that has a digest.
@@ -60,7 +63,7 @@ pub struct Index {
     /// What the image says, by page.
     pub runs: Vec<Run>,
     /// Digests of the chunks with data, in order.
-    pub digests: Vec<[u8; DIGEST]>,
+    pub digests: Vec<Digest>,
 }
 
 impl Index {
@@ -110,15 +113,15 @@ impl Index {
         bytes
     }
 
-    /// Reads the bytes of the file `path` and checks all that can be checked without the pages.
-    pub fn read(bytes: &[u8], path: &Path) -> Result<Self, Error> {
+    /// Reads the bytes of the file `path` and checks all that can be checked without the pages. Gives its digest as well.
+    pub fn read(bytes: &[u8], path: &Path) -> Result<(Self, Digest), Error> {
         Self::parse(bytes).map_err(|refusal| match refusal {
             Refusal::Format(found) => Error::Format { path: path.into(), found, known: FORMAT },
             Refusal::Damage(reason) => Error::Index { path: path.into(), reason },
         })
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+    fn parse(bytes: &[u8]) -> Result<(Self, Digest), Refusal> {
         let damage = Refusal::Damage;
         let (head, tail) = bytes.split_last_chunk::<DIGEST>().ok_or(damage("it is cut off"))?;
         if head.len() < HEADER || !head.starts_with(MAGIC) {
@@ -158,7 +161,7 @@ impl Index {
             return Err(damage("its digests do not fit its runs"));
         }
         index.digests = digests.to_vec();
-        Ok(index)
+        Ok((index, *tail))
     }
 }
 
@@ -187,7 +190,7 @@ mod tests {
         let index = sample();
         assert_eq!(index.chunks(), [0, 1]);
         assert_eq!(index.runs.len(), 3);
-        assert!(Index::parse(&index.to_bytes()).is_ok_and(|read| read == index));
+        assert!(Index::parse(&index.to_bytes()).is_ok_and(|(read, _)| read == index));
     }
 
     #[test]

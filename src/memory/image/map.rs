@@ -5,13 +5,13 @@ mod verify;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::index::{CHUNK_PAGES, Index, Kind, Run};
+use super::index::{CHUNK_PAGES, Digest, Index, Kind, Run};
 use super::{Error, INDEX_FILE, PAGES_FILE, Source, file};
 use crate::memory::{self, Memory, Pages};
 use crate::sys::directory::Directory;
@@ -55,6 +55,8 @@ struct Layer {
     /// Numbers of the chunks with data: those that have digests.
     chunks: Vec<u64>,
     index: Index,
+    /// Digest of the index, and so of the pages.
+    digest: Digest,
 }
 
 impl Layer {
@@ -102,14 +104,14 @@ impl Piece {
 pub struct Origin {
     /// Runs of (first page, pages), sorted.
     pub mapped: Vec<(u64, u64)>,
-    /// The top of the chain: device and inode of its pages.
-    top: Option<(u64, u64)>,
+    /// The chain: the digests of its images.
+    chain: Vec<Digest>,
 }
 
 impl Chain {
     /// Puts the image in `directory`, whose index is `index`, below those that are there. Its pages may be elsewhere.
     pub fn push(&mut self, directory: &Directory, index: &[u8], pages_are_here: bool) -> Result<(), Error> {
-        let index = Index::read(index, &directory.path().join(INDEX_FILE))?;
+        let (index, digest) = Index::read(index, &directory.path().join(INDEX_FILE))?;
         let path = directory.path().join(PAGES_FILE);
         let open = || {
             let pages = directory.file(PAGES_FILE)?;
@@ -125,7 +127,7 @@ impl Chain {
             return Err(Error::Size { path, found: index.ram, wanted: self.ram });
         }
         let chunks = index.chunks();
-        self.layers.push(Arc::new(Layer { path, pages, chunks, index }));
+        self.layers.push(Arc::new(Layer { path, pages, chunks, index, digest }));
         Ok(())
     }
 
@@ -188,7 +190,7 @@ impl Chain {
             Mode::Lazy(_) => Pages::Transparent,
         };
         let memory = memory::allocate(ranges, pages)?;
-        let mut origin = Origin { mapped: Vec::new(), top: self.identity() };
+        let mut origin = Origin { mapped: Vec::new(), chain: self.digests().collect() };
         if matches!(mode, Mode::Lazy(_)) {
             return Ok((memory, origin));
         }
@@ -259,14 +261,13 @@ impl Chain {
         Ok(())
     }
 
-    /// Whether `origin`'s memory was mapped from this very chain.
+    /// Whether `origin`'s memory was mapped from this chain, or one that has the same in it.
     pub fn is_origin(&self, origin: &Origin) -> bool {
-        origin.top.is_some() && origin.top == self.identity()
+        self.digests().eq(origin.chain.iter().copied())
     }
 
-    fn identity(&self) -> Option<(u64, u64)> {
-        let metadata = self.layers.first()?.pages.as_ref()?.metadata().ok()?;
-        Some((metadata.dev(), metadata.ino()))
+    fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.layers.iter().map(|layer| layer.digest)
     }
 
     /// The pages that are not zero, as runs of (first, pages).
