@@ -78,22 +78,24 @@ impl Drop for Hole {
     }
 }
 
-/// Has the kernel make huge pages of small ones wherever at least half of a huge page is in memory, while the guest runs. It copies
-/// each and changes no contents. What it refuses stays as it is: pages of files, or all when no huge page is free.
+/// Has the kernel make huge pages of small ones wherever at least half of a huge page is in memory and nothing of it is swapped out,
+/// which it would bring back: the host has no memory to spare. It does so while the guest runs, copies each and changes no contents.
+/// What it refuses stays as it is: pages of files, or all when no huge page is free.
 pub fn join_small_pages(memory: &Memory) -> io::Result<()> {
     let pagemap = Pagemap::open(std::process::id())?;
     for region in memory.iter() {
         let start = region.as_ptr() as usize;
-        let small = pagemap.small(start..start + region.len() as usize)?;
-        for pages in joinable(&small, start..start + region.len() as usize) {
+        let all = start..start + region.len() as usize;
+        let (small, swapped) = (pagemap.small(all.clone())?, pagemap.swapped(all.clone())?);
+        for pages in joinable(&small, &swapped, all) {
             join(region, pages.start - start, pages.len())?;
         }
     }
     Ok(())
 }
 
-/// The huge pages within `all` of which at least half consists of these `small` pages, as ranges.
-fn joinable(small: &[Range<usize>], all: Range<usize>) -> Vec<Range<usize>> {
+/// The huge pages within `all` of which at least half consists of these `small` pages and nothing is `swapped`, as ranges.
+fn joinable(small: &[Range<usize>], swapped: &[Range<usize>], all: Range<usize>) -> Vec<Range<usize>> {
     let mut there = BTreeMap::<usize, usize>::new();
     for range in small {
         let mut at = range.start;
@@ -101,6 +103,11 @@ fn joinable(small: &[Range<usize>], all: Range<usize>) -> Vec<Range<usize>> {
             let end = range.end.min((at / HUGE + 1) * HUGE);
             *there.entry(at / HUGE * HUGE).or_default() += end - at;
             at = end;
+        }
+    }
+    for range in swapped {
+        for huge in (range.start / HUGE * HUGE..range.end).step_by(HUGE) {
+            there.remove(&huge);
         }
     }
     let mut joinable = Vec::new();
@@ -157,10 +164,21 @@ mod tests {
             huge(8)..huge(9),
         ];
         assert_eq!(
-            joinable(&small, huge(1)..huge(8) + HUGE),
+            joinable(&small, &[], huge(1)..huge(8) + HUGE),
             [huge(1)..huge(4), huge(6)..huge(7), huge(8)..huge(9)]
         );
-        assert_eq!(joinable(&small, huge(1) + PAGE..huge(9) - PAGE), [huge(2)..huge(4), huge(6)..huge(7)]);
+        assert_eq!(
+            joinable(&small, &[], huge(1) + PAGE..huge(9) - PAGE),
+            [huge(2)..huge(4), huge(6)..huge(7)]
+        );
+    }
+
+    #[test]
+    fn nothing_is_brought_back() {
+        let huge = |number: usize| number * HUGE;
+        let small = [huge(1)..huge(2), huge(2)..huge(9)];
+        let swapped = [huge(1)..huge(1) + PAGE, huge(3) - PAGE..huge(4) + PAGE, huge(8) - PAGE..huge(8)];
+        assert_eq!(joinable(&small, &swapped, huge(1)..huge(9)), [huge(5)..huge(7), huge(8)..huge(9)]);
     }
 
     #[test]
@@ -174,7 +192,10 @@ mod tests {
             let pagemap = Pagemap::open(std::process::id()).unwrap();
             let small = pagemap.small(start..start + (16 << 20));
             small.map(|small| {
-                joinable(&small, start..start + (16 << 20)).iter().map(|range| range.len()).sum::<usize>()
+                joinable(&small, &[], start..start + (16 << 20))
+                    .iter()
+                    .map(|range| range.len())
+                    .sum::<usize>()
             })
         };
         let frozen = Frozen::fork().unwrap();

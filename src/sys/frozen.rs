@@ -7,7 +7,7 @@
 //!   parent's writer thread reads the child's memory and its page map
 //! ```
 //!
-//! The child shares no lock, no descriptor and no thread with anybody: it makes three system calls and waits. It dies with
+//! The child shares no lock, no descriptor and no thread with anybody: it makes a few system calls and waits. It dies with
 //! its parent.
 
 use std::fs::File;
@@ -100,6 +100,8 @@ fn wait_forever(parent: libc::pid_t) -> ! {
     unsafe {
         libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
         libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+        // What a terminal has its processes stop and go on with is not for this one.
+        libc::syscall(libc::SYS_setsid);
         // The parent may have died before the first call.
         while libc::syscall(libc::SYS_getppid) == libc::c_long::from(parent) {
             libc::syscall(libc::SYS_pause);

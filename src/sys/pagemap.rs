@@ -47,6 +47,11 @@ impl Pagemap {
         self.scan(range, FILE | HUGE, PRESENT)
     }
 
+    /// The pages in a range that are swapped out. Fails with an older kernel.
+    pub fn swapped(&self, range: Range<usize>) -> io::Result<Vec<Range<usize>>> {
+        self.scan(range, 0, SWAPPED)
+    }
+
     /// Has the kernel look for pages of any of some categories and none of others.
     fn scan(&self, range: Range<usize>, none_of: u64, any_of: u64) -> io::Result<Vec<Range<usize>>> {
         let mut found = Vec::new();
