@@ -4,16 +4,50 @@ use std::io;
 
 /// Installs a filter (seccomp(2)) that lets `io_uring_setup` fail.
 pub fn refuse_uring() -> io::Result<()> {
-    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-    let (load, equal, end) =
-        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ, libc::BPF_RET);
-    let mut filter = [
-        // The number of the system call stands first.
-        step(load as u16, 0, 0, 0),
-        step(equal as u16, libc::SYS_io_uring_setup as u32, 0, 1),
-        step(end as u16, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
-        step(end as u16, libc::SECCOMP_RET_ALLOW, 0, 0),
-    ];
+    install(&mut [
+        load(CALL),
+        equal(libc::SYS_io_uring_setup as u32, 0, 1),
+        end(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        end(libc::SECCOMP_RET_ALLOW),
+    ])
+}
+
+/// Installs one that knows no `PAGEMAP_SCAN`, as a kernel before 6.7.
+pub fn refuse_scan() -> io::Result<()> {
+    const PAGEMAP_SCAN: u32 = 0xc060_6610;
+    install(&mut [
+        load(CALL),
+        equal(libc::SYS_ioctl as u32, 0, 3),
+        load(REQUEST),
+        equal(PAGEMAP_SCAN, 0, 1),
+        end(libc::SECCOMP_RET_ERRNO | libc::ENOTTY as u32),
+        end(libc::SECCOMP_RET_ALLOW),
+    ])
+}
+
+/// Where the number of the system call stands (`struct seccomp_data`).
+const CALL: u32 = 0;
+/// Where the lower half of its second argument stands.
+const REQUEST: u32 = 24;
+
+fn load(at: u32) -> libc::sock_filter {
+    step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at, 0, 0)
+}
+
+/// Skips so many steps if what was loaded is `value`, so many if not.
+fn equal(value: u32, if_so: u8, if_not: u8) -> libc::sock_filter {
+    step(libc::BPF_JMP | libc::BPF_JEQ, value, if_so, if_not)
+}
+
+fn end(verdict: u32) -> libc::sock_filter {
+    step(libc::BPF_RET, verdict, 0, 0)
+}
+
+fn step(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+fn install(filter: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: the program and its filter live for the calls.
     let result = unsafe {

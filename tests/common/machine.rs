@@ -114,6 +114,13 @@ impl Machine {
         self
     }
 
+    /// The kernel does not tell it which pages it has as ranges (`PAGEMAP_SCAN`), as an older one.
+    pub fn without_scan(mut self) -> Self {
+        // SAFETY: the calls are safe between fork and exec.
+        unsafe { self.command.pre_exec(filter::refuse_scan) };
+        self
+    }
+
     /// Files that it writes may not be longer than so many bytes, until [`Running::lifts_file_size_limit`].
     pub fn file_size_limit(self, bytes: u64) -> Self {
         self.soft_limit(libc::RLIMIT_FSIZE, bytes)

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod noise;
 pub mod pty;
 pub mod stream;
+pub mod swap;
 pub mod vcpu;
 pub mod world;
 

@@ -16,6 +16,7 @@ mod rebase;
 mod refused;
 mod registers;
 mod replaced;
+mod swapped;
 mod time;
 mod used;
 mod world;

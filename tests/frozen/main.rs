@@ -1,13 +1,16 @@
 //! Memory that is frozen by fork, and the images made of it. In a process of its own: a forked child holds copies of
 //! every descriptor for a moment, and with them the locks that other tests look at.
 
-#[path = "common/mod.rs"]
+#[path = "../common/mod.rs"]
 mod common;
+
+mod chains;
+mod swapped;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use common::{eventually, host};
+use common::{eventually, filter, host};
 use rvmm::memory::image::{Chain, Error, Mode, Origin, PAGES_FILE, Written, write};
 use rvmm::memory::{Memory, Pages, allocate};
 use rvmm::sys::directory::Directory;
@@ -59,6 +62,15 @@ fn scribble(memory: &Memory, random: &mut Random, pages: u64) {
         let value = if random.below(4) == 0 { [0; 4096] } else { [random.below(256) as u8; 4096] };
         memory.write_slice(&value, GuestAddress(address)).unwrap();
     }
+}
+
+/// Does something on a thread to which the kernel tells of each page alone, as an older one does.
+fn without_scan<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let work = || {
+        filter::refuse_scan().unwrap();
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
 
 /// Ten generations, each restored from the chain of all before, by mapping and by copying in turn.
