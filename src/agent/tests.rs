@@ -183,6 +183,43 @@ fn what_cannot_be_frozen_is_said() {
     assert_eq!(frozen.thaw().unwrap(), [""; 0]);
 }
 
+/// Runs a tool of the host; whether it did it.
+fn tool(program: &str, words: &[&str]) -> bool {
+    process::Command::new(program).args(words).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn what_is_frozen_is_not_left_so_when_the_system_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let (image, mount, socket) = (path("image"), path("mount"), path("agent"));
+    std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    std::fs::create_dir(&mount).unwrap();
+    if !tool("mke2fs", &["-q", "-F", &image])
+        || !tool("unshare", &["-m", "sh", "-c", "mount -o loop \"$0\" \"$1\"", &image, &mount])
+    {
+        return crate::testing::skip("no file system can be made and mounted");
+    }
+    // The mount is the agent's alone.
+    let script = "mount -o loop \"$0\" \"$1\" && exec \"$2\" --unix \"$3\"";
+    let child = process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script, &image, &mount, PROGRAM, &socket])
+        .spawn()
+        .unwrap();
+    let agent = Agent { child, directory };
+    let frozen = agent.client().freeze(&[&mount], LONG).unwrap();
+    assert_eq!((&frozen.paths[..], frozen.skipped.len()), (&[mount.clone()][..], 0), "{frozen:?}");
+    let pid = agent.child.id().to_string();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let sent = ["-TERM", "-INT"].map(|signal| tool("kill", &[signal, children.trim()]));
+    let thawed = frozen.thaw();
+    if thawed.is_err() {
+        // Else this host keeps a frozen file system.
+        tool("nsenter", &["-m", "-t", &pid, "fsfreeze", "-u", &mount]);
+    }
+    assert_eq!((thawed.ok(), sent), (Some(vec![mount]), [true; 2]));
+}
+
 /// A machine's socket behind which somebody does as the test says.
 fn peer(act: impl FnOnce(UnixStream) + Send + 'static) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();

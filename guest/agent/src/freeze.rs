@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use agent::json::{self, Value};
 use agent::mounts;
 
+use crate::process::{self, Disposition, SIGINT, SIGTERM};
 use crate::protocol::{self, Channel, Refusal};
 use crate::sys::{self, Clock, Errno, Fd, Poll, Result};
 
@@ -50,8 +51,10 @@ pub fn run(channel: &Channel, request: &Value) -> Result {
         Ok(paths) => paths,
         Err(refusal) => return channel.answer(Err(refusal)),
     };
-    // Whoever freezes must not be the one that a shortage of memory ends.
+    // Whoever freezes must not be the one that a shortage of memory ends, or the end of the system: the kernel would thaw nothing.
     let _ = sys::write_file("/proc/self/oom_score_adj", b"-1000");
+    let end = |disposition| [SIGTERM, SIGINT].map(|signal| process::set_signal(signal, disposition));
+    end(Disposition::Ignore);
     let deadline = sys::now(Clock::Monotonic) + limit * 1_000_000;
     let mut frozen = Frozen(Vec::new());
     let mut skipped = Vec::new();
@@ -68,6 +71,7 @@ pub fn run(channel: &Channel, request: &Value) -> Result {
     channel
         .answer(Ok(json::object([("frozen", Value::List(names)), ("skipped", Value::Object(skipped))])))?;
     let held = hold(channel, frozen, deadline);
+    end(Disposition::Default);
     let _ = sys::write_file("/proc/self/oom_score_adj", b"0");
     held
 }

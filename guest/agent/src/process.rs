@@ -14,6 +14,8 @@ pub const SIGCHLD: u32 = 17;
 pub const SIGPIPE: u32 = 13;
 /// The terminal is gone.
 pub const SIGHUP: u32 = 1;
+/// Ctrl-C.
+pub const SIGINT: u32 = 2;
 /// The end, please.
 pub const SIGTERM: u32 = 15;
 /// The end, at once.

@@ -27,7 +27,7 @@
 //! | `shutdown` | `how`: `poweroff` or `reboot` | before it happens |
 //!
 //! `freeze` holds until `thaw` on the same connection, until the time is over, or until the connection is lost, as it is
-//! when the machine is restored from a snapshot. What was frozen by others stays so.
+//! when the machine is restored from a snapshot; SIGTERM and SIGINT end it no sooner. What was frozen by others stays so.
 //!
 //! While a command runs, the host sends input, and the messages `{"op":"resize","rows":R,"cols":C}` and
 //! `{"op":"signal","number":N}`; the agent sends output and error output (all of it is output if there is a terminal), and
