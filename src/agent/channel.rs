@@ -129,6 +129,14 @@ impl Channel {
         }
     }
 
+    /// That the guest has said nothing more and the connection is there. Does not wait.
+    pub fn check_quiet(&self) -> Result<(), Error> {
+        match socket::is_quiet(&self.stream).map_err(Error::Lost)? {
+            true => Ok(()),
+            false => Err(Error::Garbled("it speaks without being asked")),
+        }
+    }
+
     /// Sends a request and waits for its answer.
     pub fn ask(&mut self, request: &Value, timeout: Duration) -> Result<Value, Error> {
         self.say(request)?;

@@ -97,6 +97,19 @@ pub fn read_line(socket: &UnixStream, line: &mut Vec<u8>, longest: usize) -> io:
     Ok(taken)
 }
 
+/// Whether both ends are open and nothing has come that is not read. Does not wait.
+///
+/// # Errors
+/// As of recv(2); `UnexpectedEof` when the other end is closed.
+pub fn is_quiet(socket: &UnixStream) -> io::Result<bool> {
+    match receive(socket, &mut [0], libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 fn receive(socket: &UnixStream, to: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the kernel writes at most as many bytes as `to` has.
     let count = unsafe { libc::recv(socket.as_raw_fd(), to.as_mut_ptr().cast(), to.len(), flags) };
@@ -233,6 +246,18 @@ mod tests {
         let mut line = Vec::new();
         while read_line(&near, &mut line, 200).unwrap() > 0 {}
         assert_eq!(line, [b'x'; 72]);
+    }
+
+    #[test]
+    fn is_quiet_until_something_comes_or_it_ends() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        assert!(is_quiet(&near).unwrap());
+        io::Write::write_all(&mut far, b"x").unwrap();
+        assert!(!is_quiet(&near).unwrap() && !is_quiet(&near).unwrap(), "it is read by others");
+        io::Read::read_exact(&mut &near, &mut [0]).unwrap();
+        assert!(is_quiet(&near).unwrap());
+        drop(far);
+        assert_eq!(is_quiet(&near).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     /// Ends it also for a child of another test that has not come to its own program yet.

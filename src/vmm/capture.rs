@@ -11,21 +11,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::freeze::{self, Held};
+use super::freeze::{self, Held, Told};
 use super::machine::{Machine, lock};
 use super::message::{Message, Outbox};
 use super::request::{self, Freeze, Request, Response, RunState, Save};
 use super::snapshot::{CONFIG, LoadError, NOTE, STATE, State, settled};
-use super::{Error, Vmm, chain};
+use super::{Error, Vmm};
 use crate::config::{HugePages, VmConfig};
 use crate::disk::Contents;
-use crate::memory::image::{self, Chain, INDEX_FILE, Lazy, Origin};
+use crate::memory::image::{self, Chain, INDEX_FILE, Origin};
 use crate::memory::{Memory, join_small_pages};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::sys::frozen::Frozen;
@@ -66,6 +65,8 @@ pub struct Capture {
     /// See [`NOTE`].
     note: Option<Vec<u8>>,
     pause: Pause,
+    /// Of the guest's file systems.
+    told: Told,
     /// The machine stands still until it is written.
     holds: bool,
 }
@@ -103,6 +104,7 @@ impl Capture {
         config: &VmConfig,
         note: Option<Vec<u8>>,
         mut pause: Pause,
+        told: Told,
         holds: bool,
     ) -> Result<Self, Error> {
         machine.functions.iter().for_each(|function| lock(function).freeze());
@@ -130,6 +132,7 @@ impl Capture {
             config: config.clone(),
             note,
             pause,
+            told,
             holds,
         })
     }
@@ -169,7 +172,7 @@ impl Capture {
         let from = draft.path().canonicalize()?;
         let target = draft.target().to_path_buf();
         draft.publish(parent.map(|parent| parent.as_parent_of(&from)), disks)?;
-        Ok(json!({
+        let mut report = json!({
             "path": target,
             "pause_us": self.pause.total(),
             "pause_parts_us": self.pause.parts(),
@@ -178,32 +181,17 @@ impl Capture {
             "data_bytes": written.data,
             "zero_bytes": written.zero,
             "next_overlay": next,
-        }))
+        });
+        freeze::tell(&mut report, self.told);
+        Ok(report)
     }
 }
 
 impl Vmm {
-    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems, which `frozen` holds still or says
-    /// why not, are thawed when it has been taken.
-    pub(super) fn save(&mut self, save: Save, frozen: Option<Held>, answer: Sender<Response>) {
-        // What is not there yet cannot be saved: the request comes again when it is.
-        if let Some(filled) = self.machine.lazy.as_ref().and_then(Lazy::under_way) {
-            let outbox = self.outbox();
-            let work = move || {
-                filled.wait();
-                outbox.send(Message::Request(Request::Save(save), answer));
-            };
-            // The sender that a thread could not take is gone, and whoever waits hears that.
-            if let Err(error) = thread::Builder::new().name("save-later".into()).spawn(work) {
-                log::error!("cannot start the thread that waits for memory: {error}");
-            }
-            return;
-        }
+    /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
+    pub(super) fn save(&mut self, save: Save, held: Option<Held>, answer: Sender<Response>) {
         let (memory, outbox, whoever) = (Arc::clone(&self.machine.memory), self.outbox(), answer.clone());
-        let work = move || {
-            let saved = write(&save, &memory, frozen, &outbox);
-            let _ = answer.send(saved.map_err(|error| request::Error::Save(chain(error.as_ref()))));
-        };
+        let work = move || drop(answer.send(write(&save, &memory, held, &outbox)));
         if let Err(error) = self.writers.start("snapshot", work) {
             let reason = format!("no thread can be started: {error}");
             let _ = whoever.send(Err(request::Error::Save(reason)));
@@ -213,11 +201,16 @@ impl Vmm {
     /// Captures what is in the machine, which runs on unless it is to end, or is on reserved huge pages: when it writes to one that
     /// is shared with the copy and the host has none left, the kernel takes it from the copy. If the guest has just ended or restarted
     /// the machine, that comes first: what is to follow is in no state that is saved.
-    pub(super) fn capture(&mut self, save: Save, writer: Sender<Result<Capture, Error>>) {
+    pub(super) fn capture(
+        &mut self,
+        save: Save,
+        held: Option<Held>,
+        writer: Sender<Result<Capture, request::Error>>,
+    ) {
         let holds = save.stop || self.config.machine_config.huge_pages == HugePages::Size2M;
         // Its file systems are frozen already, if they are to be.
         if let Err(error) = Request::Save(Save { freeze: Freeze::No, ..save.clone() }).check(self.state) {
-            let _ = writer.send(Err(error.into()));
+            let _ = writer.send(Err(error));
             return;
         }
         // Before the disks are frozen, and on the thread that puts them on another base: what is noted of overlays is of those that
@@ -225,9 +218,15 @@ impl Vmm {
         let note = self.directory.as_ref().and_then(|directory| std::fs::read(directory.join(NOTE)).ok());
         let pause = Pause { start: Instant::now(), parts: Vec::new() };
         self.machine.pause();
-        let capture = match self.inbox.has_end() {
-            true => None,
-            false => Some(Capture::take(&self.machine, &self.config, note, pause, holds)),
+        let ends = self.inbox.has_end();
+        let capture = match freeze::told(&held) {
+            _ if ends => None,
+            // They have not held still for long enough.
+            Some(Err(reason)) if save.freeze == Freeze::Must => Some(Err(request::Error::Freeze(reason))),
+            told => {
+                let taken = Capture::take(&self.machine, &self.config, note, pause, told, holds);
+                Some(taken.map_err(|error| request::Error::save(&error)))
+            }
         };
         if holds && capture.as_ref().is_some_and(Result::is_ok) {
             (self.before, self.state) = (self.state, RunState::Saving);
@@ -236,7 +235,7 @@ impl Vmm {
         }
         match capture {
             Some(capture) => drop(writer.send(capture)),
-            None => self.outbox().send(Message::Capture(save, writer)),
+            None => self.outbox().send(Message::Capture(save, held, writer)),
         }
     }
 }
@@ -255,28 +254,18 @@ pub(super) fn prepare(save: &Save, memory: &Memory) {
     }
 }
 
-/// Saves a machine with this memory. `frozen` are the guest's file systems, which are thawed when the capture is taken.
-fn write(
-    save: &Save,
-    memory: &Memory,
-    frozen: Option<Held>,
-    outbox: &Outbox,
-) -> Result<Value, Box<dyn std::error::Error>> {
-    let plan = Plan::new(save, ram(memory))?;
-    if frozen.is_none() {
+/// Saves a machine with this memory. `held` are the guest's file systems, which are thawed when the capture is taken.
+fn write(save: &Save, memory: &Memory, held: Option<Held>, outbox: &Outbox) -> Response {
+    let plan = Plan::new(save, ram(memory)).map_err(|error| request::Error::save(&error))?;
+    if held.is_none() {
         prepare(save, memory);
     }
     let start = Instant::now();
     let (sender, captured) = mpsc::channel();
-    outbox.send(Message::Capture(save.clone(), sender));
-    let captured = captured.recv().map_err(|_| request::Error::Ended)?;
-    let thawed = freeze::thaw(frozen);
-    let captured = captured?;
+    outbox.send(Message::Capture(save.clone(), held, sender));
+    let captured = captured.recv().map_err(|_| request::Error::Ended)??;
     let holds = captured.holds;
-    let mut report = captured.write(plan);
-    if let Ok(report) = &mut report {
-        freeze::tell(report, thawed);
-    }
+    let mut report = captured.write(plan).map_err(|error| request::Error::save(error.as_ref()));
     if let (Ok(report), true) = (&mut report, holds && !save.stop) {
         report["pause_us"] = (start.elapsed().as_micros() as u64).into();
     }

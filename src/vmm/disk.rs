@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::freeze::{self, Held};
+use super::freeze::{self, Held, Told};
 use super::machine::lock;
 use super::request::{self, Response, RunState};
 use super::{Vmm, chain};
@@ -23,15 +23,14 @@ use crate::devices::virtio::Function;
 use crate::disk::{self, Contents};
 
 impl Vmm {
-    /// Freezes the disk; the answer is sent when its overlays are linked into `target`. The guest's file systems, which `frozen`
-    /// holds still or says why not, go on before that.
-    pub(super) fn save_disk(&mut self, target: PathBuf, frozen: Option<Held>, answer: Sender<Response>) {
+    /// Freezes the disk; the answer is sent when its overlays are linked into `target`. The guest's file systems go on before that.
+    pub(super) fn save_disk(&mut self, target: PathBuf, held: Option<Held>, answer: Sender<Response>) {
         let refuse = |reason: String| Err(request::Error::Save(reason));
         let start = Instant::now();
-        let contents = self.freeze_image_disk();
+        let contents = self.freeze_image_disk(&held);
         let pause = start.elapsed();
-        let thawed = freeze::thaw(frozen);
-        let contents = match contents {
+        drop(held);
+        let (told, contents) = match contents {
             Ok(Some(contents)) => contents,
             Ok(None) => {
                 let _ = answer.send(refuse("it does not stand on an image, or cannot write to it".into()));
@@ -45,7 +44,7 @@ impl Vmm {
         let whoever = answer.clone();
         let work = move || {
             let linked = link(contents, &target, pause).map(|mut linked| {
-                freeze::tell(&mut linked, thawed);
+                freeze::tell(&mut linked, told);
                 linked
             });
             let _ = answer.send(linked);
@@ -55,10 +54,13 @@ impl Vmm {
         }
     }
 
-    fn freeze_image_disk(&mut self) -> Result<Option<Contents>, String> {
-        let frozen = self.with_image_disk(Function::freeze_contents);
-        let frozen = frozen.transpose().map_err(|error| chain(&error))?;
-        Ok(frozen.flatten().map(|(_, contents)| contents))
+    /// Freezes it, and says which of the guest's file systems held still.
+    fn freeze_image_disk(&mut self, held: &Option<Held>) -> Result<Option<(Told, Contents)>, String> {
+        let frozen = self.with_image_disk(|function| {
+            let told = freeze::told(held);
+            function.freeze_contents().map(|frozen| frozen.map(|(_, contents)| (told, contents)))
+        });
+        Ok(frozen.transpose().map_err(|error| chain(&error))?.flatten())
     }
 
     /// Puts the image's disk on other layers; says whether it did.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{request, snapshot, vcpus};
+use super::{snapshot, vcpus};
 use crate::devices::virtio;
 use crate::{arch, bus, console, kvm, memory};
 
@@ -44,9 +44,6 @@ pub enum Error {
     /// The copy of the memory for a snapshot.
     #[error("Cannot freeze the machine's memory")]
     Fork(#[source] io::Error),
-    /// What is asked is not possible now.
-    #[error(transparent)]
-    Request(#[from] request::Error),
     /// A file that it is to have cannot be told in JSON.
     #[error("A file of the machine has a name or a directory that is not UTF-8: rename it")]
     Name(#[source] serde_json::Error),

@@ -9,10 +9,9 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Error;
 use super::capture::Capture;
-use super::request::{Request, Response, Save};
-use crate::agent::{self, Frozen};
+use super::freeze::Held;
+use super::request::{self, Request, Response, Save};
 use crate::kvm::Exit;
 use crate::notice::{Notice, Notifier};
 use crate::sys::event::event;
@@ -32,15 +31,17 @@ pub enum Message {
     },
     /// Somebody asks for something.
     Request(Request, Sender<Response>),
-    /// A snapshot is to be written: what is in the machine now is to be captured.
-    Capture(Save, Sender<Result<Capture, Error>>),
+    /// A snapshot is to be written: what is in the machine now is to be captured, with these file systems of the guest.
+    Capture(Save, Option<Held>, Sender<Result<Capture, request::Error>>),
     /// The snapshot of a machine that stands still until then is written, or could not be.
     Written {
         /// The machine is to end now.
         end: bool,
     },
     /// The guest's file systems hold still, as it was asked for, or why not: now the machine is to be saved.
-    Frozen(Request, Result<Frozen, agent::Error>, Sender<Response>),
+    Frozen(Request, Held, Sender<Response>),
+    /// They go on again.
+    Thawed,
 }
 
 /// Where messages are put. Cheap to clone.

@@ -27,7 +27,6 @@ mod writers;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -93,6 +92,7 @@ pub const SILENT_RESTARTS: u32 = 3;
 pub struct Vmm {
     machine: Machine,
     writers: Writers,
+    turns: freeze::Turns,
     watchers: Watchers,
     config: VmConfig,
     inbox: Inbox,
@@ -147,6 +147,7 @@ impl Vmm {
         Ok(Vmm {
             machine,
             writers: Writers::default(),
+            turns: freeze::Turns::default(),
             watchers: Watchers::default(),
             config,
             inbox,
@@ -224,8 +225,8 @@ impl Vmm {
             Message::Failed(reason) => Some(Outcome::Failed(reason)),
             Message::Terminate { force: true } => Some(Outcome::Stopped),
             Message::Terminate { force: false } => self.press_power_button(),
-            Message::Capture(save, writer) => {
-                self.capture(save, writer);
+            Message::Capture(save, held, writer) => {
+                self.capture(save, held, writer);
                 None
             }
             Message::Written { end: true } => Some(Outcome::Stopped),
@@ -237,8 +238,12 @@ impl Vmm {
                 }
                 None
             }
-            Message::Frozen(request, frozen, answer) => {
-                self.write(request, Some(frozen), answer);
+            Message::Frozen(request, held, answer) => {
+                self.write(request, Some(held), answer);
+                None
+            }
+            Message::Thawed => {
+                self.thawed();
                 None
             }
             Message::Request(request, answer) => self.request(request, answer),
@@ -295,7 +300,7 @@ impl Vmm {
         match request {
             // Answered when it is written, or when the machine has ended.
             Request::Save(_) | Request::SaveDisk { .. } => {
-                self.begin_to_save(request, answer);
+                self.begin(request, answer);
                 return None;
             }
             Request::AwaitEnd => {
@@ -314,16 +319,6 @@ impl Vmm {
         let told = || json!({ "state": self.state, "stopped": outcome.is_some() });
         let _ = answer.send(response.unwrap_or_else(|| Ok(told())));
         outcome
-    }
-
-    /// Saves the machine or its disk, after the guest's file systems were frozen if they are to be.
-    fn begin_to_save(&mut self, request: Request, answer: Sender<Response>) {
-        if self.freezes(&request) {
-            let (agent, memory) = (self.agent.clone(), Arc::clone(&self.machine.memory));
-            freeze::freeze(request, agent, memory, self.outbox(), answer);
-        } else {
-            self.write(request, None, answer);
-        }
     }
 
     fn describe(&self) -> serde_json::Value {

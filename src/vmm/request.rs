@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::chain;
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -120,6 +122,13 @@ pub enum Error {
     /// The machine has ended meanwhile.
     #[error("The machine has ended")]
     Ended,
+}
+
+impl Error {
+    /// A snapshot could not be taken or written, for this reason.
+    pub(super) fn save(error: &dyn std::error::Error) -> Self {
+        Error::Save(chain(error))
+    }
 }
 
 impl Request {

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::thread;
 
+mod freeze;
+
 use super::*;
 use crate::arch::x86_64::kernel::fake::{FakeElf, START};
 use crate::config::BootSource;
@@ -12,8 +14,8 @@ use crate::kvm;
 /// `cli`, then `hlt` for ever.
 const NOTHING: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
 
-/// A machine that is paused at first, while `outside` talks to its monitor on another thread and ends it.
-fn paused(directory: &Path, outside: impl FnOnce(&Outbox) + Send + 'static) -> Option<Vmm> {
+/// A machine that stands still.
+fn machine(directory: &Path) -> Option<Vmm> {
     if kvm::open().is_err() {
         crate::testing::skip("no /dev/kvm");
         return None;
@@ -32,7 +34,18 @@ fn paused(directory: &Path, outside: impl FnOnce(&Outbox) + Send + 'static) -> O
         read_ahead: false,
         on_memory_lost: None,
     };
-    let mut vmm = Vmm::new(config, None, environment).unwrap();
+    Some(Vmm::new(config, None, environment).unwrap())
+}
+
+/// A machine that is paused at first, while `outside` talks to its monitor on another thread and ends it.
+fn paused(directory: &Path, outside: impl FnOnce(&Outbox) + Send + 'static) -> Option<Vmm> {
+    let mut vmm = machine(directory)?;
+    run(&mut vmm, outside);
+    Some(vmm)
+}
+
+/// Runs a machine, while `outside` talks to its monitor on another thread and ends it.
+fn run(vmm: &mut Vmm, outside: impl FnOnce(&Outbox) + Send + 'static) {
     let outbox = vmm.outbox();
     let outside = thread::spawn(move || {
         outside(&outbox);
@@ -40,7 +53,6 @@ fn paused(directory: &Path, outside: impl FnOnce(&Outbox) + Send + 'static) -> O
     });
     assert_eq!(vmm.run(), Outcome::Stopped);
     outside.join().unwrap();
-    Some(vmm)
 }
 
 fn state(outbox: &Outbox) -> serde_json::Value {
