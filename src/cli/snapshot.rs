@@ -21,7 +21,7 @@ use crate::vmm::snapshot::Restore;
 use crate::vmm::{self, chain, rebase};
 
 /// How long writing a snapshot may take.
-const PATIENCE: Duration = Duration::from_secs(3600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What is done.
 #[derive(clap::Subcommand)]

@@ -6,6 +6,7 @@
 //!   --force          Kill, or SIGKILL for a process that does not answer or end                                  ──► gone
 //! ```
 //!
+//! A machine that is being saved answers when it goes on and its guest hears the button: until then nobody's time passes.
 //! A second connection waits for the machine to tell how it ended.
 
 use std::time::Duration;
@@ -16,8 +17,10 @@ use super::Common;
 use super::end::{End, gone};
 use super::machines::{self, Error, PATIENCE, Selection, Told, ask};
 use super::output::Failure;
+use super::snapshot;
 use crate::api::client;
 use crate::api::runtime::Machine;
+use crate::vmm::request::RunState;
 
 /// How long the end of a machine may take after it was told to end.
 const TEARDOWN: Duration = Duration::from_secs(10);
@@ -98,16 +101,19 @@ fn was_forced(end: End) -> Option<bool> {
 
 /// Whether it is known to have been stopped by force.
 fn stop(machine: &Machine, args: &Args) -> Result<bool, Error> {
+    if args.force {
+        return force(machine);
+    }
+    // One that hangs does not answer, and is not waited for as one that is being saved.
+    let description = ask(machine, "GET", "/vm", None)?;
     match args.timeout.map(Duration::from_secs) {
-        _ if args.force => force(machine),
         Some(time) => {
-            let pressed = act(machine, "PowerButton");
-            match pressed {
+            match act(machine, "PowerButton", snapshot::PATIENCE) {
                 // It cannot hear the button.
                 Err(Error::Client(client::Error::Refused { status: 409, .. })) => {}
                 pressed => {
                     pressed?;
-                    if gone(machine, time).is_ok() {
+                    if gone_unless_saved(machine, time).is_ok() {
                         return Ok(false);
                     }
                 }
@@ -115,16 +121,27 @@ fn stop(machine: &Machine, args: &Args) -> Result<bool, Error> {
             force(machine)
         }
         None => {
-            let description = ask(machine, "GET", "/vm", None)?;
             let grace = Duration::from_millis(description["stop_timeout_ms"].as_u64().unwrap_or(0));
-            let stopped = act(machine, "Stop")?["stopped"] == true;
-            gone(machine, grace.saturating_add(TEARDOWN)).map(|()| stopped)
+            let stopped = act(machine, "Stop", snapshot::PATIENCE)?["stopped"] == true;
+            gone_unless_saved(machine, grace.saturating_add(TEARDOWN)).map(|()| stopped)
         }
     }
 }
 
-fn act(machine: &Machine, action: &str) -> Result<Value, Error> {
-    ask(machine, "PUT", "/actions", Some(json!({ "action_type": action })))
+/// Waits until a machine is gone. If it is being saved when its time is over, its guest could not use all of that, and gets it again.
+fn gone_unless_saved(machine: &Machine, time: Duration) -> Result<(), Error> {
+    let is_saved =
+        || ask(machine, "GET", "/vm", None).is_ok_and(|told| told["state"] == json!(RunState::Saving));
+    loop {
+        match gone(machine, time) {
+            Err(Error::StillThere { .. }) if is_saved() => {}
+            result => return result,
+        }
+    }
+}
+
+fn act(machine: &Machine, action: &str, time: Duration) -> Result<Value, Error> {
+    machines::ask_for(machine, "PUT", "/actions", Some(json!({ "action_type": action })), time)
 }
 
 /// Ends the machine `name` at once; false if none runs.
@@ -139,7 +156,7 @@ pub fn by_force(name: &str, common: &Common) -> Result<bool, Failure> {
 
 /// Ends a machine at once; whether it is known that it did not end by itself before.
 fn force(machine: &Machine) -> Result<bool, Error> {
-    let killed = act(machine, "Kill");
+    let killed = act(machine, "Kill", PATIENCE);
     let answers = !matches!(killed, Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })));
     // One that answers may yet hang in its end: nobody may read its standard error.
     if answers && gone(machine, TEARDOWN).is_ok() {

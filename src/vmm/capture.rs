@@ -229,7 +229,7 @@ impl Vmm {
             }
         };
         if holds && capture.as_ref().is_some_and(Result::is_ok) {
-            (self.before, self.state) = (self.state, RunState::Saving);
+            self.stand_still();
         } else if self.state == RunState::Running {
             self.machine.resume();
         }

@@ -16,6 +16,7 @@ mod freeze;
 mod machine;
 pub mod message;
 mod platform;
+mod power;
 pub mod rebase;
 pub mod request;
 mod signals;
@@ -100,6 +101,8 @@ pub struct Vmm {
     state: RunState,
     /// What it was before it stood still to be saved.
     before: RunState,
+    /// What it is to hear when it has been saved.
+    later: Vec<Message>,
     /// Why the machine was paused by itself.
     stalled: Option<String>,
     deadline: signals::Deadline,
@@ -154,6 +157,7 @@ impl Vmm {
             events,
             state: RunState::Paused,
             before: RunState::Paused,
+            later: Vec::new(),
             stalled: None,
             deadline,
             grace,
@@ -214,6 +218,10 @@ impl Vmm {
 
     fn handle(&mut self, message: Message) -> Option<Outcome> {
         match message {
+            message if self.is_for_later(&message) => {
+                self.later.push(message);
+                None
+            }
             Message::Notice(notice, at) => self.notice(notice, at),
             Message::Exit(vcpu, exit) => Some(match exit {
                 // A way to restart (`reboot=triple`).
@@ -230,14 +238,7 @@ impl Vmm {
                 None
             }
             Message::Written { end: true } => Some(Outcome::Stopped),
-            Message::Written { end: false } => {
-                self.machine.retry();
-                self.state = RunState::Paused;
-                if self.before == RunState::Running {
-                    self.resume();
-                }
-                None
-            }
+            Message::Written { end: false } => self.go_on(),
             Message::Frozen(request, held, answer) => {
                 self.write(request, Some(held), answer);
                 None
@@ -334,21 +335,6 @@ impl Vmm {
             "vmm_version": env!("CARGO_PKG_VERSION"),
             "config": config,
         })
-    }
-
-    /// Asks the guest to switch itself off, and gives it some time. A machine that is paused cannot hear it, and a
-    /// second wish is not kept waiting.
-    fn press_power_button(&mut self) -> Option<Outcome> {
-        if self.state != RunState::Running || self.deadline.is_set() {
-            return Some(Outcome::Stopped);
-        }
-        info!(
-            "pressing the power button; the machine is stopped in {} s if the guest does not",
-            self.grace.as_secs()
-        );
-        self.machine.platform.ged.raise(Event::PowerButton);
-        self.deadline.set(self.grace);
-        None
     }
 
     fn pause(&mut self) {

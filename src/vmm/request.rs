@@ -4,8 +4,10 @@
 //!         Describe, AwaitEnd  Save  Save, frozen  SaveDisk, StandOn  Pause  Resume  PowerButton  Stop
 //!   running       x            x         x               x            x              x           x
 //!   paused        x            x                         x                    x                   x
-//!   saving        x                                                                              x
+//!   saving        x                                                                    later     later, by force x
 //! ```
+//!
+//! Later is when the machine goes on: the answer, too, comes then.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use log::{error, warn};
@@ -48,17 +48,22 @@ const SILENCE: Duration = Duration::from_secs(1);
 pub struct Deadline {
     timer: Arc<Mutex<Timer>>,
     set: bool,
+    /// What is left of a time that does not pass.
+    held: Option<Duration>,
     outbox: Outbox,
 }
 
 struct Timer {
     fd: TimerFd,
+    /// When it expires.
+    at: Instant,
     /// What is left when the timer expires the first time.
     rest: Duration,
 }
 
 impl Timer {
     fn start(&mut self, time: Duration) -> io::Result<()> {
+        self.at = Instant::now() + time;
         // A zero would switch it off.
         self.fd.reset(time.max(Duration::from_millis(1)), None).map_err(io::Error::from)
     }
@@ -68,8 +73,8 @@ impl Deadline {
     /// No deadline yet.
     pub fn new(outbox: Outbox) -> io::Result<Self> {
         let fd = TimerFd::new().map_err(io::Error::from)?;
-        let timer = Timer { fd, rest: Duration::ZERO };
-        Ok(Deadline { timer: Arc::new(Mutex::new(timer)), set: false, outbox })
+        let timer = Timer { fd, at: Instant::now(), rest: Duration::ZERO };
+        Ok(Deadline { timer: Arc::new(Mutex::new(timer)), set: false, held: None, outbox })
     }
 
     /// Sets it.
@@ -80,6 +85,32 @@ impl Deadline {
             Ok(()) => self.set = true,
             Err(error) => error!("cannot set a timer: {error}"),
         }
+    }
+
+    /// Its time does not pass until [`go_on`](Self::go_on).
+    pub fn hold(&mut self) {
+        if self.set {
+            let mut timer = lock(&self.timer);
+            self.held = Some(timer.at.saturating_duration_since(Instant::now()));
+            if let Err(error) = timer.fd.clear() {
+                error!("cannot stop a timer: {error}");
+            }
+        }
+    }
+
+    /// What was left of its time when it was held passes now.
+    pub fn go_on(&mut self) {
+        if let Some(left) = self.held.take()
+            && let Err(error) = lock(&self.timer).start(left)
+        {
+            error!("cannot set a timer: {error}");
+        }
+    }
+
+    /// Whether its time passes, and is not over.
+    #[cfg(test)]
+    pub fn passes(&self) -> bool {
+        lock(&self.timer).fd.is_armed().unwrap()
     }
 
     /// Whether it was set.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::thread;
 
 mod freeze;
+mod power;
 
 use super::*;
 use crate::arch::x86_64::kernel::fake::{FakeElf, START};
@@ -27,7 +28,7 @@ fn machine(directory: &Path) -> Option<Vmm> {
     let environment = Environment {
         kernel_cache: None,
         termination: None,
-        grace: Duration::ZERO,
+        grace: Duration::from_secs(3600),
         directory: None,
         log: None,
         start_paused: true,
