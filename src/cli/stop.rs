@@ -58,7 +58,7 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
         let forced = match stop(machine, args) {
             // A machine that ends by itself meanwhile does not answer any more, and that is what was wanted.
             Err(Error::Client(client::Error::Lost(_) | client::Error::Refused { status: 503, .. })) => {
-                gone(machine, TEARDOWN).map(|()| false)
+                gone_unless_saved(machine, TEARDOWN).map(|()| false)
             }
             Err(_) if machine.is_gone() => Ok(false),
             result => result,
@@ -128,15 +128,23 @@ fn stop(machine: &Machine, args: &Args) -> Result<bool, Error> {
     }
 }
 
-/// Waits until a machine is gone. If it is being saved when its time is over, its guest could not use all of that, and gets it again.
+/// Waits until a machine is gone. If its time is over while it is being saved, its guest could not use all of that, and gets it again;
+/// a machine that has ended goes when its snapshot is written.
 fn gone_unless_saved(machine: &Machine, time: Duration) -> Result<(), Error> {
-    let is_saved =
-        || ask(machine, "GET", "/vm", None).is_ok_and(|told| told["state"] == json!(RunState::Saving));
+    let told = || client::call(&machine.socket, "GET", "/vm", None, PATIENCE);
     loop {
         match gone(machine, time) {
-            Err(Error::StillThere { .. }) if is_saved() => {}
+            Err(Error::StillThere { .. }) if is_saved(&told()) => {}
             result => return result,
         }
+    }
+}
+
+/// Whether a machine that tells this is being saved, or has ended and is not gone: it answers no more when all is written.
+fn is_saved(told: &Result<Value, client::Error>) -> bool {
+    match told {
+        Ok(told) => told["state"] == json!(RunState::Saving),
+        Err(error) => matches!(error, client::Error::Refused { status: 503, .. }),
     }
 }
 
@@ -159,9 +167,30 @@ fn force(machine: &Machine) -> Result<bool, Error> {
     let killed = act(machine, "Kill", PATIENCE);
     let answers = !matches!(killed, Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })));
     // One that answers may yet hang in its end: nobody may read its standard error.
-    if answers && gone(machine, TEARDOWN).is_ok() {
+    if answers && gone_unless_saved(machine, TEARDOWN).is_ok() {
         return Ok(killed.is_ok_and(|answer| answer["stopped"] == true));
     }
     machine.kill().map_err(Error::Kill)?;
     gone(machine, TEARDOWN).map(|()| false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_waited_for_that_is_saved_and_no_other() {
+        let refused =
+            |status| Err(client::Error::Refused { status, message: "The machine has ended".into() });
+        let tells = |state: &str| Ok(json!({ "state": state }));
+        for (told, waits) in [
+            (tells("Saving"), true),
+            (refused(503), true),
+            (tells("Running"), false),
+            (refused(409), false),
+            (Err(client::Error::Silent), false),
+        ] {
+            assert_eq!(is_saved(&told), waits, "{told:?}");
+        }
+    }
 }
