@@ -167,7 +167,7 @@ fn force(machine: &Machine) -> Result<bool, Error> {
     let killed = act(machine, "Kill", PATIENCE);
     let answers = !matches!(killed, Err(Error::Client(client::Error::Silent | client::Error::Absent { .. })));
     // One that answers may yet hang in its end: nobody may read its standard error.
-    if answers && gone_unless_saved(machine, TEARDOWN).is_ok() {
+    if answers && gone(machine, TEARDOWN).is_ok() {
         return Ok(killed.is_ok_and(|answer| answer["stopped"] == true));
     }
     machine.kill().map_err(Error::Kill)?;
