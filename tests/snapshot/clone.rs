@@ -122,6 +122,30 @@ fn clones_of_a_machine_that_runs() {
 }
 
 #[test]
+fn whoever_clones_is_killed() {
+    need!(host::kvm());
+    let world = World::new();
+    let source = counting(&world, "source").start();
+    address(&source);
+    let (store, console) = (world.text("store"), format!("file={}", world.text("%n.log")));
+    let fixed = ["clone", "source", "--store", &store, "--console", &console];
+    let cloning = world.command_line(&[&fixed[..], &["-n", "20", "--name", "w"]].concat()).start();
+    assert!(eventually(|| world.path("w-1.log").exists()));
+    cloning.kill();
+    // The next one clears up, and names are free or those of machines that run.
+    let ended = world.command(&[&fixed[..], &["-n", "20", "--name", "w"]].concat());
+    assert!(ended.err.lines().all(|line| line.contains("runs already")), "{ended}");
+    assert_eq!(fs::read_dir(world.path("store/scratch")).expect("a directory").count(), 0);
+    let listed = world.does(&["ps", "-q"]);
+    assert_eq!(listed.lines().filter(|line| line.starts_with("w-")).count(), 20, "{listed}");
+    for number in [1, 20] {
+        let text = || fs::read_to_string(world.path(&format!("w-{number}.log"))).unwrap_or_default();
+        assert!(eventually(|| text().matches("\ncounter ").count() >= 5), "{}", text());
+    }
+    goes_on_from(&source, 500);
+}
+
+#[test]
 fn memory_that_is_copied_needs_no_snapshot() {
     need!(host::kvm());
     let world = World::new();
