@@ -206,6 +206,7 @@ fn live(
     ready: Ready,
     common: &Common,
 ) -> Result<u8, Failure> {
+    source.leave_to_parent();
     let config = configure(number, &name, args, source)?;
     let (entered, _lease) = source.stands_on(&config, common).map(StandsOn::enter).unzip();
     let life = Life {

@@ -18,10 +18,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A directory of this process, removed with all that is in it when this value is dropped.
+/// A directory of this process, removed with all that is in it when this value is dropped. A forked child that drops its copy leaves
+/// the directory to its parent; as long as it has the copy, nobody takes the directory for a stale one.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
+    /// The process that made it.
+    owner: u32,
     _lock: File,
 }
 
@@ -46,7 +49,9 @@ impl Scratch {
                 lock => lock?,
             };
             match lock.try_lock() {
-                Ok(()) if path.exists() => return Ok(Scratch { path, _lock: lock }),
+                Ok(()) if path.exists() => {
+                    return Ok(Scratch { path, owner: std::process::id(), _lock: lock });
+                }
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
@@ -61,7 +66,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        if self.owner == std::process::id() {
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What clones are made of: a snapshot, a machine that runs, or a warm image.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use serde_json::json;
@@ -31,7 +32,7 @@ pub struct Source {
 /// What keeps the files meanwhile.
 enum Kept {
     Nothing,
-    Scratch { _directory: Scratch },
+    Scratch { directory: RefCell<Option<Scratch>> },
     Lease { _lease: Lease },
 }
 
@@ -52,7 +53,12 @@ impl Source {
             let scratch = store::open(common)?.scratch().map_err(Failure::usage)?;
             let target = scratch.path().join("snapshot");
             snapshot::save(name.as_str(), &target, json!({ "path": target }), common)?;
-            return Source::of_snapshot(&target, prefix, Kept::Scratch { _directory: scratch }, args);
+            return Source::of_snapshot(
+                &target,
+                prefix,
+                Kept::Scratch { directory: RefCell::new(Some(scratch)) },
+                args,
+            );
         }
         let unknown = format!("There is no snapshot `{text}` here, and no machine of that name runs");
         let Some(store) = store::existing(common)? else { return Err(Failure::usage(unknown)) };
@@ -87,6 +93,14 @@ impl Source {
     /// Whether it is there when they run, so that it is worth to have it read ahead.
     pub fn stays(&self) -> bool {
         !matches!(self.kept, Kept::Scratch { .. })
+    }
+
+    /// Said in the process of a clone, which has all open: a scratch directory is for its parent to remove, or, if that was killed, for
+    /// the next one who makes one.
+    pub fn leave_to_parent(&self) {
+        if let Kept::Scratch { directory } = &self.kept {
+            drop(directory.take());
+        }
     }
 
     /// The image that a clone with this configuration stands on.
