@@ -53,6 +53,14 @@ impl Frozen {
         self.pid.unsigned_abs()
     }
 
+    /// Has the host, should it want for memory, end the copy before any other process (proc_pid_oom_score_adj(5)): what was to be saved is lost
+    /// then, and not the machine.
+    pub fn end_before_others(&self) {
+        if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), "1000") {
+            log::debug!("the copy of memory is no sooner ended than the machine: {error}");
+        }
+    }
+
     /// Reads the copy's memory at `address`. Not with process_vm_readv(2): that pins pages, for which the kernel first gives the
     /// copy pages of its own.
     pub fn read(&self, address: usize, to: &mut [u8]) -> io::Result<()> {

@@ -190,12 +190,8 @@ impl Capture {
 impl Vmm {
     /// Begins a snapshot; the answer is sent when it has been written. The guest's file systems are thawed when it has been taken.
     pub(super) fn save(&mut self, save: Save, held: Option<Held>, answer: Sender<Response>) {
-        let (memory, outbox, whoever) = (Arc::clone(&self.machine.memory), self.outbox(), answer.clone());
-        let work = move || drop(answer.send(write(&save, &memory, held, &outbox)));
-        if let Err(error) = self.writers.start("snapshot", work) {
-            let reason = format!("no thread can be started: {error}");
-            let _ = whoever.send(Err(request::Error::Save(reason)));
-        }
+        let (memory, outbox) = (Arc::clone(&self.machine.memory), self.outbox());
+        self.writers.start("snapshot", answer, move || write(&save, &memory, held, &outbox));
     }
 
     /// Captures what is in the machine, which runs on unless it is to end, or is on reserved huge pages: when it writes to one that

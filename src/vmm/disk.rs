@@ -41,17 +41,12 @@ impl Vmm {
                 return;
             }
         };
-        let whoever = answer.clone();
-        let work = move || {
-            let linked = link(contents, &target, pause).map(|mut linked| {
+        self.writers.start("save-disk", answer, move || {
+            link(contents, &target, pause).map(|mut linked| {
                 freeze::tell(&mut linked, told);
                 linked
-            });
-            let _ = answer.send(linked);
-        };
-        if let Err(error) = self.writers.start("save-disk", work) {
-            let _ = whoever.send(refuse(format!("no thread can be started: {error}")));
-        }
+            })
+        });
     }
 
     /// Freezes it, and says which of the guest's file systems held still.

@@ -7,7 +7,7 @@ mod common;
 mod chains;
 mod swapped;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use common::{eventually, filter, host};
@@ -178,6 +178,20 @@ fn kill(frozen: &Frozen) {
     // SAFETY: a plain call; the child has not been waited for, so the number is its own.
     unsafe { libc::kill(frozen.id() as libc::pid_t, libc::SIGKILL) };
     assert!(eventually(|| !host::runs(frozen.id())));
+}
+
+#[test]
+fn a_host_without_memory_ends_the_copy_before_the_machine() {
+    let memory = allocate(&RANGES, Pages::Transparent).unwrap();
+    memory.write_slice(&[1; 8 * 4096], GuestAddress(0)).unwrap();
+    let frozen = Frozen::fork().unwrap();
+    // What the kernel compares (proc_pid_oom_score(5)).
+    let score = |pid: u32| -> u32 {
+        fs::read_to_string(format!("/proc/{pid}/oom_score")).unwrap().trim().parse().unwrap()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    write(&frozen, &memory, &Origin::default(), None, directory.path(), &mut |_, _| {}).unwrap();
+    assert!(score(frozen.id()) > score(std::process::id()));
 }
 
 /// A host without memory ends a process and takes what it has before it is gone: no page is there, and it can be asked all the same.

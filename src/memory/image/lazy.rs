@@ -24,6 +24,7 @@ use super::map::{Chain, Piece};
 use super::serve::Source;
 use crate::memory::Memory;
 use crate::sys::frozen::PAGE;
+use crate::sys::lock;
 use crate::sys::ranges::append;
 use crate::sys::userfaultfd::Userfaultfd;
 
@@ -43,7 +44,7 @@ struct Shared {
 
 impl Shared {
     fn finish(&self) {
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *lock(&self.over) = true;
         self.changed.notify_all();
     }
 }
@@ -55,7 +56,7 @@ pub struct Filled(Arc<Shared>);
 impl Filled {
     /// Returns when nothing is done any more, be it that all is there.
     pub fn wait(&self) {
-        let mut over = self.0.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut over = lock(&self.0.over);
         while !*over {
             over = self.0.changed.wait(over).unwrap_or_else(PoisonError::into_inner);
         }
@@ -100,7 +101,7 @@ impl Lazy {
 
     /// A way to wait until all is there; `None` if it is.
     pub fn under_way(&self) -> Option<Filled> {
-        let over = *self.shared.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = *lock(&self.shared.over);
         (!over).then(|| Filled(Arc::clone(&self.shared)))
     }
 }

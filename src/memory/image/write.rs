@@ -44,6 +44,7 @@ pub fn write(
     if let Some(base) = base {
         base.check_size(ram)?;
     }
+    frozen.end_before_others();
     let mut writer = Writer::create(directory, ram, base)?;
     let mut candidates = Candidates::new(own(frozen, memory)?, origin, base);
     let mut number = 0;
