@@ -68,7 +68,7 @@ fn dirty(mib: u64, percent: u64) -> String {
     // In one piece: below the hole for devices.
     let size = (mib - 16).min(3056);
     let pages = (size * 256 * percent / 100).max(1);
-    format!("dirty pages={pages} mib={size} rounds={} end=hlt", (100_000 / pages).max(3))
+    format!("dirty pages={pages} mib={size} rounds={} end=hlt", (400_000 / pages).max(3))
 }
 
 fn capture(world: &World, args: &Args) -> Result<Value, Failure> {
