@@ -49,7 +49,7 @@ pub fn run(args: &Args, common: &Common) -> Result<u8, Failure> {
     if is_terminal {
         terminal::make_raw(io::stdin().as_fd()).map_err(Failure::refused)?;
     }
-    thread::spawn(move || type_on(keys, is_terminal.then(Escapes::default)));
+    thread::spawn(move || type_on(keys, Escapes::new(is_terminal)));
     let shown = show(&mut stream);
     terminal::restore();
     match shown {
@@ -91,18 +91,12 @@ impl Command {
 }
 
 /// Gives the guest what is typed. The end of input that is no terminal leaves the console open: the guest may still speak.
-fn type_on(mut stream: UnixStream, mut escapes: Option<Escapes>) {
+fn type_on(mut stream: UnixStream, mut escapes: Escapes) {
     let mut stdin = io::stdin().lock();
     let (mut keys, mut guest) = ([0; 4096], Vec::new());
     while let Ok(count @ 1..) = stdin.read(&mut keys) {
         guest.clear();
-        let commands = match &mut escapes {
-            Some(escapes) => escapes.filter(&keys[..count], &mut guest, Command::of),
-            None => {
-                guest.extend(&keys[..count]);
-                Vec::new()
-            }
-        };
+        let commands = escapes.filter(&keys[..count], &mut guest, Command::of);
         if commands.contains(&Command::Help) {
             let _ = io::stderr().write_all(HELP);
         }

@@ -41,7 +41,7 @@ impl Command {
 pub struct ConsoleInput {
     source: Option<Source>,
     listener: Option<(Listener, Client)>,
-    escapes: Option<Escapes>,
+    escapes: Escapes,
     /// Bytes that the serial port had no room for; nothing more is read until it has.
     waiting: Vec<u8>,
     serial: Arc<Serial>,
@@ -66,7 +66,7 @@ impl ConsoleInput {
         ConsoleInput {
             source: fd.map(|fd| Source { file: fd.into(), watched: false }),
             listener,
-            escapes: escapes.then(Escapes::default),
+            escapes: Escapes::new(escapes),
             waiting: Vec::new(),
             serial: Arc::clone(serial),
             drained,
@@ -96,13 +96,7 @@ impl ConsoleInput {
         let mut keys = [0; 4096];
         match source.file.read(&mut keys) {
             Ok(count) if count > 0 => {
-                let commands = match &mut self.escapes {
-                    Some(escapes) => escapes.filter(&keys[..count], &mut self.waiting, Command::of),
-                    None => {
-                        self.waiting.extend(&keys[..count]);
-                        Vec::new()
-                    }
-                };
+                let commands = self.escapes.filter(&keys[..count], &mut self.waiting, Command::of);
                 commands.into_iter().for_each(|command| self.obey(command));
                 self.feed(ops);
             }
