@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::freeze::{self, Held, Told};
-use super::machine::{Machine, lock};
+use super::machine::Machine;
 use super::message::{Message, Outbox};
 use super::request::{self, Freeze, Request, Response, RunState, Save};
 use super::snapshot::{CONFIG, LoadError, NOTE, STATE, State, settled};
@@ -28,6 +28,7 @@ use crate::memory::image::{self, Chain, INDEX_FILE, Origin};
 use crate::memory::{Memory, join_small_pages};
 use crate::snapshot::bundle::{self, Bundle, Draft};
 use crate::sys::frozen::Frozen;
+use crate::sys::lock;
 
 /// Where a capture goes: made before the machine is stopped, so that what cannot be written disturbs nobody.
 struct Plan {

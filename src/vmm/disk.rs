@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::freeze::{self, Held, Told};
-use super::machine::lock;
 use super::request::{self, Response, RunState};
 use super::{Vmm, chain};
 use crate::devices::virtio::Function;
 use crate::disk::{self, Contents};
+use crate::sys::lock;
 
 impl Vmm {
     /// Freezes the disk; the answer is sent when its overlays are linked into `target`. The guest's file systems go on before that.

@@ -27,8 +27,7 @@ use crate::image::initramfs;
 use crate::kvm::{self, Reserved, Vcpu, Vm};
 use crate::memory::image::{Lazy, Origin, WorkingSet};
 use crate::memory::{self, Memory};
-
-pub(super) use crate::sys::lock;
+use crate::sys::lock;
 
 /// A machine and all that it has on the host.
 ///

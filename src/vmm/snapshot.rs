@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
-use super::machine::{Machine, lock};
+use super::machine::Machine;
 use super::message::{Message, Outbox};
 use super::{Error, OnMemoryLost};
 use crate::arch::x86_64::cpuid;
@@ -22,7 +22,7 @@ use crate::memory::{Memory, Pages};
 use crate::snapshot::bundle::{self, Bundle, DiskFiles};
 use crate::snapshot::{Persist, Saved};
 use crate::sys::directory::Directory;
-use crate::sys::host;
+use crate::sys::{host, lock};
 
 /// File of the machine's state in a bundle.
 pub(super) const STATE: &str = "state.json";
