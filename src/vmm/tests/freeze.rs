@@ -11,11 +11,16 @@ use crate::vmm::request::{Error, Freeze, Save};
 
 /// A machine that runs, with an agent.
 fn with_agent(directory: &Path) -> Option<(Vmm, FakeAgent)> {
-    let mut vmm = machine(directory)?;
+    let vmm = machine(directory)?;
     let agent = FakeAgent::start(directory);
+    Some((running(vmm, &agent), agent))
+}
+
+/// The machine with this agent, running.
+fn running(mut vmm: Vmm, agent: &FakeAgent) -> Vmm {
     vmm.agent = Some(agent.socket().into());
     vmm.resume();
-    Some((vmm, agent))
+    vmm
 }
 
 fn save(directory: &Path, name: &str, freeze: Freeze) -> Request {
@@ -58,6 +63,13 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
+/// The machine was not saved because file systems did not hold still, and nothing is kept.
+#[track_caller]
+fn did_not_hold_still(directory: &Path, told: Response, reason: &str) {
+    assert!(matches!(&told, Err(Error::Freeze(why)) if why.contains(reason)), "{told:?}");
+    assert_eq!(names(directory), [""; 0], "nothing is kept");
+}
+
 #[test]
 fn file_systems_hold_still_for_the_capture_and_go_on_after_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -75,25 +87,16 @@ fn those_that_did_not_hold_still_for_long_enough_are_not_said_to_have() {
     let Some((mut vmm, agent)) = with_agent(directory.path()) else { return };
     let must = begin_with(&mut vmm, &agent, save(directory.path(), "one", Freeze::Must), true);
     let told = answers(&mut vmm, vec![must]).remove(0);
-    assert!(matches!(&told, Err(Error::Freeze(reason)) if reason.contains("time was over")), "{told:?}");
-    assert_eq!(names(directory.path()), [""; 0], "nothing is kept");
+    did_not_hold_still(directory.path(), told, "time was over");
     agent.is(false);
 
-    let (mut vmm, agent) = with_agent_again(directory.path(), agent);
+    let mut vmm = running(machine(directory.path()).unwrap(), &agent);
     let may = begin_with(&mut vmm, &agent, save(directory.path(), "two", Freeze::IfPossible), true);
     let told = answers(&mut vmm, vec![may]).remove(0).unwrap();
     assert!(told["not_frozen"].as_str().unwrap().contains("time was over"), "{told}");
     assert_eq!(told["frozen"], json!(null));
     assert_eq!(names(directory.path()), ["two"]);
     agent.is(false);
-}
-
-/// Another machine with the same agent.
-fn with_agent_again(directory: &Path, agent: FakeAgent) -> (Vmm, FakeAgent) {
-    let mut vmm = machine(directory).unwrap();
-    vmm.agent = Some(agent.socket().into());
-    vmm.resume();
-    (vmm, agent)
 }
 
 #[test]
@@ -103,8 +106,7 @@ fn those_of_an_agent_that_is_gone_are_not_said_to_hold_still() {
     let must = begin_with(&mut vmm, &agent, save(directory.path(), "one", Freeze::Must), false);
     agent.hang_up();
     let told = answers(&mut vmm, vec![must]).remove(0);
-    assert!(matches!(&told, Err(Error::Freeze(reason)) if reason.contains("is lost")), "{told:?}");
-    assert_eq!(names(directory.path()), [""; 0], "nothing is kept");
+    did_not_hold_still(directory.path(), told, "is lost");
 }
 
 #[test]
@@ -115,8 +117,7 @@ fn a_guest_that_can_freeze_nothing_is_not_saved_by_whoever_wants_that() {
     let _frozen = Client::connect(agent.socket(), PATIENCE).unwrap().freeze(&[], PATIENCE).unwrap();
     let must = begin(&mut vmm, save(directory.path(), "one", Freeze::Must));
     let told = answers(&mut vmm, vec![must]).remove(0);
-    assert!(matches!(&told, Err(Error::Freeze(reason)) if reason.contains("/ for one: Device")), "{told:?}");
-    assert_eq!(names(directory.path()), [""; 0], "nothing is kept");
+    did_not_hold_still(directory.path(), told, "/ for one: Device");
 }
 
 #[test]
